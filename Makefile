@@ -1,0 +1,31 @@
+# Everything sets itself up: `make demo` and `make test` work from a bare clone on Linux with Python 3.11.
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-long lint
+
+DATA ?=
+TASK ?=
+OUTSIDE ?=
+ROUNDS ?=
+DEMO ?= demo
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+env: ## .venv with all packages
+	@scripts/setup.sh
+
+demo: env ## a federation, its bank and a label server at an outside site; DATA=folder TASK=task OUTSIDE=site ROUNDS=n
+	@.venv/bin/python scripts/demo.py --folder "$(DEMO)" --data "$(DATA)" --task "$(TASK)" --outside "$(OUTSIDE)" --rounds "$(ROUNDS)"
+
+test: env ## all tests of ordinary length, 15 minutes at most
+	@scripts/debian.sh
+	@.venv/bin/python -m pytest
+
+test-long: env ## faults, kills and the demo from a bare clone
+	@scripts/debian.sh
+	@.venv/bin/python -m pytest -m long --timeout 3600
+
+lint: env ## ruff and mypy
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy

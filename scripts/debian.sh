@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Install the Debian packages that some tests use: Chromium, to look at the pages as a person does.
+# As root it installs them; for others it prints the command. Tests that need what is absent are skipped with the reason.
+set -euo pipefail
+
+packages=(chromium)
+missing=()
+for package in "${packages[@]}"; do
+  dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if ! command -v apt-get >/dev/null; then
+  echo "tests: no apt-get here; without ${missing[*]} some tests are skipped"
+elif [ "$(id -u)" -ne 0 ]; then
+  echo "tests: some are skipped without ${missing[*]}; to install: sudo apt-get install --no-install-recommends ${missing[*]}"
+else
+  echo "tests: installing ${missing[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
