@@ -1,0 +1,1 @@
+"""The algorithm: task, networks, training, personalization, bank, routing, adaptation, evaluation."""

@@ -1,0 +1,155 @@
+"""Versions of a bank, and banks on their way between sites: roll back, prune, export, import, compare."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from iopfl.core.bank import ModelBank
+from iopfl.core.errors import BankError
+from iopfl.core.manifest import (
+    MANIFEST,
+    Manifest,
+    checked_name,
+    list_versions,
+    read_manifest,
+    serve_manifest,
+    version_file,
+)
+from iopfl.core.networks import build_network
+from iopfl.core.signing import Keyring
+from iopfl.core.task import Task
+from iopfl.core.weights import replacing, serialize, write_bytes
+
+SUFFIX = ".iopfl"
+_MAX_MANIFEST = 16 * 2**20  # bytes; a manifest is a few kB a site
+_MAX_HEADER = 2**20  # bytes by which an entry's header may be longer than ours
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, NotImplementedError, RuntimeError)
+"""What `zipfile` raises on damaged, encrypted or oddly compressed archives."""
+
+
+def rollback_bank(folder: Path, version: int) -> ModelBank:
+    """Serve an older version again, after verifying it; nothing is deleted.
+
+    Raises:
+        BankError: no such version, or it is damaged.
+    """
+    bank = ModelBank.open(folder, version=version)
+    write_bytes(folder / MANIFEST, bank.manifest.to_json())
+    return bank
+
+
+def prune_bank(folder: Path, *, keep: int) -> list[int]:
+    """Delete all but the newest `keep` versions and the served one, with the entries only they used.
+
+    Returns:
+        The versions deleted.
+    """
+    served = read_manifest(folder).version
+    versions = list_versions(folder)
+    doomed = [version for version in versions[: max(0, len(versions) - keep)] if version != served]
+    for version in doomed:
+        version_file(folder, version).unlink()
+    kept = {e.file for v in list_versions(folder) for e in read_manifest(folder, version=v).entries}
+    for path in folder.glob("*.safetensors"):
+        if path.name not in kept:
+            path.unlink()
+    return doomed
+
+
+def export_bank(folder: Path, target: Path) -> ModelBank:
+    """Write the served version as one `.iopfl` zip, after verifying it.
+
+    Raises:
+        BankError: the bank is damaged, or the target's name does not end in `.iopfl`.
+    """
+    if target.suffix != SUFFIX:
+        raise BankError(f"{target.name}: expected a name ending in {SUFFIX}")
+    bank = ModelBank.open(folder)
+    with replacing(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(MANIFEST, bank.manifest.to_json())
+        for file in _files(bank.manifest):
+            archive.write(folder / file, file)
+    return bank
+
+
+def import_bank(source: Path, folder: Path, *, keys: Keyring, task: Task | None = None) -> ModelBank:
+    """Verify an `.iopfl` file and make it the served version of a bank folder, or change nothing.
+
+    Raises:
+        BankTrustError: its signer is not trusted, or it was altered.
+        BankError: no whole bank.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
+        staging = Path(name)
+        try:
+            with zipfile.ZipFile(source) as archive:
+                if archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST:
+                    raise BankError(
+                        f"{source.name}: its manifest is larger than {_MAX_MANIFEST} bytes: no bank of iopfl"
+                    )
+                manifest = Manifest.from_json(archive.read(MANIFEST), what=source.name)
+                # Nothing of a stranger's file touches the disk before its signer is known.
+                seal = {"signature": manifest.signature, "signer": manifest.signer, "what": source.name}
+                keys.check(manifest.signed_content(), **seal)
+                # The manifest signs no sizes, and a swapped entry must not fill the disk before its checksum is seen.
+                limit = len(serialize(build_network(manifest.task).state_dict())) + _MAX_HEADER
+                for entry in manifest.entries:
+                    size = archive.getinfo(checked_name(entry, source.name)).file_size
+                    if size > limit:
+                        raise BankError(
+                            f"{source.name}: entry {entry.name} is of {size} bytes, more than its network's weights "
+                            f"({limit}): the file was altered"
+                        )
+                    with (
+                        archive.open(checked_name(entry, source.name)) as packed,
+                        (staging / entry.file).open("wb") as file,
+                    ):
+                        shutil.copyfileobj(packed, file)
+        except _UNREADABLE as error:
+            raise BankError(f"{source.name}: expected a whole {SUFFIX} file of a bank: {error}") from error
+        write_bytes(staging / MANIFEST, manifest.to_json())
+        ModelBank.open(staging, task=task, keys=keys)
+        return _adopt(staging, folder, manifest)
+
+
+def diff_banks(first: ModelBank, second: ModelBank) -> dict[str, Any]:
+    """What differs between two versions or banks: task fields, entries added, removed and changed."""
+    ours = {entry.name: entry for entry in first.manifest.entries}
+    theirs = {entry.name: entry for entry in second.manifest.entries}
+    task, other = first.task.to_dict(), second.task.to_dict()
+    return {
+        "task": {key: [task[key], other[key]] for key in task if task[key] != other[key]},
+        "added": sorted(set(theirs) - set(ours)),
+        "removed": sorted(set(ours) - set(theirs)),
+        "changed": sorted(n for n in set(ours) & set(theirs) if ours[n].sha256 != theirs[n].sha256),
+        "metrics": {
+            name: [dict(ours[name].metrics), dict(theirs[name].metrics)]
+            for name in sorted(set(ours) & set(theirs))
+            if ours[name].metrics != theirs[name].metrics
+        },
+    }
+
+
+def _files(manifest: Manifest) -> list[str]:
+    """Each file of a version once: equal models share one."""
+    return sorted({entry.file for entry in manifest.entries})
+
+
+def _adopt(staging: Path, folder: Path, manifest: Manifest) -> ModelBank:
+    """Move a verified bank's files into a folder and serve it; entries first, so that no version lacks one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = manifest.version in list_versions(folder)
+    if taken and read_manifest(folder, version=manifest.version).signed_content() != manifest.signed_content():
+        raise BankError(
+            f"version {manifest.version} of another origin is in {folder.name} already: import into a new folder"
+        )
+    for file in _files(manifest):
+        (staging / file).replace(folder / file)
+    serve_manifest(folder, manifest)
+    return ModelBank.open(folder)

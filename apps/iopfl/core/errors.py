@@ -1,0 +1,54 @@
+"""Every error that iopfl raises on purpose.
+
+A message has three parts: what was expected, what was given, what to do. The
+edges translate: the command line to one line and exit status 2, the label
+server to an HTTP status, the bridge to a refused or failed task.
+"""
+
+
+class IOPFLError(Exception):
+    """Base of all of them."""
+
+
+class ConfigError(IOPFLError):
+    """A task, a setting or an argument is wrong."""
+
+
+class DatasetError(IOPFLError):
+    """A site folder, a download or a split is not as documented."""
+
+
+class SeriesError(IOPFLError):
+    """An image or a label cannot be read or does not fit its task."""
+
+
+class WeightsError(IOPFLError):
+    """Weights are not those of the network: keys, shapes, types or values."""
+
+
+class BankError(IOPFLError):
+    """A bank cannot be opened, verified or written."""
+
+
+class BankMismatchError(BankError):
+    """A bank is whole, but not for this task or network."""
+
+
+class BankTrustError(BankError):
+    """A bank is unsigned, altered since it was signed, or signed by somebody unknown."""
+
+
+class TrainingError(IOPFLError):
+    """Training cannot start or did not converge to finite weights."""
+
+
+class TooFewLabelsError(TrainingError):
+    """There are fewer labels than the task asks for."""
+
+
+class AdaptationError(IOPFLError):
+    """Test-time adaptation cannot run on this series."""
+
+
+class CancelledError(IOPFLError):
+    """The caller asked to stop."""

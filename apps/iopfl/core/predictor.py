@@ -1,0 +1,297 @@
+"""From an image file to a mask on its own grid: what the server, the command line and the benchmark call.
+
+A model's kind is one of `KINDS`; the result says which model answered and
+whose knowledge is in it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor, nn
+
+from iopfl.core.adaptation import AdaptedSeries, RoutingAdapter, sample_instances
+from iopfl.core.agreement import expert_agreement
+from iopfl.core.bank import ModelBank
+from iopfl.core.errors import ConfigError
+from iopfl.core.inference import predict, predict_instances
+from iopfl.core.networks import build_network
+from iopfl.core.published import adapt_published, predict_published
+from iopfl.core.routing import RoutedNetwork, route_network
+from iopfl.core.task import Task
+from iopfl.core.transforms import Preprocessing, read_image, to_mask
+from iopfl.core.weights import Weights, hash_weights
+
+KINDS = ("global", "personalized", "local", "average", "published", "routed")
+"""Models that can answer. `average` is the uniform average of the bank; `local` a site's own training."""
+
+Progress = Callable[[float], None]
+_CACHED_SERIES = 4
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Where a mask comes from; `to_params` is what clients are shown.
+
+    Attributes:
+        task: name.
+        bank: version and content id of the bank.
+        model: kind that answered.
+        seconds: from file to mask.
+        routing_weights: expert name -> share of it in the answer, summing to 1; empty where one model answered.
+        quality: agreement of the experts with the answer, 0 to 1; None if not asked for.
+        share: of the series' own normalization statistics, for `routed`.
+        is_adapted: whether adaptation was kept, for `routed`.
+        reason: why this model answered, where there was a choice.
+        metrics: validation Dice behind that choice.
+    """
+
+    task: str
+    bank: str
+    model: str
+    seconds: float
+    routing_weights: Mapping[str, float] = field(default_factory=dict)
+    quality: float | None = None
+    share: float | None = None
+    is_adapted: bool | None = None
+    reason: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def to_params(self) -> dict[str, Any]:
+        """As plain values, without what does not apply."""
+        values = {key: value for key, value in vars(self).items() if value not in (None, "", {})}
+        for key in ("routing_weights", "metrics"):
+            if key in values:
+                values[key] = {name: round(float(number), 4) for name, number in values[key].items()}
+        values["seconds"] = round(self.seconds, 3)
+        return values
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A mask on the source's grid.
+
+    Attributes:
+        mask: the task's label values, (X, Y, Z) uint8; Z = 1 for a picture.
+        image: the source as read, (C, X, Y, Z), with its affine.
+        answer: where the mask comes from.
+        routing_weights: layer -> (E,), for `routed`.
+    """
+
+    mask: Tensor
+    image: MetaTensor
+    answer: Answer
+    routing_weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A site's own training, by its Train button.
+
+    Attributes:
+        weights: of the task's network.
+        metrics: validation Dice of `local`, `personalized` and `global`, all on the site's labels of that day.
+    """
+
+    weights: Weights
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which model a site answers with, and why."""
+
+    kind: str
+    weights: Weights
+    reason: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Predictor:
+    """Segments images with the models of a bank.
+
+    Args:
+        bank: opened.
+        site: whose personalized model to use; None or a site outside the bank = none.
+        task: the site's own settings of the bank's task; None = the bank's.
+        local: the site's own training, if there is one.
+        device: where to run.
+    """
+
+    def __init__(
+        self,
+        bank: ModelBank,
+        *,
+        site: str | None = None,
+        task: Task | None = None,
+        local: LocalModel | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.bank = bank
+        self.site = site
+        self.task = task or bank.task
+        self.device = torch.device(device)
+        self._local = local
+        self._prepare = Preprocessing(self.task)
+        self._networks: dict[str, nn.Module] = {}
+        self._routed: RoutedNetwork | None = None
+        self._published: RoutedNetwork | None = None
+        self._series: OrderedDict[str, AdaptedSeries] = OrderedDict()
+
+    def segment(
+        self,
+        path: Path,
+        kind: str | None = None,
+        *,
+        with_quality: bool = False,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Segmentation:
+        """Segment an image file.
+
+        Args:
+            path: of the image.
+            kind: one of `KINDS`; None = what the site's validation labels favour.
+            with_quality: agreement of the experts too, at a forward pass an expert; `routed` has it anyway.
+            progress: told how far adaptation is.
+            cancelled: asked in adaptation.
+
+        Raises:
+            SeriesError: the image cannot be read.
+            ConfigError: the site has no such model.
+            CancelledError: `cancelled` said so.
+        """
+        started = time.monotonic()
+        image = read_image(path, self.task)
+        prepared = self._prepare(image)
+        volume = prepared.as_tensor()
+        details: dict[str, Any] = {}
+        layers: Mapping[str, Tensor] = {}
+        if kind == "routed":
+            series = self._adapt(volume, progress, cancelled)
+            network, views, layers = series.network, series.views, series.routing_weights
+            mean = series.mean_routing_weights().tolist()
+            details = {"quality": series.quality, "share": series.share, "is_adapted": series.is_adapted}
+            details["routing_weights"] = dict(zip(self.bank.names, mean, strict=True))
+            probabilities = predict(network, volume, self.task, device=self.device, views=views)
+        elif kind == "published":
+            probabilities = predict_published(self._publish([volume]), volume, self.task, device=self.device)
+        else:
+            choice = self.choose() if kind is None else self._named(kind)
+            kind = choice.kind
+            details = {"reason": choice.reason, "metrics": choice.metrics}
+            probabilities = predict(self._build(choice), volume, self.task, device=self.device)
+        if with_quality and "quality" not in details:
+            details["quality"] = self.quality(volume, probabilities)
+        mask = to_mask(self._prepare.inverse(probabilities, like=prepared).as_tensor(), self.task)
+        seconds = time.monotonic() - started
+        answer = Answer(task=self.task.name, bank=self.bank.label, model=kind, seconds=seconds, **details)
+        return Segmentation(mask, image, answer, layers)
+
+    def adapt_site(self, paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> None:
+        """Adapt `published` to all images of a site at once, as the paper does; otherwise it sees one series."""
+        volumes = [self._prepare(read_image(path, self.task)).as_tensor() for path in paths]
+        self._published = self._publish(volumes, progress)
+
+    def choose(self) -> Choice:
+        """The model that the site's own validation labels favour: local, personalized or global.
+
+        Equal Dice keeps the earlier of these. Where a model was never validated, what is closest to the site answers.
+        """
+        found = self.bank.find(self.site) if self.site else None
+        scores: dict[str, float] = {}
+        choices = [self._named("global")]
+        if found is not None:
+            choices.insert(0, Choice("personalized", found[1], ""))
+            recorded = {"personalized": "dice", "global": "dice_global"}
+            scores = {kind: found[0].metrics[key] for kind, key in recorded.items() if key in found[0].metrics}
+        if self._local is not None:
+            choices.insert(0, Choice("local", self._local.weights, ""))
+            scores = dict(self._local.metrics)
+        scores = {name: dice for name, dice in scores.items() if not math.isnan(dice)}  # of empty references
+        if len(choices) == 1:
+            inside = ", ".join(self.bank.names[1:]) or "none"
+            return replace(choices[0], reason=f"no model of this site's own; sites in the bank: {inside}")
+        if any(choice.kind not in scores for choice in choices):
+            return replace(choices[0], reason="closest to this site; there was nothing to validate on", metrics=scores)
+        best = max(choices, key=lambda choice: scores[choice.kind])
+        return replace(best, reason="favoured by this site's validation labels", metrics=scores)
+
+    @torch.no_grad()
+    def expert_answers(self, volume: Tensor) -> Tensor:
+        """Each expert's class probabilities of a subsample of a prepared image: (E, N, K, *S)."""
+        instances = sample_instances(volume, self.task, self.task.adaptation.max_instances).to(self.device)
+        routed = self._route()
+        answers = []
+        for expert in range(len(self.bank)):
+            with routed.only(expert):
+                answers.append(predict_instances(routed, instances, self.task))
+        return torch.stack(answers)
+
+    def quality(self, volume: Tensor, probabilities: Tensor) -> float:
+        """Agreement of the experts with class probabilities (K, X, Y, Z) of a prepared image, 0 to 1."""
+        answer = sample_instances(probabilities, _without_neighbours(self.task), self.task.adaptation.max_instances)
+        return expert_agreement(self.expert_answers(volume), answer.to(self.device))
+
+    def prepare(self, path: Path) -> Tensor:
+        """An image file as a prepared volume (C, X, Y, Z)."""
+        return self._prepare(read_image(path, self.task)).as_tensor()
+
+    def _adapt(self, volume: Tensor, progress: Progress | None, cancelled: Callable[[], bool]) -> AdaptedSeries:
+        """Adapt, or take what was adapted for the very same series before."""
+        key = hash_weights({"series": volume})
+        if key not in self._series:
+            adapter = RoutingAdapter(self._route(), self.task, device=self.device)
+            self._series[key] = adapter(volume, progress=progress, cancelled=cancelled)
+        self._series.move_to_end(key)
+        while len(self._series) > _CACHED_SERIES:
+            self._series.popitem(last=False)
+        return self._series[key]
+
+    def _route(self) -> RoutedNetwork:
+        if self._routed is None:
+            self._routed = route_network(build_network(self.task), self.bank.experts).to(self.device)
+        return self._routed
+
+    def _publish(self, volumes: Sequence[Tensor], progress: Callable[[int, int], None] | None = None) -> RoutedNetwork:
+        if self._published is not None:
+            return self._published
+        seed = self.task.adaptation.seed
+        network = build_network(self.task)
+        return adapt_published(
+            network, self.bank.experts, volumes, self.task, seed=seed, device=self.device, progress=progress
+        )
+
+    def _named(self, kind: str) -> Choice:
+        """The model of a kind."""
+        if kind == "average":
+            return Choice(kind, {}, "")
+        if kind == "local" and self._local is not None:
+            return Choice(kind, self._local.weights, "asked for")
+        found = self.bank.find(None) if kind == "global" else None
+        if kind == "personalized" and self.site is not None:
+            found = self.bank.find(self.site)
+        if found is None:
+            raise ConfigError(
+                f"no {kind} model for site {self.site!r}: the bank has {', '.join(self.bank.names)}; "
+                f"models are {', '.join(KINDS)}"
+            )
+        return Choice(kind, found[1], "asked for")
+
+    def _build(self, choice: Choice) -> nn.Module:
+        if choice.kind not in self._networks:
+            self._networks[choice.kind] = self.bank.build(choice.weights or None)
+        return self._networks[choice.kind]
+
+
+def _without_neighbours(task: Task) -> Task:
+    """The task with one slice an instance: its outputs have no neighbours."""
+    return replace(task, slices=1)

@@ -1,0 +1,44 @@
+"""Routers: what decides how much of each expert a layer takes (IOP-FL, section III-C)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SeriesRouter(nn.Module):
+    """Ours: one softmax vector for a whole series.
+
+    Its logits start at zero, that is, exactly at the uniform average of the
+    experts. It does not look at features: a series is adapted as a whole, and
+    so its layers fold into plain ones afterwards.
+    """
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(num_experts))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Routing weights (E,), which sum to 1, whatever the features."""
+        return self.logits.softmax(0)
+
+
+class SampleRouter(nn.Module):
+    """The published one: pooled features of each sample, two linear layers, dropout, sigmoid.
+
+    Routing weights do not sum to 1; each is near 0.5 before adaptation.
+
+    Attributes:
+        noisy: whether dropout is on; as published it is, in adaptation and in prediction alike.
+    """
+
+    def __init__(self, in_channels: int, num_experts: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(in_channels, 2 * in_channels)
+        self.output = nn.Linear(2 * in_channels, num_experts)
+        self.noisy = False
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, C, *S) to routing weights (B, E)."""
+        hidden = self.hidden(features.flatten(2).mean(2))  # (B, 2C)
+        return self.output(nn.functional.dropout(hidden, 0.2, training=self.noisy)).sigmoid()

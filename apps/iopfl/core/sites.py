@@ -1,0 +1,157 @@
+"""Site folders: images, labels and the subject-level split.
+
+A site folder is MONAI Label's local datastore as it is: images at the top,
+`labels/final/<same file name>` beneath. `splits.json` beside the site folders,
+if any, says which stems train and which test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iopfl.core.errors import DatasetError
+from iopfl.core.task import Task
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+LABEL_FOLDER = Path("labels", "final")
+TEST_SHARE = 0.3
+SPLITS = ("train", "validation", "test", "all")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image of a site, with its label where there is one."""
+
+    stem: str
+    image: Path
+    label: Path | None = None
+
+
+def find_suffix(name: str) -> str | None:
+    """The image suffix of a file name (`.nii.gz` before `.gz`), or None.
+
+    >>> find_suffix("case01.nii.gz")
+    '.nii.gz'
+    """
+    return next((suffix for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), None)
+
+
+def find_stem(name: str) -> str:
+    """A file name without its image suffix.
+
+    >>> find_stem("case01.nii.gz")
+    'case01'
+    """
+    suffix = find_suffix(name)
+    return name[: -len(suffix)] if suffix else Path(name).stem
+
+
+def find_cases(site_folder: Path, *, labels: Path = LABEL_FOLDER) -> list[Case]:
+    """All images of a site folder in order of name, each with its label if it has one.
+
+    A label may have another suffix than its image (a PNG of a JPEG).
+
+    Raises:
+        DatasetError: no such folder, or no image in it.
+    """
+    if not site_folder.is_dir():
+        raise DatasetError(f"no folder {site_folder}: expected a site folder with images and {LABEL_FOLDER}/")
+    images = _find_images(site_folder)
+    if not images:
+        raise DatasetError(f"{site_folder} holds no image: expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+    label_folder = site_folder / labels
+    found = _find_images(label_folder) if label_folder.is_dir() else {}
+    return [Case(stem, image, found.get(stem)) for stem, image in sorted(images.items())]
+
+
+def find_sites(folder: Path) -> list[str]:
+    """Names of the site folders in a folder: those that hold images.
+
+    Raises:
+        DatasetError: no such folder, or no site in it.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"no folder {folder}: expected a folder of site folders")
+    sites = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir() and _find_images(entry)]
+    if not sites:
+        raise DatasetError(f"{folder} holds no site folder: expected FOLDER/SITE/image and FOLDER/SITE/{LABEL_FOLDER}/")
+    return sites
+
+
+def split_cases(cases: Sequence[Case], task: Task, *, site_folder: Path) -> dict[str, list[Case]]:
+    """Split a site's cases into train, validation and test, by subject.
+
+    `splits.json` beside the site folder decides between train and test; a
+    stem it does not name trains (a label drawn since). Without it, a
+    deterministic share of the subjects tests. Validation is a fixed share of
+    the subjects that train, the same in every round; it never holds a subject
+    that trains or tests.
+
+    Returns:
+        Lists under `train`, `validation`, `test` and `all`.
+
+    Raises:
+        DatasetError: `splits.json` is not as documented, or puts a subject on both sides.
+    """
+    listed = _read_split(site_folder)
+    if listed is None:
+        subjects = {task.find_subject(case.stem) for case in cases}
+        testing = _share_of(subjects, TEST_SHARE, salt="test")
+        test = {case.stem for case in cases if task.find_subject(case.stem) in testing}
+    else:
+        test = set(listed["test"])
+    trained = {task.find_subject(case.stem) for case in cases if case.stem not in test}
+    both = trained & {task.find_subject(stem) for stem in test}
+    if both:
+        raise DatasetError(
+            f"splits.json: {len(both)} subject(s) of {site_folder.name} both train and test: keep a subject's "
+            f"images on one side (the subject is found by {task.subject!r})"
+        )
+    validating = _share_of(trained, task.training.validation_share, salt="validation")
+    split: dict[str, list[Case]] = {"train": [], "validation": [], "test": [], "all": list(cases)}
+    for case in cases:
+        inner = "validation" if task.find_subject(case.stem) in validating else "train"
+        split["test" if case.stem in test else inner].append(case)
+    return split
+
+
+def labeled(cases: Sequence[Case]) -> list[Case]:
+    """Those with a label."""
+    return [case for case in cases if case.label is not None]
+
+
+def _find_images(folder: Path) -> dict[str, Path]:
+    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return {find_stem(path.name): path for path in sorted(files) if find_suffix(path.name)}
+
+
+def _share_of(subjects: set[str], share: float, *, salt: str) -> set[str]:
+    """A fixed share of the subjects: the same whatever their order, and nearly the same when some are added."""
+    if len(subjects) < 2 or share <= 0:
+        return set()
+    ranked = sorted(subjects, key=lambda subject: hashlib.sha256(f"{salt}/{subject}".encode()).hexdigest())
+    return set(ranked[: min(max(1, round(share * len(subjects))), len(subjects) - 1)])
+
+
+def _read_split(site_folder: Path) -> dict[str, list[str]] | None:
+    path = site_folder.resolve().parent / "splits.json"
+    if not path.is_file():
+        return None
+    expected = f'{path.name}: expected {{"SITE": {{"train": [stem, ...], "test": [stem, ...]}}}}'
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(f"{expected}, found no valid JSON: {error}") from error
+    if not isinstance(splits, dict):
+        raise DatasetError(f"{expected}, found {type(splits).__name__}")
+    site = splits.get(site_folder.resolve().name)
+    if site is None:
+        return None
+    sides = [site.get(side) for side in ("train", "test")] if isinstance(site, dict) else [None]
+    if not all(isinstance(side, list) and all(isinstance(stem, str) for stem in side) for side in sides):
+        raise DatasetError(f"{expected}, {site_folder.name} has no such lists")
+    return site

@@ -1,0 +1,153 @@
+"""Weights outside a network: snapshot, average, check, hash, read and write.
+
+`snapshot` is the only way weights leave a network: a live `state_dict` aliases
+it, and the next step of training would overwrite what was kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from iopfl.core.errors import WeightsError
+
+Weights = dict[str, Tensor]
+
+
+def snapshot(network: nn.Module) -> Weights:
+    """Copy a network's parameters and buffers to the CPU; later training does not change the copy."""
+    return {key: value.detach().cpu().clone().contiguous() for key, value in network.state_dict().items()}
+
+
+def average(models: Sequence[Mapping[str, Tensor]], shares: Sequence[float] | None = None) -> Weights:
+    """Average models, by `shares` or uniformly.
+
+    Normalization statistics are averaged as parameters are; integer buffers
+    (`num_batches_tracked`) are those of the first model, as they have no mean.
+
+    Args:
+        models: the same keys and shapes in each.
+        shares: non-negative, one a model, e.g. sample counts; normalized here.
+
+    Raises:
+        WeightsError: no models, or shares that do not fit them.
+    """
+    shares = [1.0] * len(models) if shares is None else list(shares)
+    total = math.fsum(shares)
+    if not models or len(shares) != len(models) or min(shares) < 0 or not 0 < total < math.inf:
+        raise WeightsError(f"expected a non-negative share for each of {len(models)} models, given {shares}")
+    mean: Weights = {}
+    for key, first in models[0].items():
+        if not first.is_floating_point():
+            mean[key] = first.clone()
+            continue
+        # In double, in the order given: the sum of many sites keeps its last digits and is reproducible.
+        double = torch.zeros_like(first, dtype=torch.float64)
+        for model, share in zip(models, shares, strict=True):
+            double += model[key].double() * (share / total)
+        mean[key] = double.to(first.dtype)
+    return mean
+
+
+def check_weights(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], *, what: str) -> None:
+    """Check that weights are those of the reference's network, and finite.
+
+    Args:
+        weights: to be checked.
+        reference: the expected keys, shapes and types.
+        what: who sent them or where they lie, for the message.
+
+    Raises:
+        WeightsError: names the first wrong key and what is wrong with it.
+    """
+    missing, unexpected = sorted(set(reference) - set(weights)), sorted(set(weights) - set(reference))
+    if missing or unexpected:
+        raise WeightsError(
+            f"{what}: not the weights of this network: missing {missing[:5] or 'none'}, "
+            f"unexpected {unexpected[:5] or 'none'} of {len(reference)} keys"
+        )
+    for key, expected in reference.items():
+        given = weights[key]
+        if given.shape != expected.shape or given.dtype != expected.dtype:
+            raise WeightsError(
+                f"{what}: {key}: expected {tuple(expected.shape)} {expected.dtype}, "
+                f"given {tuple(given.shape)} {given.dtype}"
+            )
+        if given.is_floating_point() and not torch.isfinite(given).all():
+            raise WeightsError(f"{what}: {key} holds NaN or infinity")
+
+
+def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """Euclidean norm of the difference over all floating-point entries."""
+    squares = (
+        (first[key].double() - value.double()).square().sum().item()
+        for key, value in second.items()
+        if value.is_floating_point()
+    )
+    return math.sqrt(math.fsum(squares))
+
+
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of keys, types, shapes and values, in key order, as hex."""
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        value = weights[key].detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def serialize(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Weights as the bytes of a safetensors file."""
+    return save({key: value.contiguous() for key, value in weights.items()}, dict(metadata or {}))
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all."""
+    write_bytes(path, serialize(weights, metadata))
+
+
+def read_weights(path: Path) -> tuple[Weights, dict[str, str]]:
+    """Read a safetensors file: weights and metadata.
+
+    Raises:
+        WeightsError: no such file, or not a whole safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path.name}: expected a whole safetensors file: {error}") from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all: a temporary name in the same folder, then a rename."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it onto `path` on success, remove it otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,65 @@
+"""Masks as files: NIfTI, NRRD or a picture, on the source's exact grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from monai.data import ITKWriter, NibabelWriter, PILWriter
+from monai.data.image_writer import ImageWriter
+
+from iopfl.core.errors import ConfigError
+from iopfl.core.predictor import Segmentation
+from iopfl.core.sites import find_suffix
+from iopfl.core.transforms import is_picture
+from iopfl.core.weights import replacing
+
+_LOSSY = (".jpg", ".jpeg")
+
+
+def mask_name(image: Path, suffix: str | None = None) -> str:
+    """File name of an image's mask: the image's own, and PNG for a JPEG, which would blur labels.
+
+    >>> mask_name(Path("a/eye.jpg")), mask_name(Path("a/case.nii.gz")), mask_name(Path("a/case.nii.gz"), ".nrrd")
+    ('eye.png', 'case.nii.gz', 'case.nrrd')
+    """
+    own = find_suffix(image.name) or ".nii.gz"
+    stem = image.name[: -len(own)] if find_suffix(image.name) else image.name
+    return stem + (suffix or (".png" if own in _LOSSY else own))
+
+
+def write_mask(path: Path, segmentation: Segmentation) -> None:
+    """Write a mask, whole or not at all.
+
+    The file's suffix says the format: `.nii`, `.nii.gz`, `.nrrd` or `.mha` with the source's
+    affine, or `.png`, `.tif`, `.bmp` for the mask of a picture.
+
+    Raises:
+        ConfigError: a picture's format for a volume, a format that loses labels, or an unknown one.
+    """
+    suffix = find_suffix(path.name)
+    if suffix is None or suffix in _LOSSY:
+        raise ConfigError(f"{path.name}: masks are written as .nii.gz, .nii, .nrrd, .mha, .png, .tif or .bmp")
+    with replacing(path) as temporary:
+        named = temporary.with_name(temporary.name + suffix)  # writers look at the whole suffix
+        try:
+            _writer(named, segmentation).write(str(named), verbose=False)
+            named.replace(temporary)
+        finally:
+            named.unlink(missing_ok=True)
+
+
+def _writer(path: Path, segmentation: Segmentation) -> ImageWriter:
+    mask, affine = segmentation.mask, segmentation.image.affine
+    writer: ImageWriter
+    if is_picture(path):
+        if mask.shape[-1] != 1:
+            raise ConfigError(f"{path.name}: a volume of {mask.shape[-1]} slices does not fit a picture: use .nii.gz")
+        writer = PILWriter(output_dtype=torch.uint8, scale=None)
+        writer.set_data_array(mask[..., 0], channel_dim=None, contiguous=True)
+        return writer
+    writer = NibabelWriter(output_dtype="uint8") if path.name.endswith((".nii", ".nii.gz")) else ITKWriter("uint8")
+    writer.set_data_array(mask, channel_dim=None)
+    # The same affine twice: nothing is resampled, but MONAI's ITK writer fails when told so.
+    writer.set_metadata({"affine": affine, "original_affine": affine, "spatial_shape": tuple(mask.shape)})
+    return writer
