@@ -1,0 +1,89 @@
+"""What controller and executor say to each other: two tasks, one header, weights as params.
+
+Weights always travel as `FLModel.params`, never in `meta`: FLARE's privacy
+filters see params alone. A site answers task `train` with the *difference*
+between its local model and the global weights it was given, which is what the
+stock filters expect; integer buffers (counters) never leave a site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from iopfl.core.errors import ConfigError, WeightsError
+from iopfl.core.weights import Weights
+
+TASK_TRAIN = "train"
+TASK_SHARE = "share_personalized"
+
+REASON_HEADER = "fl_bridge.reason"
+"""Why a site gives no answer, one plain line."""
+SITS_OUT_HEADER = "fl_bridge.sits_out"
+"""True where that is no fault, e.g. too few labels."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a round is known by; a site answers the same order twice with the same answer.
+
+    Attributes:
+        federation: id of the federation.
+        round_index: from 0.
+        base_hash: of the global weights as the controller holds them. It names them; a filter on the
+            way (quantization) may change the values that arrive.
+    """
+
+    federation: str
+    round_index: int
+    base_hash: str
+
+    def to_meta(self) -> dict[str, Any]:
+        """As `FLModel.meta` carries it."""
+        return {"federation": self.federation, "round_index": self.round_index, "base_hash": self.base_hash}
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> Order:
+        """Read what `to_meta` wrote.
+
+        Raises:
+            ConfigError: it is not an order.
+        """
+        federation, round_index, base_hash = (meta.get(key) for key in ("federation", "round_index", "base_hash"))
+        if not (isinstance(federation, str) and type(round_index) is int and isinstance(base_hash, str)):
+            given = (federation, round_index, base_hash)
+            raise ConfigError(f"expected federation, round_index and base_hash, given {given}: update the bridge there")
+        return cls(federation, round_index, base_hash)
+
+
+def to_params(weights: Mapping[str, torch.Tensor], *, integers: bool) -> dict[str, np.ndarray]:
+    """Weights as FLARE sends them; without `integers` floating-point entries only."""
+    return {key: value.numpy() for key, value in weights.items() if integers or value.is_floating_point()}
+
+
+def from_params(params: Any, *, what: str) -> Weights:
+    """Weights from what FLARE received.
+
+    Raises:
+        WeightsError: not arrays of numbers under names.
+    """
+    if not isinstance(params, Mapping):
+        raise WeightsError(f"{what}: expected weights by name, given {type(params).__name__}")
+    try:
+        return {str(key): torch.from_numpy(np.array(value)) for key, value in params.items()}
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{what}: expected arrays of numbers: {error}") from error
+
+
+def floating(weights: Mapping[str, torch.Tensor]) -> Weights:
+    """The entries that leave a site."""
+    return {key: value for key, value in weights.items() if value.is_floating_point()}
+
+
+def complete(weights: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> Weights:
+    """Received entries, with the reference's integer buffers, in the reference's order."""
+    return {key: weights[key] if key in weights else value.clone() for key, value in reference.items()}

@@ -1,0 +1,109 @@
+"""Following a running federation by its state folder: a progress bar, and a line a site after every round."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from fl_bridge.persistor import FederationState
+from fl_bridge.trainer import PROGRESS
+
+
+class Follower:
+    """Looks at a federation's state and shows what is new."""
+
+    def __init__(self, state: Path, rounds: int, stream: TextIO | None) -> None:
+        """Args:
+        state: its folder, with the sites' own beneath `sites/`.
+        rounds: to be reached.
+        stream: where to show; None = nowhere.
+        """
+        self._state = state
+        self._rounds = rounds
+        self._stream = stream
+        self._record = FederationState.open(state)
+        self._shown = self._record.rounds_done
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> Follower:
+        if self._stream is not None:
+            sites = ", ".join(self._record.clients.values())
+            begun = f", going on after round {self._shown}/{self._rounds}" if self._shown else ""
+            self._say(f"starting FLARE's simulator with {sites}{begun}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close_bar()
+
+    def look(self) -> FederationState:
+        """The state as it is now; what is new in it is shown."""
+        self._record = FederationState.open(self._state)
+        if self._stream is not None:
+            if self._record.rounds_done > self._shown:
+                self._close_bar()
+            for record in self._record.rounds[self._shown :]:
+                for line in describe_round(record, self._rounds):
+                    self._say(line)
+            self._shown = self._record.rounds_done
+            if self._shown < self._rounds:
+                self._show_steps()
+        return self._record
+
+    def _show_steps(self) -> None:
+        """Steps of training of the running round, over all sites; a site yet to begin counts like the others."""
+        running = [report for report in self._reports() if report["round_index"] == self._shown]
+        if not running:
+            return
+        known = sum(report["steps"] for report in running)
+        total = max(known, known * len(self._record.clients) // len(running))
+        if self._bar is None:
+            terminal = bool(self._stream and self._stream.isatty())
+            name = f"round {self._shown + 1}/{self._rounds}"
+            interval = 0.1 if terminal else 10.0
+            self._bar = tqdm(total=total, desc=name, unit="step", file=self._stream, leave=False, mininterval=interval)
+        self._bar.total = total
+        self._bar.update(sum(report["step"] for report in running) - self._bar.n)
+
+    def _reports(self) -> Iterable[dict[str, Any]]:
+        for path in self._state.glob(f"sites/*/{self._record.federation}/{PROGRESS}"):
+            with contextlib.suppress(OSError, ValueError):
+                yield json.loads(path.read_bytes())
+
+    def _say(self, line: str) -> None:
+        tqdm.write(line, file=self._stream)
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def describe_round(record: dict[str, Any], rounds: int) -> list[str]:
+    """A finished round as lines, one a site: validation Dice of the weights it began with, and of P_k."""
+    name = f"round {record['round_index'] + 1}/{rounds}"
+    width = max(map(len, record["sites"]), default=0)
+    return [f"{name}  {site:{width}}  {describe_site(fate)}" for site, fate in sorted(record["sites"].items())]
+
+
+def describe_site(fate: dict[str, Any]) -> str:
+    """What a site did, in one line."""
+    if "reason" in fate:
+        return f"{fate['status']}: {fate['reason']}"
+    parts = [f"Dice global {_figure(fate, 'dice_global')}  personalized {_figure(fate, 'dice')}"]
+    if "loss" in fate:
+        parts.append(f"loss {fate['loss']:.3f}")
+    if "seconds" in fate:
+        parts.append(f"{fate['seconds']:.1f} s")
+    return "  ".join(parts)
+
+
+def _figure(fate: dict[str, Any], key: str) -> str:
+    return f"{fate[key]:.3f}" if key in fate else "-"

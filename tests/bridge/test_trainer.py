@@ -1,0 +1,158 @@
+"""A site answers an order twice with the same answer, whatever happened in between."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fl_bridge import trainer as trainer_module
+from fl_bridge.exchange import Order
+from fl_bridge.locks import hold_one, try_hold
+from fl_bridge.trainer import InProcessTrainer, SitsOutError
+from iopfl.core.errors import CancelledError, ConfigError, TooFewLabelsError, WeightsError
+from iopfl.core.networks import build_network
+from iopfl.core.personalization import PersonalizedModel
+from iopfl.core.weights import distance, hash_weights, read_weights, snapshot
+
+from .conftest import write_site
+
+
+@pytest.fixture
+def global_weights(task):
+    return snapshot(build_network(task, seed=0))
+
+
+@pytest.fixture
+def build(data, task_file, tmp_path):
+    return lambda site="north", state="state": InProcessTrainer(
+        str(data / site), str(task_file), str(tmp_path / state / site)
+    )
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """How often a training ran."""
+    calls = []
+    train = trainer_module.train
+    monkeypatch.setattr(trainer_module, "train", lambda *args, **kwargs: calls.append(1) or train(*args, **kwargs))
+    return calls
+
+
+def order_of(weights, round_index=0, federation="disk-1"):
+    return Order(federation, round_index, hash_weights(weights))
+
+
+def test_a_replay_trains_and_accumulates_once(build, global_weights, trained, tmp_path):
+    first = build().train(global_weights, order_of(global_weights))
+    folder = tmp_path / "state" / "north" / "disk-1"
+    before = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    second = build().train(global_weights, order_of(global_weights))
+    assert len(trained) == 1
+    assert distance(first.weights, second.weights) == 0
+    assert (first.samples, dict(first.metrics)) == (second.samples, dict(second.metrics))
+    assert before == {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    assert set(first.metrics) == {"loss", "seconds", "dice", "dice_local", "dice_global"}
+
+
+@pytest.mark.parametrize("crash", ["accumulate", "record"])
+def test_a_crash_between_two_writes_loses_and_doubles_nothing(build, global_weights, trained, monkeypatch, crash):
+    undisturbed, disturbed = build(state="a"), build(state="b")
+    for trainer in (undisturbed, disturbed):
+        trainer.train(global_weights, order_of(global_weights))
+    undisturbed.train(global_weights, order_of(global_weights, 1))
+    count = len(trained)
+
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if crash == "accumulate":
+            patch.setattr(PersonalizedModel, "accumulate", fail)
+        else:
+            patch.setattr(InProcessTrainer, "_validate", fail)
+        with pytest.raises(KeyboardInterrupt):
+            disturbed.train(global_weights, order_of(global_weights, 1))
+    again = build(state="b").train(global_weights, order_of(global_weights, 1))
+    assert len(trained) == count + 1
+    expected = undisturbed.personalized(global_weights, order_of(global_weights, 1))
+    found = disturbed.personalized(global_weights, order_of(global_weights, 1))
+    assert found.round_index == 1
+    assert distance(expected.weights, found.weights) == 0
+    assert dict(expected.metrics) == dict(found.metrics)
+    assert again.metrics["dice"] == found.metrics["dice"]
+
+
+def test_a_round_cut_off_before_accumulation_is_accumulated_in_the_next(build, global_weights, monkeypatch, tmp_path):
+    whole, cut = build(state="a"), build(state="b")
+    for round_index in range(3):
+        whole.train(global_weights, order_of(global_weights, round_index))
+    cut.train(global_weights, order_of(global_weights, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(PersonalizedModel, "save", lambda *args: (_ for _ in ()).throw(OSError("power cut")))
+        with pytest.raises(OSError, match="power cut"):
+            cut.train(global_weights, order_of(global_weights, 1))
+    cut.train(global_weights, order_of(global_weights, 2))
+    personalized = [
+        PersonalizedModel.load(tmp_path / state / "north" / "disk-1" / "personalized.safetensors") for state in "ab"
+    ]
+    assert distance(personalized[0].weights, personalized[1].weights) == 0
+
+
+def test_other_global_weights_are_another_order(build, global_weights, trained):
+    build().train(global_weights, order_of(global_weights))
+    moved = {key: value * 1.01 if value.is_floating_point() else value for key, value in global_weights.items()}
+    build().train(moved, order_of(moved))
+    assert len(trained) == 2
+
+
+def test_federations_do_not_mix(build, global_weights, tmp_path):
+    for federation in ("one", "two"):
+        build().train(global_weights, order_of(global_weights, federation=federation))
+    assert {path.name for path in (tmp_path / "state" / "north").iterdir()} == {"one", "two"}
+    with pytest.raises(ConfigError, match="federation id"):
+        build().train(global_weights, order_of(global_weights, federation="../../etc"))
+
+
+def test_the_local_model_is_kept(build, global_weights, tmp_path):
+    update = build().train(global_weights, order_of(global_weights))
+    kept, _ = read_weights(tmp_path / "state" / "north" / "disk-1" / "local.safetensors")
+    assert distance(update.weights, kept) == 0
+
+
+def test_sites_and_rounds_have_their_own_seeds(build, global_weights):
+    first = build("north", "a").train(global_weights, order_of(global_weights))
+    again = build("north", "b").train(global_weights, order_of(global_weights))
+    later = build("north", "c").train(global_weights, order_of(global_weights, 1))
+    assert distance(first.weights, again.weights) == 0
+    assert distance(first.weights, later.weights) > 0
+
+
+def test_too_few_labels_are_said(data, task_file, tmp_path, global_weights):
+    write_site(data / "new", images=6, seed=5, labels=2)
+    trainer = InProcessTrainer(str(data / "new"), str(task_file), str(tmp_path / "state"))
+    with pytest.raises(TooFewLabelsError, match="needs 4: label more"):
+        trainer.train(global_weights, order_of(global_weights))
+    with pytest.raises(SitsOutError, match="trained in no round"):
+        trainer.personalized(global_weights, order_of(global_weights))
+
+
+def test_another_networks_weights_are_refused(build, global_weights):
+    with pytest.raises(WeightsError, match="missing"):
+        build().train({"weight": torch.ones(1)}, order_of(global_weights))
+
+
+def test_a_stopped_round_leaves_nothing_and_can_be_trained_again(build, global_weights, tmp_path):
+    with pytest.raises(CancelledError):
+        build().train(global_weights, order_of(global_weights), cancelled=lambda: True)
+    update = build().train(global_weights, order_of(global_weights))
+    assert dataclasses.is_dataclass(update)
+
+
+def test_turns_are_as_many_as_files(tmp_path):
+    paths = [tmp_path / "turn-0", tmp_path / "turn-1"]
+    with hold_one(paths) as one, hold_one(paths) as other:
+        assert {one, other} == set(paths)
+        with pytest.raises(CancelledError), hold_one(paths, cancelled=lambda: True):
+            pass
+    with hold_one(paths) as one, try_hold(one) as held:
+        assert held is None
