@@ -1,0 +1,99 @@
+"""What goes wrong reaches the client as `Internal Server Error`, and nothing else; of a task, as a traceback.
+
+Defect: `app.py` has no exception handlers, so `MONAILabelException` and every mistake
+in a request that the code did not expect become a bare 500. A task's child process
+(`interfaces/utils/app.py:98`) prints a traceback, in whose last line the message is lost.
+Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+from types import TracebackType
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+from iopfl.compat._patching import once
+from iopfl.compat.orphaned_child import CHILD_VARIABLE
+from iopfl.core import errors
+
+logger = logging.getLogger(__name__)
+
+BUSY = "BUSY"
+
+# The first that fits counts, hence subclasses first.
+STATUS_OF_ERROR: tuple[tuple[type[errors.IOPFLError], int], ...] = (
+    (errors.SeriesError, 422),
+    (errors.DatasetError, 422),
+    (errors.BankError, 409),
+    (errors.TrainingError, 409),
+    (errors.CancelledError, 409),
+    (errors.IOPFLError, 400),
+)
+
+
+def busy(message: str) -> Exception:
+    """Make the exception that says: not now, but later."""
+    from monailabel.interfaces.exception import MONAILabelException
+
+    return MONAILabelException(BUSY, message)
+
+
+def status_of(error: Exception) -> int:
+    """Choose the HTTP status for one of MONAI Label's exceptions or one of ours."""
+    from monailabel.interfaces.exception import (
+        ImageNotFoundException,
+        LabelNotFoundException,
+        MONAILabelError,
+    )
+
+    for kind, status in STATUS_OF_ERROR:
+        if isinstance(error, kind):
+            return status
+    if isinstance(error, (ImageNotFoundException, LabelNotFoundException)):
+        return 404
+    return {MONAILabelError.INVALID_INPUT: 400, BUSY: 503}.get(getattr(error, "error", ""), 500)
+
+
+@once
+def apply() -> None:
+    """Answer with the message where it was written for a reader, else with a number to look up."""
+    from monailabel.app import app
+    from monailabel.interfaces.exception import MONAILabelException
+
+    def explain(request: Request, error: Any) -> JSONResponse:
+        message = getattr(error, "msg", None) or str(error)
+        logger.info("%s %s: %s", request.method, request.url.path, message)
+        return JSONResponse({"detail": message}, status_code=status_of(error))
+
+    def refer_to_log(request: Request, error: Exception) -> JSONResponse:
+        # The text of an unforeseen exception may hold paths or patient data: it stays in the log.
+        number = uuid.uuid4().hex[:8]
+        logger.error("%s %s failed (%s)", request.method, request.url.path, number, exc_info=error)
+        detail = f"the server failed with {type(error).__name__}: look for {number} in its log"
+        return JSONResponse({"detail": detail}, status_code=500)
+
+    app.add_exception_handler(MONAILabelException, explain)
+    app.add_exception_handler(errors.IOPFLError, explain)
+    app.add_exception_handler(Exception, refer_to_log)
+
+
+@once
+def apply_to_child() -> None:
+    """In a task's process, let an error that was written for a reader be the last line, without a traceback."""
+    if CHILD_VARIABLE in os.environ:
+        sys.excepthook = _explain_end
+
+
+def _explain_end(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    from monailabel.interfaces.exception import MONAILabelException
+
+    if isinstance(error, (MONAILabelException, errors.IOPFLError)):
+        print(getattr(error, "msg", None) or error, file=sys.stderr, flush=True)  # noqa: T201  # GET /train/ shows it
+    else:
+        sys.__excepthook__(kind, error, traceback)

@@ -1,0 +1,76 @@
+"""One bad number, or a file cut short, in `train_stats.json` and no client can connect.
+
+Defect: `tasks/train/handler.py:75` writes the file in place and with NaN in it;
+`tasks/train/basic_train.py:421` reads it for every `/info`, which then answers 500.
+Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from iopfl.compat._patching import once
+
+logger = logging.getLogger(__name__)
+
+
+def finite(value: Any, *, key: str = "") -> Any:
+    """Replace what JSON cannot say: infinity and NaN become None.
+
+    3D Slicer computes with `best_metric` as soon as it connects and fails on
+    None, hence 0 for that one.
+    """
+    if isinstance(value, dict):
+        return {name: finite(item, key=str(name)) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return 0.0 if key == "best_metric" else None
+    return value
+
+
+def read_stats(path: str | None) -> dict[str, Any]:
+    """Read a statistics file; one that cannot be read counts as none."""
+    if not path or not Path(path).exists():
+        return {}
+    try:
+        stats = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        logger.warning("training statistics are ignored: %s cannot be read (%s)", path, error)
+        return {}
+    return finite(stats) if isinstance(stats, dict) else {}
+
+
+@once
+def apply() -> None:
+    """Write the file whole and finite, read it tolerantly, answer `/info` finite."""
+    from monailabel.endpoints import info
+    from monailabel.tasks.train import handler
+    from monailabel.tasks.train.basic_train import BasicTrainTask
+
+    prepare_stats = handler.prepare_stats
+    handler.prepare_stats = lambda *args: finite(prepare_stats(*args))
+    BasicTrainTask.stats = lambda self: read_stats(self._stats_path)
+    # The handler copies its own file over the one that /info reads.
+    handler.shutil = _AtomicCopy()
+
+    app_info = info.app_info
+    info.app_info = functools.wraps(app_info)(lambda: finite(app_info()))
+
+
+class _AtomicCopy:
+    """`shutil`, as far as the handler uses it, with a copy that readers see whole or not at all."""
+
+    @staticmethod
+    def copy(source: str, destination: str) -> str:
+        temporary = Path(f"{destination}.{os.getpid()}.tmp")
+        shutil.copy(source, temporary)
+        temporary.replace(destination)
+        return destination

@@ -1,0 +1,120 @@
+"""A model, method, image or session that does not exist gives a bare 500.
+
+Defect: the endpoints hand names on without looking them up, for example `endpoints/infer.py:170`,
+`endpoints/datastore.py:114`, `endpoints/train.py:56` (which starts a process to find out).
+Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fastapi import HTTPException
+
+from iopfl.compat._patching import datastore_is_local, guard, once
+
+SHOWN = 10
+"""Names that a message lists before it counts the rest."""
+
+Check = Callable[[dict[str, Any]], None]
+
+
+@once
+def apply() -> None:
+    """Answer 404, and say what there is."""
+    from monailabel.endpoints import (
+        activelearning,
+        batch_infer,
+        datastore,
+        infer,
+        model,
+        scoring,
+        session,
+        train,
+        wsi_infer,
+    )
+
+    for module, function in ((infer, "run_inference"), (wsi_infer, "run_wsi_inference")):
+        guard(module, function, _check_inference)
+    guard(batch_infer, "run", _named("model", "model", _models))
+    guard(train, "run_model", _named("model", "trainer", lambda app: app._trainers))
+    guard(scoring, "run_method", _named("method", "scoring method", lambda a: a._scoring_methods))
+    guard(activelearning, "sample", _named("strategy", "strategy", lambda app: app._strategies))
+    for function in ("model_info", "download_model"):
+        guard(model, function, _named("model", "model", _models))
+    for function in ("get_session", "remove_session"):
+        guard(session, function, lambda arguments: _check_session(arguments["session_id"]))
+
+    for function in ("download_image", "get_image_info", "update_image_info", "save_label"):
+        guard(datastore, function, lambda arguments: _check_image(arguments["image"]))
+    guard(datastore, "remove_image", lambda arguments: _check_image(arguments["id"]))
+    for function in ("download_label", "get_label_info", "update_label_info"):
+        guard(datastore, function, lambda a: _check_label(a["label"], a["tag"]))
+    guard(datastore, "remove_label", lambda a: _check_label(a["id"], a["tag"]))
+
+
+def _app() -> Any:
+    from monailabel.interfaces.utils.app import app_instance
+
+    return app_instance()
+
+
+def _models(app: Any) -> list[str]:
+    return [name for name, task in app._infers.items() if task.is_valid()]
+
+
+def _named(argument: str, kind: str, existing: Callable[[Any], Iterable[str]]) -> Check:
+    """Make a check that an argument is one of the app's names."""
+    return functools.partial(_check_named, argument, kind, existing)
+
+
+def _check_named(argument: str, kind: str, existing: Callable, arguments: dict[str, Any]) -> None:
+    _check_known(kind, arguments[argument], existing(_app()))
+
+
+def _check_inference(arguments: dict[str, Any]) -> None:
+
+    _check_known("model", arguments["model"], _models(_app()))
+    if arguments["session_id"]:
+        _check_session(arguments["session_id"])
+    elif arguments["image"]:
+        _check_image(arguments["image"])
+    elif not arguments["file"]:
+        raise HTTPException(400, "nothing to infer on: give image=ID, session_id=ID, or upload a file")
+    if arguments["output"] == "dicom_seg" and datastore_is_local(_app().datastore()):
+        raise HTTPException(400, "output=dicom_seg needs a PACS as studies: ask for output=image")
+
+
+def _check_image(image: str) -> None:
+    """Refuse an id that a folder's index does not hold. A PACS may have newer images than its listing."""
+    store = _app().datastore()
+    if datastore_is_local(store):
+        _check_known("image", image, store.list_images())
+
+
+def _check_label(label: str, tag: str) -> None:
+    _check_image(label)
+    store = _app().datastore()
+    if datastore_is_local(store):
+        _check_known(f"label of image {label!r} with tag", tag, store.get_labels_by_image_id(label))
+
+
+def _check_session(session_id: str) -> None:
+
+    sessions = _app().sessions()
+    if sessions is None:
+        raise HTTPException(406, "sessions are off: start the server with MONAI_LABEL_SESSIONS=true")
+    if sessions.get_session(session_id, update_ts=False) is None:
+        raise HTTPException(404, f"no session {session_id!r}: it may have expired, create another")
+
+
+def _check_known(kind: str, name: str, existing: Iterable[str]) -> None:
+
+    names = [str(getattr(item, "value", item)) for item in existing]
+    if name in names:
+        return
+    listed = ", ".join(sorted(names)[:SHOWN]) or "none"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    raise HTTPException(404, f"no {kind} {name!r}; there is: {listed}{more}")

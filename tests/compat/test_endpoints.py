@@ -1,0 +1,206 @@
+"""Endpoints answer in time, in plain words, and without help from the internet."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from label_server import params, wait_until, write_volume
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "told"),
+    [
+        ("POST", "/infer/nope?image=case0", "threshold"),
+        ("POST", "/infer/threshold?image=nope", "case0, case1, case2"),
+        ("POST", "/infer/threshold?session_id=nope", "no session 'nope'"),
+        ("POST", "/batch/infer/nope", "threshold"),
+        ("POST", "/train/nope", "one_weight"),
+        ("POST", "/scoring/nope", "dice"),
+        ("POST", "/activelearning/nope", "random"),
+        ("GET", "/model/nope", "threshold"),
+        ("GET", "/model/info/nope", "threshold"),
+        ("GET", "/session/nope", "no session 'nope'"),
+        ("GET", "/datastore/image?image=nope", "case0"),
+        ("DELETE", "/datastore/image?id=nope", "case0"),
+        ("GET", "/datastore/image/info?image=nope", "case0"),
+        ("PUT", "/datastore/image/info?image=nope", "case0"),
+        ("GET", "/datastore/label?label=case0&tag=nope", "final"),
+        ("GET", "/datastore/label/info?label=nope&tag=final", "case0"),
+        ("PUT", "/datastore/label/info?label=nope&tag=final", "case0"),
+        ("DELETE", "/datastore/label?id=nope&tag=final", "case0"),
+    ],
+)
+def test_unknown_names_are_404_and_told_what_there_is(server, method, path, told):
+    answer = server.request(method, path)
+    assert (answer.status_code, told in answer.json()["detail"]) == (404, True), answer.text
+
+
+def test_a_label_for_an_unknown_image_is_404(server, tmp_path):
+    files = {"label": ("x.nii.gz", write_volume(tmp_path / "x.nii.gz").read_bytes())}
+    assert server.request("PUT", "/datastore/label?image=nope", files=files).status_code == 404
+
+
+def test_inference_without_an_image_is_refused(server):
+    assert server.post("/infer/threshold").status_code == 400
+    assert server.post("/infer/threshold?image=case0&output=dicom_seg").status_code == 400
+
+
+def test_inference_on_an_upload_and_on_a_session(server, studies):
+    volume = ("u.nii.gz", (studies / "case0.nii.gz").read_bytes())
+    answer = server.post("/infer/threshold?output=image", files={"file": volume})
+    assert answer.content[:2] == b"\x1f\x8b"
+    session = server.request("PUT", "/session/", files={"files": volume}).json()["session_id"]
+    assert server.post(f"/infer/threshold?session_id={session}&output=json").json()["label_names"]
+
+
+def test_an_unforeseen_error_is_a_number_in_the_log(server):
+    answer = server.post("/infer/threshold?image=case0", data=params(fail=True))
+    number = re.search(r"ValueError: look for (\w+) in its log", answer.json()["detail"])[1]
+    assert (answer.status_code, "secret" in answer.text) == (500, False)
+    log = server.get("/logs/?lines=1000").text
+    assert number in log and "secret" in log
+
+
+def test_other_requests_are_answered_during_an_inference(server):
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(server.post, "/infer/threshold?image=case0", data=params(seconds=2))
+        time.sleep(0.3)
+        waits = []
+        while not slow.done():
+            start = time.monotonic()
+            assert server.get("/info/").ok
+            waits.append(time.monotonic() - start)
+        assert slow.result().ok
+    assert len(waits) > 2 and max(waits) < 1.0
+
+
+def test_inferences_wait_for_each_other_and_too_many_are_refused(server):
+    with ThreadPoolExecutor(20) as pool:
+        start = time.monotonic()
+        answers = list(
+            pool.map(lambda _: server.post("/infer/threshold?image=case0", data=params(seconds=0.1)), range(20))
+        )
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) <= {200, 503}
+    assert 3 >= statuses.count(503) > 0
+    assert time.monotonic() - start > 0.1 * statuses.count(200)
+
+
+def test_damaged_statistics_do_not_hide_the_server(server, state):
+    path = state / "model" / "train_stats.json"
+    path.parent.mkdir(exist_ok=True)
+    for text in ('{"best_metric": NaN', '{"best_metric": NaN}', "{}"):
+        path.write_text(text)
+        assert server.get("/info/").status_code == 200, text
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/reload"), ("PUT", "/model/threshold"), ("DELETE", "/model/threshold")]
+)
+def test_routes_that_change_the_server_are_gone(server, method, path):
+    assert server.request(method, path).status_code in (404, 405)
+
+
+def test_other_origins_get_no_permission(server):
+    answer = server.get("/info/", headers={"Origin": "https://elsewhere.example"})
+    assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
+def test_ohif_serves_its_subfolders(server):
+    page = server.get("/ohif/")
+    assert "text/html" in page.headers["content-type"]
+    assert server.get("/ohif/viewer?StudyInstanceUIDs=1").text == page.text
+    assert server.get("/ohif/assets/favicon.ico").content[:4] == b"\x00\x00\x01\x00"
+    assert server.get("/ohif/assets/nothing.js").status_code == 404
+    assert server.get("/ohif/%2e%2e/%2e%2e/ohif.py").status_code == 404
+
+
+def test_start_page_is_not_swagger(server):
+    assert "swagger" not in server.get("/").text.lower()
+
+
+@pytest.mark.parametrize("path", ["/docs", "/logs/", "/logs/?refresh=5"])
+def test_pages_need_no_internet(server, path):
+    answer = server.get(path)
+    assert answer.ok
+    assert "<script" not in answer.text and "cdn" not in answer.text.lower()
+
+
+def test_docs_list_the_routes(server):
+    assert "<code>/infer/{model}</code>" in server.get("/docs").text
+
+
+def test_the_log_is_the_state_folders(server, state):
+    last = (state / "logs" / "app.log").read_text().splitlines()[-1]
+    assert last in server.get("/logs/?lines=50").text
+    assert len(server.get("/logs/?lines=2").text.splitlines()) == 2
+
+
+def test_gpu_report_never_fails(server):
+    assert server.get("/logs/gpu").status_code in (200, 404)
+
+
+def test_archive_of_the_dataset_is_not_left_behind(server, state):
+    assert server.get("/datastore/dataset").content[:2] == b"PK"
+
+    def left():
+        return [path for path in (state / "tmp").iterdir() if path.is_file() and zipfile.is_zipfile(path)]
+
+    wait_until(lambda: not left(), 5, what="the archive to be removed")
+
+
+def test_proxy_without_a_pacs_says_so(server):
+    answer = server.get("/proxy/dicom/qido/studies")
+    assert (answer.status_code, "no PACS" in answer.text) == (404, True)
+
+
+class _Pacs(BaseHTTPRequestHandler):
+    """Answers with the path it was asked for."""
+
+    def do_GET(self):
+        body = json.dumps(self.path).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_proxy_passes_the_query_on(tasks, monkeypatch):
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+    from monailabel.config import settings
+    from monailabel.endpoints import proxy
+
+    from iopfl.compat import blocking_endpoints, dicom_proxy
+
+    dicom_proxy.apply()
+    blocking_endpoints.apply()
+    app = FastAPI()
+    app.include_router(proxy.router)
+    pacs = ThreadingHTTPServer(("127.0.0.1", 0), _Pacs)
+    threading.Thread(target=pacs.serve_forever, daemon=True).start()
+    monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{pacs.server_port}/dicom-web")
+    with TestClient(app) as client:
+        answer = client.get("/proxy/dicom/qido/studies?ModalitiesInStudy=MR&limit=5")
+        assert answer.json() == "/dicom-web/studies?ModalitiesInStudy=MR&limit=5"
+        assert client.get("/proxy/dicom/qido/%2e%2e/system").status_code == 400
+        pacs.shutdown()
+        pacs.server_close()
+        assert client.get("/proxy/dicom/qido/studies").status_code == 502
+
+
+def test_numbers_that_json_cannot_say_do_not_hide_the_datastore(server):
+    server.request("PUT", "/datastore/image/info?image=case0", data={"info": '{"dice": NaN}'}).raise_for_status()
+    assert server.get("/datastore/image/info?image=case0").json()["dice"] is None
+    assert server.get("/datastore/?output=all").json()["objects"]["case0"]["image"]["info"]["dice"] is None
