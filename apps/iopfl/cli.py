@@ -1,0 +1,280 @@
+"""The command `iopfl`: each command calls one function of the package.
+
+Results on stdout, logs and progress on stderr; exit status 2 and one plain line on bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from iopfl import __version__
+from iopfl.core.errors import CancelledError, ConfigError, IOPFLError
+
+_EXAMPLE = "example:\n  "
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `iopfl`; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    warnings.simplefilter("ignore", FutureWarning)  # MONAI's, about its own arguments
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        arguments.run(arguments)
+    except CancelledError as error:
+        print(error, file=sys.stderr)
+        return 130
+    except IOPFLError as error:
+        print(f"iopfl: {' '.join(str(error).split())}", file=sys.stderr)  # a YAML's error has many lines
+        return 2
+    except OSError as error:  # a full disk, a folder that cannot be written to
+        print(f"iopfl: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; docs and tests read its help."""
+    parser = _Parser(prog="iopfl", description="Personalized federated segmentation in MONAI Label.")
+    parser.add_argument("--version", action="version", version=f"iopfl {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands)
+    _add_segment(commands)
+    _add_evaluate(commands)
+    _add_bank(commands)
+    _add_datasets(commands)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line; the usage is in `--help`."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _add(commands: Any, name: str, run: Callable[[Any], None], text: str, example: str) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(name, help=text, description=text, epilog=_EXAMPLE + example, formatter_class=raw)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_serve(commands: Any) -> None:
+    from iopfl.server import add_arguments
+
+    example = "iopfl serve --studies sites/site_d --bank bank/ --site site_d"
+    parser = _add(
+        commands, "serve", _serve, "Start the label server for Slicer, OHIF and the page of our own.", example
+    )
+    add_arguments(parser)
+    parser.add_argument("--bank", type=Path, required=True, help="folder of a bank")
+    parser.add_argument("--task", help="task of the bank: a name or a YAML file (default: the bank's)")
+    parser.add_argument("--site", default="", help="this site's name in the bank; none for an outside site")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    _add_keys(parser)
+
+
+def _serve(arguments: Any) -> None:
+    from dataclasses import replace
+
+    from iopfl.core.bank import ModelBank
+    from iopfl.core.signing import Keyring
+    from iopfl.core.task import read_task
+    from iopfl.server import serve, settings_from
+
+    # Opened here once, so that what is wrong is said in one line before anything listens.
+    task = read_task(arguments.task) if arguments.task else None
+    ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))
+    settings = settings_from(arguments)
+    task_file = Path(arguments.task).resolve() if arguments.task and Path(arguments.task).is_file() else arguments.task
+    conf = {
+        "bank": str(arguments.bank.resolve()),
+        "tasks": str(task_file or ""),
+        "site": arguments.site,
+        "device": arguments.device,
+        "keys": str(arguments.keys.resolve()),
+    }
+    serve(replace(settings, conf={**conf, **settings.conf}))
+
+
+def _add_segment(commands: Any) -> None:
+    example = "iopfl segment case1.nii.gz case2.nii.gz --bank bank/ --model routed -o masks/"
+    parser = _add(commands, "segment", _segment, "Segment images; masks keep each image's grid.", example)
+    parser.add_argument("images", nargs="+", type=Path, help="NIfTI, NRRD, PNG, JPEG, TIFF or BMP")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the masks")
+    _add_model(parser)
+
+
+def _segment(arguments: Any) -> None:
+    from tqdm import tqdm
+
+    from iopfl.core.writers import mask_name, write_mask
+
+    predictor = _open_predictor(arguments)
+    targets = [arguments.output / mask_name(image) for image in arguments.images]
+    double = sorted({target.name for target in targets if targets.count(target) > 1})
+    if double:
+        raise ConfigError(f"several images would write {', '.join(double)}: give them different names, or folders each")
+    for image, target in zip(tqdm(arguments.images, unit="image", disable=None), targets, strict=True):
+        result = predictor.segment(image, arguments.model, with_quality=arguments.quality)
+        write_mask(target, result)
+        params = result.answer.to_params()
+        if arguments.json:
+            print(json.dumps({"image": str(image), "mask": str(target), **params}), flush=True)
+        else:
+            quality = f", quality {params['quality']:.2f}" if "quality" in params else ""
+            print(
+                f"{target}: {params['model']} of bank {params['bank']}{quality}, {params['seconds']:.1f} s", flush=True
+            )
+
+
+def _add_evaluate(commands: Any) -> None:
+    example = "iopfl evaluate --studies sites/site_d --bank bank/ --model routed"
+    text = "Score a model on a site's labeled images, each on its own grid."
+    parser = _add(commands, "evaluate", _evaluate, text, example)
+    parser.add_argument("--studies", type=Path, required=True, metavar="SITE_FOLDER", help="images and labels/final/")
+    parser.add_argument("--split", default="test", help="train, validation, test or all (default: %(default)s)")
+    _add_model(parser)
+
+
+def _evaluate(arguments: Any) -> None:
+    from tqdm import tqdm
+
+    from iopfl.core.evaluation import evaluate, select_cases
+
+    predictor = _open_predictor(arguments)
+    cases = select_cases(arguments.studies, predictor.task, arguments.split)
+    site = arguments.studies.resolve().name
+    with tqdm(total=len(cases), unit="image", disable=None) as bar:
+        result = evaluate(
+            predictor, cases, arguments.model, site=site, progress=lambda done, _: bar.update(done - bar.n)
+        )
+    if arguments.json:
+        print(json.dumps(result.to_dict(), indent=1))
+        return
+    unit = result.cases[0].unit
+    print(f"{site}, {result.kind}, {len(cases)} images of split {arguments.split}, bank {predictor.bank.label}")
+    print(f"{'region':<14}{'Dice':>8}{'HD95 ' + unit:>13}{'ASSD ' + unit:>13}")
+    for region in predictor.task.scored_regions:
+        dice, hd95, assd = (result.mean(metric, region) for metric in ("dice", "hd95", "assd"))
+        print(f"{region:<14}{dice:8.3f}{hd95:13.2f}{assd:13.2f}")
+    print(f"{result.seconds:.2f} s an image")
+    if result.undefined("dice") or result.undefined("hd95"):
+        print(
+            f"left out: {result.undefined('dice')} Dice (nothing in the reference), "
+            f"{result.undefined('hd95')} distances (nothing in the reference or the mask)"
+        )
+
+
+def _add_bank(commands: Any) -> None:
+    text = "Show, verify, compare, roll back, export, import and trust model banks."
+    example = "iopfl bank show bank/"
+    parser = _add(commands, "bank", lambda _: None, text, example)
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    from iopfl import cli_bank
+
+    cli_bank.add_actions(lambda name, run, text, example: _add(actions, name, run, text, example), _add_keys)
+
+
+def _add_datasets(commands: Any) -> None:
+    text = "Make phantoms, or bring public data sets into site folders."
+    parser = _add(commands, "datasets", lambda _: None, text, "iopfl datasets phantom -o sites/")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    phantom = _add(
+        actions,
+        "phantom",
+        _phantom,
+        "Write multi-site prostate phantoms.",
+        "iopfl datasets phantom -o sites/ --cases 10",
+    )
+    phantom.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="new folder of site folders")
+    phantom.add_argument("--cases", type=int, default=10, help="a site (default: %(default)s)")
+    phantom.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    importer = _add(
+        actions,
+        "import",
+        _import_dataset,
+        "Bring a downloaded data set into site folders with splits.",
+        "iopfl datasets import drive ~/Downloads/DRIVE -o sites/",
+    )
+    from iopfl.datasets import IMPORTERS
+
+    importer.add_argument("name", help=f"one of {', '.join(IMPORTERS)}")
+    importer.add_argument("folder", type=Path, help="the data set as downloaded and unpacked")
+    importer.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of site folders")
+
+
+def _phantom(arguments: Any) -> None:
+    from tqdm import tqdm
+
+    from iopfl.datasets import write_phantoms
+
+    with tqdm(unit="case", disable=None) as bar:
+        progress = _follow(bar)
+        print(write_phantoms(arguments.output, cases=arguments.cases, seed=arguments.seed, progress=progress))
+
+
+def _import_dataset(arguments: Any) -> None:
+    from tqdm import tqdm
+
+    from iopfl.datasets import import_dataset
+
+    with tqdm(unit="image", disable=None) as bar:
+        summary = import_dataset(arguments.name, arguments.folder, arguments.output, progress=_follow(bar))
+    print(summary)
+
+
+def _follow(bar: Any) -> Callable[[int, int], None]:
+    """A callback that moves a progress bar."""
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return progress
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model answers."""
+    kinds = ("global", "personalized", "average", "published", "routed")
+    parser.add_argument("--bank", type=Path, required=True, help="folder of a bank")
+    parser.add_argument("--task", help="task of the bank: a name or a YAML file (default: the bank's)")
+    parser.add_argument("--model", choices=kinds, help="default: what the site's validation labels favour")
+    parser.add_argument("--site", help="whose personalized model (default: none, an outside site)")
+    parser.add_argument("--quality", action="store_true", help="agreement of the experts with each answer")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    _add_keys(parser)
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    from iopfl.core.signing import default_keys
+
+    parser.add_argument(
+        "--keys", type=Path, default=default_keys(), help="folder of the keyring (default: %(default)s)"
+    )
+
+
+def _open_predictor(arguments: Any) -> Any:
+    from iopfl.core.bank import ModelBank
+    from iopfl.core.predictor import Predictor
+    from iopfl.core.signing import Keyring
+    from iopfl.core.task import read_task
+    from iopfl.server import check_device
+
+    task = read_task(arguments.task) if arguments.task else None
+    bank = ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))
+    return Predictor(bank, site=arguments.site, task=task, device=check_device(arguments.device))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What MONAI Label expects of an app: infer and train tasks, strategies, scoring; thin over `core`."""

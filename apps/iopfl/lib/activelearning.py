@@ -1,0 +1,61 @@
+"""Active learning: label next the image that the bank's experts disagree about most."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.strategy import Strategy
+
+from iopfl.core.agreement import expert_agreement
+from iopfl.core.errors import IOPFLError
+from iopfl.lib.models import SiteModels
+
+logger = logging.getLogger(__name__)
+
+_CANDIDATES = 8
+"""Images scored anew a call: the clinician is waiting. Scores are kept, so a small site is soon scored whole."""
+
+
+class ExpertDisagreement(Strategy):
+    """The unlabeled image with the least agreement of the experts with their mean."""
+
+    def __init__(self, models: SiteModels, task_name: str) -> None:
+        super().__init__(f"Experts disagree most ({task_name})")
+        self._models = models
+        self._task_name = task_name
+        self._scores: dict[tuple[str, str], float] = {}
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+        """Choose an image.
+
+        Returns:
+            `id` and `agreement` (0 to 1), or None when every image has a label.
+        """
+        unlabeled = sorted(datastore.get_unlabeled_images())
+        if not unlabeled:
+            return None
+        bank = self._models.predictor(self._task_name).bank.label
+        unscored = [image for image in unlabeled if (bank, image) not in self._scores]
+        random.shuffle(unscored)
+        for image in unscored[:_CANDIDATES]:
+            self._scores[bank, image] = self._score(datastore, image)
+        scored = [image for image in unlabeled if (bank, image) in self._scores]
+        chosen = min(scored, key=lambda image: self._scores[bank, image])
+        logger.info("next sample of %d unlabeled, agreement %.3f", len(unlabeled), self._scores[bank, chosen])
+        return {"id": chosen, "agreement": round(self._scores[bank, chosen], 4)}
+
+    def _score(self, datastore: Datastore, image: str) -> float:
+        """Agreement of the experts; an image that cannot be read comes last, not first."""
+        try:
+            with self._models.lock(self._task_name):
+                predictor = self._models.predictor(self._task_name)
+                experts = predictor.expert_answers(predictor.prepare(Path(datastore.get_image_uri(image))))
+        except IOPFLError as error:
+            logger.warning("an image was passed over: %s", type(error).__name__)
+            return 2.0
+        return expert_agreement(experts, experts.mean(0))

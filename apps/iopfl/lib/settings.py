@@ -1,0 +1,84 @@
+"""The app's settings: the only place that reads MONAI Label's string-valued `--conf`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from iopfl.core.errors import ConfigError
+from iopfl.core.signing import default_keys
+from iopfl.core.task import Task, read_task
+
+
+def check_device(name: str) -> str:
+    """A device that is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"no device {name!r}: expected cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, this machine has none that PyTorch can use: give cpu")
+    return str(device)
+
+
+@dataclass(frozen=True)
+class AppSettings:
+    """What a label server serves.
+
+    Attributes:
+        tasks: name -> task; empty = those of the banks.
+        banks: folders of banks, one a task.
+        site: this site's name, as the bank knows it; empty = an outside site.
+        state: folder of all that must not be lost.
+        keys: folder of the keyring that says whose banks are trusted.
+        device: where to compute, `cpu` or `cuda`.
+    """
+
+    tasks: Mapping[str, Task]
+    banks: tuple[Path, ...]
+    site: str
+    state: Path
+    keys: Path
+    device: str
+
+    @classmethod
+    def from_conf(cls, conf: Mapping[str, str], *, default_state: Path) -> AppSettings:
+        """Read `--conf`.
+
+        Args:
+            conf: `tasks` and `bank` are comma-separated; the rest as the fields.
+            default_state: where `state` is not given.
+
+        Raises:
+            ConfigError: an unknown key, an unknown task, no bank, or a device that is not there.
+        """
+        known = {"tasks", "bank", *(field.name for field in fields(cls))} - {"banks"}
+        unknown = sorted(set(conf) - known)
+        if unknown:
+            raise ConfigError(f"unknown --conf {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        tasks = [read_task(name) for name in _split(conf.get("tasks", ""))]
+        banks = tuple(Path(name) for name in _split(conf.get("bank", "")))
+        if not banks:
+            raise ConfigError(
+                "no bank: give --conf bank FOLDER (or iopfl serve --bank FOLDER); "
+                "fl-bridge simulate makes one, iopfl bank import brings one in"
+            )
+        return cls(
+            tasks={task.name: task for task in tasks},
+            banks=banks,
+            site=conf.get("site", ""),
+            state=Path(conf.get("state") or default_state),
+            keys=Path(conf.get("keys") or default_keys()),
+            device=check_device(conf.get("device") or "cpu"),
+        )
+
+
+def _split(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]

@@ -1,0 +1,286 @@
+"""The label server: MONAI Label's, repaired, with our routes.
+
+Two ways to start it, both without internet access:
+
+- `iopfl serve --studies DIR`, or `serve(ServerSettings(...))`;
+- `monailabel start_server --app apps/iopfl --studies DIR --uvicorn_app iopfl.server:app`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from iopfl import compat
+from iopfl.compat.logs_page import LOG_FILE_VARIABLE
+from iopfl.core.errors import ConfigError, IOPFLError
+from iopfl.lib.settings import AppSettings, check_device
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+__all__ = ["ServerSettings", "add_arguments", "build_app", "check_device", "main", "serve", "settings_from"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_STATE = Path.home() / ".iopfl"
+
+_MAX_PORT = 65535
+
+SHUTDOWN_SECONDS = 5
+"""How long requests that are being answered may take once the server is told to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What `serve` needs to know.
+
+    Attributes:
+        studies: a site folder, or the DICOMweb URL of a PACS.
+        app_dir: the folder whose `main.py` holds the app.
+        state: the state folder; logs and sessions go there, the app's folder stays untouched.
+        conf: MONAI Label's `--conf`, by key. The app finds the state folder there as `state`.
+        host: the address to listen on.
+        port: the port to listen on; 0 for any that is free.
+        ssl_certfile: PEM certificate; with it the server speaks HTTPS.
+        ssl_keyfile: PEM key of that certificate.
+        root_path: path prefix, behind a reverse proxy that removes one.
+        log_level: DEBUG, INFO, WARNING or ERROR.
+    """
+
+    studies: str
+    app_dir: Path = Path(__file__).parent
+    state: Path = DEFAULT_STATE
+    conf: dict[str, str] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+    port: int = 8000
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    root_path: str = ""
+    log_level: str = "INFO"
+
+
+def build_app() -> FastAPI:
+    """Make the ASGI app. MONAI Label's settings must be in place."""
+    # MONAI Label prints its allowed origins, which are not those that `compat.cors` leaves.
+    with contextlib.redirect_stdout(None):
+        compat.apply_all()
+    from fastapi.responses import RedirectResponse
+    from monailabel.app import app
+
+    from iopfl.web import router
+
+    app.include_router(router)
+
+    # Comes after the router: only where that has no page of its own here.
+    @app.get("/", include_in_schema=False)
+    def start_page() -> RedirectResponse:
+        return RedirectResponse("docs")
+
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    """Make `app` when it is first asked for: importing this module costs nothing."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()["app"] = build_app()
+    return globals()["app"]
+
+
+def serve(settings: ServerSettings) -> NoReturn:
+    """Run a label server until it gets SIGTERM or SIGINT, then end this process with status 0.
+
+    Prints its address on stdout once it answers. A request that is still being computed
+    `SHUTDOWN_SECONDS` after the signal is given up, background tasks are ended at once.
+
+    Raises:
+        ConfigError: there is no app, no study folder, or the port is taken.
+    """
+    _check(settings)
+    listener = _listen(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    _configure_monailabel(settings, port)
+
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                scheme = "https" if settings.ssl_certfile else "http"
+                host = f"[{settings.host}]" if ":" in settings.host else settings.host
+                print(f"{scheme}://{host}:{port}", flush=True)  # noqa: T201  # what the command is for
+
+    config = uvicorn.Config(
+        build_app(),
+        log_config=_log_config(settings),
+        access_log=False,
+        root_path=settings.root_path,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    # uvicorn raises the signal that stopped it once more when it is done; the
+    # process shall then end in the ordinary way.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server = Server(config)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        compat.background_processes.stop_all()
+        listener.close()
+    if not server.started:
+        raise IOPFLError(f"the label server did not start: see above, or {_log_file(settings)}")
+    # Python would wait for an inference that nobody waits for any more, and take seconds to take torch apart.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `iopfl serve` to a parser."""
+    defaults = ServerSettings(studies="")
+    add = parser.add_argument
+    add("--studies", required=True, help="site folder, or DICOMweb URL of a PACS")
+    add("--state", type=Path, default=defaults.state, help="state folder (default: %(default)s)")
+    add("--app", type=Path, default=defaults.app_dir, help="app folder (default: iopfl itself)")
+    add("--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="app option")
+    add("--host", default=defaults.host, help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=defaults.port, help="0: any free one (default: %(default)s)")
+    add("--ssl-certfile", type=Path, help="PEM certificate, for HTTPS")
+    add("--ssl-keyfile", type=Path, help="PEM key of the certificate")
+    add("--root-path", default="", help="path prefix, behind a reverse proxy")
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR")
+    add("--log-level", default=defaults.log_level, choices=levels, help="(default: %(default)s)")
+
+
+def settings_from(arguments: argparse.Namespace) -> ServerSettings:
+    """Make settings of parsed options."""
+    return ServerSettings(
+        studies=arguments.studies,
+        app_dir=arguments.app,
+        state=arguments.state,
+        conf=dict(arguments.conf),
+        host=arguments.host,
+        port=arguments.port,
+        ssl_certfile=arguments.ssl_certfile,
+        ssl_keyfile=arguments.ssl_keyfile,
+        root_path=arguments.root_path,
+        log_level=arguments.log_level,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `python -m iopfl.server`; the options are those of `iopfl serve`."""
+    parser = argparse.ArgumentParser(prog="python -m iopfl.server", description=serve.__doc__)
+    add_arguments(parser)
+    try:
+        serve(settings_from(parser.parse_args(arguments)))
+    except IOPFLError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def _is_url(studies: str) -> bool:
+    return studies.startswith(("http://", "https://"))
+
+
+def _check(settings: ServerSettings) -> None:
+    if not (settings.app_dir / "main.py").is_file():
+        raise ConfigError(f"an app folder holds main.py, {settings.app_dir} does not")
+    if not _is_url(settings.studies) and not Path(settings.studies).is_dir():
+        raise ConfigError(
+            f"studies must be an existing folder or a DICOMweb URL, not {settings.studies}: "
+            "create the folder, or correct --studies"
+        )
+    if not 0 <= settings.port <= _MAX_PORT:  # the system would take it modulo 65536
+        raise ConfigError(f"a port is a number from 0 to {_MAX_PORT}, not {settings.port}")
+    if settings.app_dir.resolve() == Path(__file__).resolve().parent:
+        AppSettings.from_conf(settings.conf, default_state=settings.state)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before anything else: whoever loses it learns so in a moment, not in ten seconds."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"port {port} is taken: another server listens there; stop it, or choose another "
+                "port with --port (0 takes any that is free)"
+            ) from error
+        raise ConfigError(f"cannot listen on {host}, port {port}: {error}") from error
+    return listener
+
+
+def _log_file(settings: ServerSettings) -> Path:
+    return settings.state.resolve() / "logs" / "app.log"
+
+
+def _configure_monailabel(settings: ServerSettings, port: int) -> None:
+    """Put the settings where MONAI Label and its child processes look: its object, and the environment."""
+    state = settings.state.resolve()
+    try:
+        _log_file(settings).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the state folder {settings.state} cannot be written to ({error.strerror}): give another with --state"
+        ) from error
+    os.environ[LOG_FILE_VARIABLE] = str(_log_file(settings))
+
+    from monailabel.config import settings as monailabel
+
+    studies = settings.studies
+    monailabel.MONAI_LABEL_APP_DIR = str(settings.app_dir.resolve())
+    monailabel.MONAI_LABEL_STUDIES = studies if _is_url(studies) else str(Path(studies).resolve())
+    monailabel.MONAI_LABEL_APP_CONF = {"state": str(state), **settings.conf}
+    monailabel.MONAI_LABEL_SERVER_PORT = port
+    if not monailabel.MONAI_LABEL_SESSION_PATH:
+        monailabel.MONAI_LABEL_SESSION_PATH = str(state / "sessions")
+    for name, value in monailabel.model_dump(mode="json").items():
+        if value is not None:
+            os.environ[name] = json.dumps(value) if isinstance(value, (list, dict)) else str(value)
+
+
+def _log_config(settings: ServerSettings) -> dict[str, Any]:
+    """Log to the terminal and to a file that does not grow for ever."""
+    rotating = {
+        "class": "logging.handlers.RotatingFileHandler",
+        "formatter": "line",
+        "filename": str(_log_file(settings)),
+        "maxBytes": 10 * 2**20,
+        "backupCount": 10,
+        "encoding": "utf-8",
+    }
+    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": line}},
+        "handlers": {
+            "terminal": {"class": "logging.StreamHandler", "formatter": "line"},
+            "file": rotating,
+        },
+        "root": {"level": settings.log_level, "handlers": ["terminal", "file"]},
+        "loggers": {"urllib3.connectionpool": {"level": "ERROR"}},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""What the page's routes compute, at most once, and for how long it is kept."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from iopfl.core.predictor import Predictor, Segmentation
+from iopfl.core.transforms import read_label
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from iopfl.lib.models import SiteModels
+
+MODELS: dict[str, str | None] = {"routed": "routed", "site": None, "global": "global", "average": "average"}
+"""What the page calls a model -> the predictor's kind; None = what the site answers with."""
+
+_KEPT_BYTES = 512 * 2**20
+_WAITING = 6
+"""Requests that may compute or wait for it; the server answers others at once that it is busy."""
+
+
+class BusyError(Exception):
+    """More requests wait for an answer than the server takes."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A value, and what it was made from: if either is another now, it is made anew."""
+
+    value: Any
+    size: int
+    predictor: weakref.ref[Predictor]
+    stamp: tuple[int, int]
+
+
+class Answers:
+    """Segmentations and labels of the images that were looked at last, bounded in bytes.
+
+    A new bank or a new local model is a new predictor: nothing of the one before is shown.
+    """
+
+    def __init__(self, *, kept_bytes: int = _KEPT_BYTES, waiting: int = _WAITING) -> None:
+        self._kept: OrderedDict[tuple[str, ...], _Kept] = OrderedDict()
+        self._kept_bytes = kept_bytes
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(waiting)
+
+    def segment(self, models: SiteModels, task: str, image: Path, model: str) -> Segmentation:
+        """Segment an image with one of `MODELS`, or take what was made of it before.
+
+        Raises:
+            IOPFLError: the image cannot be read, or the site has no such model.
+            BusyError: too many requests wait already.
+        """
+
+        def compute(predictor: Predictor) -> tuple[Segmentation, int]:
+            found = predictor.segment(image, MODELS[model])
+            return found, found.image.nbytes + found.mask.nbytes
+
+        return self._get(models, ("answer", task, str(image), model), image, compute)
+
+    def reference(self, models: SiteModels, task: str, label: Path, like: Tensor) -> Tensor:
+        """A clinician's label as the task's label values, (X, Y, Z) uint8.
+
+        Raises:
+            SeriesError: the label does not fit the image or the task.
+            BusyError: too many requests wait already.
+        """
+
+        def compute(predictor: Predictor) -> tuple[Tensor, int]:
+            classes = read_label(label, predictor.task, like=like).as_tensor()[0].long()
+            values = torch.tensor(predictor.task.label_values, dtype=torch.uint8)[classes]
+            return values, values.nbytes
+
+        return self._get(models, ("label", task, str(label)), label, compute)
+
+    def _get(
+        self,
+        models: SiteModels,
+        key: tuple[str, ...],
+        source: Path,
+        compute: Callable[[Predictor], tuple[Any, int]],
+    ) -> Any:
+        task = key[1]
+        with self._slot(), models.lock(task):
+            predictor = models.predictor(task)
+            stamp = _stamp(source)
+            with self._lock:
+                kept = self._kept.get(key)
+                if kept is not None and kept.predictor() is predictor and kept.stamp == stamp:
+                    self._kept.move_to_end(key)
+                    return kept.value
+            value, size = compute(predictor)
+            with self._lock:
+                self._kept[key] = _Kept(value, size, weakref.ref(predictor), stamp)
+                self._kept.move_to_end(key)
+                while len(self._kept) > 1 and sum(entry.size for entry in self._kept.values()) > self._kept_bytes:
+                    self._kept.popitem(last=False)
+            return value
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        if not self._slots.acquire(blocking=False):
+            raise BusyError("the server is computing other images: try again in a moment")
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Modification time and size of a file; zeros if it is not there, which reading it will say."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_mtime_ns, status.st_size)

@@ -1,0 +1,215 @@
+"""The page at `/` and the routes under `/iopfl` that it reads.
+
+Routes are plain functions: FastAPI runs them in its thread pool, so that a
+long answer keeps nobody from the rest of the server. An image is named by its
+id in the datastore, never by a path. What they raise as `IOPFLError` reaches
+the client with its message (`compat.plain_errors`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import torch
+from fastapi import APIRouter, Depends, HTTPException
+from fastapi.responses import FileResponse, JSONResponse, Response
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.utils.app import app_instance
+from torch import Tensor
+
+from iopfl.core.errors import IOPFLError, SeriesError
+from iopfl.core.metrics import region_dice
+from iopfl.core.predictor import Segmentation
+from iopfl.core.task import Task
+from iopfl.web import pictures
+from iopfl.web.answers import MODELS, Answers, BusyError
+
+STATIC = Path(__file__).parent / "static"
+_FILES = {"style.css": "text/css", "page.css": "text/css", "page.js": "text/javascript"}
+_PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_DATA_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+"""What shows patients' images is not left behind in a browser's cache."""
+
+answers = Answers()
+
+pages = APIRouter(include_in_schema=False)
+data = APIRouter(prefix="/iopfl", tags=["iopfl"], dependencies=[Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))])
+
+
+@pages.get("/")
+def start_page() -> FileResponse:
+    return FileResponse(STATIC / "index.html", media_type="text/html", headers=_PAGE_HEADERS)
+
+
+@pages.get("/iopfl/static/{name}")
+def static_file(name: str) -> FileResponse:
+    if name not in _FILES:
+        raise HTTPException(404, "no such file")
+    return FileResponse(STATIC / name, media_type=_FILES[name], headers=_PAGE_HEADERS)
+
+
+@data.get("/status", summary="Tasks, banks, and which model answers at this site")
+def status() -> Response:
+    models = app_instance().models
+    tasks = []
+    for name, task in models.tasks.items():
+        about: dict[str, Any] = {
+            "name": name,
+            "description": task.description,
+            "modality": task.modality,
+            "labels": [{"name": label, "color": color} for label, color in pictures.label_colors(task).items()],
+        }
+        try:
+            about |= models.describe(name)
+        except IOPFLError as error:  # the page still shows the other tasks
+            about["error"] = str(error)
+        tasks.append(about)
+    return _json({"site": models.site, "tasks": tasks, "models": list(MODELS)})
+
+
+@data.get("/images", summary="Images of the datastore, and which are labeled")
+def images() -> Response:
+    datastore = app_instance().datastore()
+    unlabeled = set(datastore.get_unlabeled_images())
+    found = sorted(datastore.list_images())
+    return _json({"images": [{"id": image, "is_labeled": image not in unlabeled} for image in found]})
+
+
+@data.get("/answer", summary="Segment an image and say where the mask comes from")
+def answer(task: str, image: str, model: str = "routed") -> Response:
+    """Compute at most once for each bank, image and model."""
+    segmentation = _segment(task, image, model)
+    definition = app_instance().models.tasks[task]
+    reference, why = _find_reference(task, image, segmentation)
+    return _json(
+        {
+            "task": task,
+            "image": image,
+            "model": model,
+            "params": segmentation.answer.to_params(),
+            "slices": pictures.count_slices(segmentation.image),
+            "best_slice": pictures.find_best_slice(segmentation.image, segmentation.mask),
+            "layers": [
+                {"name": layer, "weights": [round(weight, 4) for weight in weights.tolist()]}
+                for layer, weights in segmentation.routing_weights.items()
+            ],
+            "labels": _measure(segmentation, definition),
+            "reference": {
+                "is_there": reference is not None,
+                "problem": why,
+                "dice": {} if reference is None else _dice(segmentation.mask, reference, definition),
+            },
+        }
+    )
+
+
+@data.get("/overlay.png", summary="A slice with the mask's contours", response_class=Response)
+def overlay(
+    task: str, image: str, model: str = "routed", slice: int | None = None, reference: bool = False
+) -> Response:
+    segmentation = _segment(task, image, model)
+    last = pictures.count_slices(segmentation.image) - 1
+    if slice is not None and not 0 <= slice <= last:
+        raise HTTPException(400, f"slice {slice}: the image has slices 0 to {last}")
+    label = _find_reference(task, image, segmentation)[0] if reference else None
+    definition = app_instance().models.tasks[task]
+    drawn = pictures.overlay(segmentation.image, segmentation.mask, definition, slice_index=slice, reference=label)
+    return _png(pictures.to_png(drawn))
+
+
+@data.get("/routing.png", summary="Routing weights of an image, layer by layer", response_class=Response)
+def routing(task: str, image: str) -> Response:
+    segmentation = _segment(task, image, "routed")
+    names = list(segmentation.answer.routing_weights)
+    return _png(pictures.to_png(pictures.routing_heat_map(segmentation.routing_weights, names)))
+
+
+def _segment(task: str, image: str, model: str) -> Segmentation:
+    """An image's answer, after its name, the task's and the model's were found to exist."""
+    app = app_instance()
+    if task not in app.models.tasks:
+        raise HTTPException(404, f"no task {task!r}: this server has {', '.join(app.models.tasks) or 'none'}")
+    if model not in MODELS:
+        raise HTTPException(400, f"no model {model!r}: expected one of {', '.join(MODELS)}")
+    datastore = app.datastore()
+    if image not in datastore.list_images():
+        raise HTTPException(404, f"no image {image!r} in this server's datastore: choose one of its list")
+    try:
+        return answers.segment(app.models, task, Path(datastore.get_image_uri(image)), model)
+    except BusyError as error:
+        raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
+
+
+def _find_reference(task: str, image: str, segmentation: Segmentation) -> tuple[Tensor | None, str]:
+    """The clinician's final label of an image as label values (X, Y, Z), or None and what is wrong with it."""
+    app = app_instance()
+    datastore = app.datastore()
+    tag = DefaultLabelTag.FINAL.value
+    label = datastore.get_labels_by_image_id(image).get(tag)
+    if not label:
+        return None, ""
+    try:
+        path = Path(datastore.get_label_uri(label, tag))
+        return answers.reference(app.models, task, path, segmentation.image), ""
+    except (SeriesError, OSError) as error:  # a label for another task, or one just removed
+        return None, str(error) if isinstance(error, SeriesError) else "the label could not be read"
+    except BusyError as error:
+        raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
+
+
+def _measure(segmentation: Segmentation, task: Task) -> list[dict[str, Any]]:
+    """How much of each label there is: mL in a volume, percent of a picture."""
+    is_volume = segmentation.mask.shape[-1] > 1
+    voxel = float(nib.affines.voxel_sizes(segmentation.image.affine.numpy()).prod()) / 1000
+    found = []
+    for name, color in pictures.label_colors(task).items():
+        count = int((segmentation.mask == task.labels[name]).sum())
+        amount = count * voxel if is_volume else 100 * count / segmentation.mask.numel()
+        found.append(
+            {"name": name, "color": color, "amount": amount, "unit": "mL" if is_volume else "% of the picture"}
+        )
+    return found
+
+
+def _dice(mask: Tensor, reference: Tensor, task: Task) -> dict[str, float]:
+    """Dice of each scored region, between two masks of label values."""
+    lookup = torch.zeros(256, dtype=torch.long)
+    lookup[list(task.label_values)] = torch.arange(task.num_classes)
+    scores = region_dice(lookup[mask.long()], lookup[reference.long()], task)
+    return dict(zip(task.scored_regions, scores.tolist(), strict=True))
+
+
+def _json(values: Any) -> Response:
+    return JSONResponse(_finite(values), headers=_DATA_HEADERS)
+
+
+def _png(content: bytes) -> Response:
+    return Response(content, media_type="image/png", headers=_DATA_HEADERS)
+
+
+def _finite(value: Any) -> Any:
+    """Values as JSON has them: what is not a number becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+router = APIRouter()
+router.include_router(pages)
+router.include_router(data)

@@ -1,0 +1,331 @@
+// The start page: choose an image and a model, see the mask and whose knowledge made it.
+
+const MODELS = {
+  routed: ["Routed", "mixes all experts of the bank for this image alone"],
+  site: ["This site's", "what this site answers with by default"],
+  global: ["Global", "the federation's one model"],
+  average: ["Average", "all experts of the bank with equal weight"],
+};
+const KINDS = {
+  routed: "routed", global: "the global model", personalized: "this site's personalized model",
+  local: "this site's own training", average: "the average of the bank",
+};
+const find = (id) => document.getElementById(id);
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const dice = (value) => (value == null ? "–" : value.toFixed(3));
+const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+
+const state = { task: "", image: "", model: "routed", beside: "global", slice: null, reference: false };
+let status = null;
+let images = [];
+let shown = 0; // number of the newest request: what arrives for an older one is dropped
+let token = sessionStorage.getItem("iopfl-token");
+
+/** Make an element; text is never read as HTML. */
+function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children.filter((child) => child != null));
+  return element;
+}
+
+class Refused extends Error {
+  constructor(message, code) { super(message); this.code = code; }
+}
+
+async function load(path, parameters = {}) {
+  const query = new URLSearchParams(parameters).toString();
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  let response;
+  try {
+    response = await fetch(`iopfl/${path}${query ? `?${query}` : ""}`, { headers });
+  } catch {
+    throw new Refused("The label server does not answer. Is it still running, and is this computer connected to it?", 0);
+  }
+  if (response.ok) return response;
+  const body = await response.json().catch(() => ({}));
+  const detail = typeof body.detail === "string" ? body.detail : "no reason given";
+  const openings = { 401: "Please sign in", 403: "This account may not do that", 503: "The server is busy" };
+  throw new Refused(`${openings[response.status] ?? "The server could not do that"}: ${detail}`, response.status);
+}
+const loadJson = async (...what) => (await load(...what)).json();
+let pictures = []; // addresses of what is shown, given back when another image is
+
+async function loadPicture(...what) {
+  const address = URL.createObjectURL(await (await load(...what)).blob());
+  pictures.push(address);
+  return address;
+}
+
+function tell(problem) {
+  find("problem").hidden = !problem;
+  find("problem").textContent = problem ? problem.message : "";
+  find("signin").hidden = problem?.code !== 401;
+  if (problem && !(problem instanceof Refused)) throw problem;
+}
+
+// ---- what there is ----
+
+async function start() {
+  try {
+    [status, { images }] = await Promise.all([loadJson("status"), loadJson("images")]);
+  } catch (problem) {
+    return tell(problem);
+  }
+  tell(null);
+  const asked = new URLSearchParams(location.search);
+  for (const key of ["task", "image", "model", "beside"]) if (asked.has(key)) state[key] = asked.get(key);
+  if (asked.has("slice")) state.slice = Number(asked.get("slice"));
+  if (!status.tasks.some((task) => task.name === state.task)) state.task = status.tasks[0]?.name ?? "";
+  if (!(state.model in MODELS)) state.model = "routed";
+  state.image ||= images[0]?.id ?? "";
+  showServer();
+  showControls();
+  showImages();
+  if (!state.task) return tell(new Refused("This server has no task: start it with a model bank.", 0));
+  if (!images.length) return tell(new Refused("There is no image in this server's datastore yet: add one, then reload this page.", 0));
+  return show();
+}
+
+function showServer() {
+  const where = status.site ? `Site ${status.site}` : "An outside site: it took no part in training";
+  find("where").textContent = where;
+  find("tasks").replaceChildren(...status.tasks.map(describeTask));
+}
+
+function describeTask(task) {
+  const box = make("article", { className: "task" }, make("h3", {}, task.name, " ", make("span", { className: "soft" }, task.description)));
+  if (task.error) box.append(make("p", { className: "problem" }, task.error));
+  if (!task.entries) return box;
+  const { kind, reason, metrics } = task.choice;
+  const scores = Object.entries(metrics ?? {}).map(([name, value]) => `${name} ${dice(value)}`).join(", ");
+  box.append(make("p", {},
+    "Asked for ", make("code", {}, task.name), ", this server answers with ", make("strong", {}, KINDS[kind] ?? kind),
+    ` (${reason}${scores ? `; validation Dice: ${scores}` : ""}). Asked for `, make("code", {}, `${task.name}_routed`),
+    ", it mixes all experts below anew for each image."));
+  const rows = task.entries.map((entry) => make("tr", {},
+    make("th", { scope: "row" }, entry.name), make("td", {}, entry.role === "global" ? "global model" : "personalized model"),
+    make("td", { className: "number" }, String(entry.round_index)), make("td", { className: "number" }, String(entry.samples)),
+    make("td", { className: "number" }, dice(entry.metrics.dice)), make("td", { className: "number" }, dice(entry.metrics.dice_global))));
+  const heads = ["Expert", "Role", "Round", "Training images", "Validation Dice", "Global model there"];
+  const head = make("tr", {}, ...heads.map((text, index) => make("th", { scope: "col", className: index > 1 ? "number" : "" }, text)));
+  const caption = make("p", {}, make("small", {}, `Bank version ${task.bank} of federation ${task.federation}, made ${task.created.replace("T", " ").slice(0, 16)} UTC`));
+  box.append(caption, make("div", { className: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))));
+  return box;
+}
+
+function showControls() {
+  find("task").replaceChildren(...status.tasks.map((task) => make("option", { value: task.name }, task.name)));
+  find("task").value = state.task;
+  find("task-box").hidden = status.tasks.length < 2;
+  find("models").replaceChildren(...status.models.map((model) => make("label", { title: MODELS[model][1] },
+    make("input", { type: "radio", name: "model", value: model, checked: model === state.model, onchange: () => change({ model }) }),
+    make("span", {}, MODELS[model][0]))));
+  const nothing = make("option", { value: "" }, "nothing");
+  find("beside").replaceChildren(nothing, ...status.models.map((model) => make("option", { value: model }, MODELS[model][0])));
+  find("beside").value = state.beside;
+}
+
+function showImages() {
+  const wanted = find("filter").value.trim().toLowerCase();
+  const matching = images.filter((image) => image.id.toLowerCase().includes(wanted));
+  const rows = matching.map((image) => {
+    const mark = image.is_labeled ? make("span", { className: "tag" }, "labeled") : null;
+    const button = make("button", { type: "button", onclick: () => change({ image: image.id, slice: null }) }, make("span", {}, image.id), mark);
+    button.setAttribute("aria-current", String(image.id === state.image));
+    return make("li", {}, button);
+  });
+  find("images").querySelector("ul").replaceChildren(...rows);
+  const count = images.filter((image) => image.is_labeled).length;
+  find("count").textContent = `${plural(images.length, "image")}, ${count} labeled`;
+}
+
+// ---- one image ----
+
+function change(values) {
+  Object.assign(state, values);
+  if ("image" in values) {
+    for (const button of find("images").querySelectorAll("li button")) {
+      button.setAttribute("aria-current", String(button.firstChild.textContent === state.image));
+    }
+  }
+  show();
+}
+
+const about = (model) => ({ task: state.task, image: state.image, model });
+
+async function show() {
+  const mine = ++shown;
+  const models = [state.model, ...(state.beside && state.beside !== state.model ? [state.beside] : [])];
+  const address = new URLSearchParams({ task: state.task, image: state.image, model: state.model, beside: state.beside });
+  history.replaceState(null, "", `?${address}`);
+  tell(null);
+  find("image-title").textContent = state.image;
+  find("layers").hidden = true;
+  const figures = models.map((model) => {
+    const picture = make("img", { alt: "" });
+    const figure = make("figure", { className: "busy" }, picture, make("figcaption", {}, make("strong", {}, MODELS[model][0]), ` ${MODELS[model][1]}`));
+    return { model, figure, picture, pictures: new Map() };
+  });
+  pictures.forEach((address) => URL.revokeObjectURL(address));
+  pictures = [];
+  find("figures").replaceChildren(...figures.map(({ figure }) => figure));
+  find("knowledge").replaceChildren();
+  find("result").replaceChildren();
+  find("labels").replaceChildren();
+  try {
+    for (const one of figures) {
+      work(`Computing: ${MODELS[one.model][0].toLowerCase()}. A first answer takes a few seconds, a volume longer.`);
+      one.answer = await loadJson("answer", about(one.model));
+      if (mine !== shown) return;
+      if (one === figures[0]) showAnswer(one.answer, figures);
+      await draw(one);
+      if (mine !== shown) return;
+    }
+    showLabels(figures);
+    work("");
+    if (state.model === "routed") await showLayers(mine);
+  } catch (problem) {
+    if (mine !== shown) return;
+    work("");
+    for (const { figure } of figures.filter((one) => !one.picture.src)) figure.remove();
+    find("slider").hidden = !figures[0].answer || figures[0].answer.slices < 2;
+    tell(problem);
+  }
+}
+
+function work(text) {
+  find("state").textContent = text;
+  find("state").classList.toggle("working", Boolean(text));
+}
+
+async function draw(one) {
+  const slice = state.slice ?? one.answer.best_slice;
+  const key = `${slice} ${state.reference}`;
+  one.wanted = key;
+  if (!one.pictures.has(key)) {
+    one.pictures.set(key, loadPicture("overlay.png", { ...about(one.model), slice, reference: state.reference }));
+  }
+  const address = await one.pictures.get(key);
+  if (one.wanted !== key) return;
+  one.picture.src = address;
+  one.picture.alt = `${state.image}, slice ${slice + 1} of ${one.answer.slices}, with the mask of the ${one.model} model outlined`;
+  one.figure.classList.remove("busy");
+}
+
+function showAnswer(answer, figures) {
+  const isVolume = answer.slices > 1;
+  state.slice = Math.min(state.slice ?? answer.best_slice, answer.slices - 1);
+  find("slider").hidden = !isVolume;
+  for (const { figure } of figures) {
+    if (isVolume) figure.append(make("span", { className: "side left", title: "the patient's right" }, "R"), make("span", { className: "side right", title: "the patient's left" }, "L"));
+  }
+  const slider = find("slice");
+  slider.max = answer.slices - 1;
+  slider.value = state.slice;
+  const say = () => { find("slice-text").textContent = `${Number(slider.value) + 1} of ${answer.slices}`; };
+  say();
+  const redraw = () => {
+    state.slice = Number(slider.value);
+    say();
+    for (const one of figures) if (one.answer) draw(one).catch(tell);
+  };
+  slider.oninput = redraw;
+  find("reference").onchange = () => { state.reference = find("reference").checked; redraw(); };
+  find("reference-box").hidden = !answer.reference.is_there;
+  if (!answer.reference.is_there) state.reference = find("reference").checked = false;
+  showKnowledge(answer);
+  showResult(answer);
+}
+
+function showKnowledge(answer) {
+  const weights = Object.entries(answer.params.routing_weights ?? {});
+  const box = find("knowledge");
+  box.replaceChildren(make("h2", {}, "Whose knowledge made this mask"));
+  if (!weights.length) {
+    const kind = answer.params.model;
+    const who = { global: "every inside site, by the federation's one model", average: "every expert of the bank, each with the same weight" };
+    box.append(make("p", {}, who[kind] ?? `${status.site ?? "this site"}: ${KINDS[kind] ?? kind}`));
+    if (answer.params.reason && answer.model === "site") box.append(make("p", {}, make("small", {}, answer.params.reason)));
+    return;
+  }
+  const even = 1 / weights.length;
+  const reach = Math.max(2 * even, ...weights.map(([, share]) => share));
+  const bars = weights.map(([name, share]) => {
+    const fill = make("div", { className: "fill" });
+    fill.style.width = `${(100 * share) / reach}%`;
+    const mark = make("div", { className: "mark" });
+    mark.style.left = `${(100 * even) / reach}%`;
+    const away = 100 * (share - even);
+    const text = `${percent(share)} (${away < 0 ? "−" : "+"}${Math.abs(away).toFixed(1)})`;
+    return make("div", {}, make("div", { className: "name" }, make("span", {}, name), make("span", {}, text)), make("div", { className: "track", ariaHidden: "true" }, fill, mark));
+  });
+  box.append(make("div", { className: "bars" }, ...bars));
+  if (answer.params.is_adapted === false) box.append(make("p", {}, "Adaptation was not kept for this image: every expert counts the same."));
+  box.append(make("p", {}, make("small", {}, `Mean over the layers. The mark, and the number in brackets, compare with the uniform average (${percent(even)}).`)));
+}
+
+function showResult(answer) {
+  const { params } = answer;
+  const facts = [];
+  const fact = (name, value) => { if (value != null) facts.push(make("dt", {}, name), make("dd", {}, value)); };
+  fact("Answered by", KINDS[params.model] ?? params.model);
+  if (params.is_adapted != null) fact("Adaptation", params.is_adapted ? "kept" : "not kept: the start was better");
+  if (params.share != null) fact("Image's own statistics", `${Math.round(100 * params.share)} %`);
+  fact("From file to mask", `${params.seconds.toFixed(1)} s`);
+  fact("Bank version", params.bank);
+  const box = find("result");
+  box.replaceChildren();
+  if (params.quality != null) {
+    box.append(make("h2", {}, "Quality score"), make("p", { className: "big" }, params.quality.toFixed(2)),
+      make("p", {}, make("small", {}, "How well the experts agree with this mask, 0 to 1. It needs no label; a low score asks for a closer look, a high one is no proof.")));
+  } else {
+    box.append(make("h2", {}, "This answer"));
+  }
+  const list = make("dl", { className: "facts" }, ...facts);
+  box.append(list);
+}
+
+function showLabels(figures) {
+  const answers = figures.map((one) => one.answer);
+  const [{ labels, reference }] = answers;
+  const row = (head, values) => make("tr", {}, make("th", { scope: "row" }, ...head), ...values.map((value) => make("td", { className: "number" }, value)));
+  const rows = labels.map((label, index) => {
+    const swatch = make("span", { className: "swatch" });
+    swatch.style.background = label.color;
+    return row([swatch, `${label.name}, ${label.unit}`], answers.map((answer) => answer.labels[index].amount.toFixed(1)));
+  });
+  for (const region of Object.keys(reference.dice)) {
+    const swatch = make("span", { className: "swatch dashed" });
+    rows.push(row([swatch, `${region}, Dice with the clinician's label`], answers.map((answer) => dice(answer.reference.dice[region]))));
+  }
+  const heads = ["", ...figures.map((one) => MODELS[one.model][0])].map((text, index) => make("th", { scope: "col", className: index ? "number" : "" }, text));
+  find("labels").replaceChildren(make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows)));
+  if (reference.problem) find("labels").append(make("p", { className: "soft" }, `This image's label cannot be compared: ${reference.problem}`));
+}
+
+async function showLayers(mine) {
+  const picture = await loadPicture("routing.png", { task: state.task, image: state.image });
+  if (mine !== shown) return;
+  find("heat-map").src = picture;
+  find("heat-map").alt = "Table of layers and experts: the share of each expert, colored by its difference from the uniform average";
+  find("layers").hidden = false;
+}
+
+// ---- wiring ----
+
+find("filter").oninput = showImages;
+find("task").onchange = (event) => change({ task: event.target.value, slice: null });
+find("beside").onchange = (event) => change({ beside: event.target.value });
+find("signin").querySelector("form").onsubmit = async (event) => {
+  event.preventDefault();
+  try {
+    const response = await fetch("auth/token", { method: "POST", body: new URLSearchParams(new FormData(event.target)) });
+    if (!response.ok) throw new Refused("Sign-in failed: check user name and password.", 401);
+    token = (await response.json()).access_token;
+    sessionStorage.setItem("iopfl-token", token);
+    await start();
+  } catch (problem) {
+    tell(problem instanceof Refused ? problem : new Refused("The sign-in service does not answer.", 401));
+  }
+};
+start();

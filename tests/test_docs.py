@@ -1,0 +1,255 @@
+"""The documents tell the truth: commands, options, paths, links, names and messages in them exist."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import re
+import shlex
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fl_bridge import cli as bridge_cli
+from iopfl import cli
+from iopfl.core.manifest import BankEntry, Manifest, Role
+from iopfl.core.networks import build_network
+from iopfl.core.task import builtin_tasks, read_task
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, ROOT / "sample-datasets" / "README.md"]
+ALL = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "sample-datasets").rglob("*.md"))]
+TEXT = {page: page.read_text(encoding="utf-8") for page in ALL}
+
+OURS = ("apps/", "benchmarks/", "docs/", "fl_bridge/", "sample-datasets/", "scripts/", "tests/")
+FOREIGN_OPTIONS = {"--app", "--uvicorn_app", "--conf", "--studies"}
+"""Of MONAI Label's `start_server`."""
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    bridge = getattr(bridge_cli, "build_parser", None) or bridge_cli._build_parser
+    return {"iopfl": cli.build_parser(), "fl-bridge": bridge()}
+
+
+def actions_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return next((dict(a.choices) for a in parser._actions if isinstance(a, argparse._SubParsersAction)), {})
+
+
+def leaves(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Every command that does something, with its words: `iopfl bank show`."""
+    below = actions_of(parser)
+    if not below:
+        yield name, parser
+    for word, action in below.items():
+        yield from leaves(f"{name} {word}", action)
+
+
+PARSERS = parsers()
+LEAVES = {name: parser for root, top in PARSERS.items() for name, parser in leaves(root, top)}
+OPTIONS = {option for parser in [*PARSERS.values(), *LEAVES.values()] for option in parser._option_string_actions}
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [content for language, content in found if language in languages]
+
+
+def commands(first: str) -> list[object]:
+    lines = [
+        (page, line) for page in TEXT for block in blocks(TEXT[page], "", "sh", "bash") for line in block.splitlines()
+    ]
+    return [pytest.param(line, id=f"{page.name}: {line}") for page, line in lines if line.startswith(f"{first} ")]
+
+
+def inline(text: str) -> list[str]:
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", prose)
+
+
+def slugs(text: str) -> set[str]:
+    """Anchors that a page's headings get where Markdown is shown."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    heads = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def resolve(name: str) -> object:
+    """A dotted name, of a module or of something in one."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        with contextlib.suppress(ModuleNotFoundError):
+            found = importlib.import_module(".".join(parts[:length]))
+            for attribute in parts[length:]:
+                found = getattr(found, attribute)
+            return found
+    raise ModuleNotFoundError(name)
+
+
+@pytest.mark.parametrize("line", [*commands("iopfl"), *commands("fl-bridge")])
+def test_a_documented_command_is_taken_as_it_stands(line):
+    words = shlex.split(line, comments=True)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            PARSERS[words[0]].parse_args(words[1:])
+    except SystemExit:
+        pytest.fail(f"{line}\n{said.getvalue()}")
+
+
+@pytest.mark.parametrize("line", commands("make"))
+def test_a_documented_target_and_its_variables_exist(line):
+    makefile = (ROOT / "Makefile").read_text()
+    environment = re.findall(r"\$\{([A-Z]+):-", (ROOT / "scripts" / "setup.sh").read_text())
+    known = {*re.findall(r"^([A-Z]+) \?=", makefile, flags=re.MULTILINE), *environment}
+    for word in shlex.split(line, comments=True)[1:]:
+        name, is_variable, _ = word.partition("=")
+        assert name in known if is_variable else re.search(rf"^{name}:.*##", makefile, flags=re.MULTILINE), word
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
+def test_commands_and_options_in_the_prose_exist(page):
+    for code in inline(TEXT[page]):
+        words = code.split()
+        parser = PARSERS.get(words[0])
+        for word in words[1:]:
+            below = actions_of(parser) if parser else {}
+            if below and re.fullmatch(r"[a-z-]+", word):
+                assert word in below or word.startswith("--"), f"{code}: no {word}"
+                parser = below.get(word, parser)
+        mine = OPTIONS if parser is None else set(parser._option_string_actions)
+        for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
+            assert option in mine | FOREIGN_OPTIONS, f"{page.name}: {code}: no option {option}"
+
+
+def test_every_command_is_documented_and_has_help():
+    text = "\n".join(TEXT[page] for page in PAGES)
+    assert [name for name in LEAVES if not re.search(rf"(?<![\w-]){name}(?![\w-])", text)] == []
+    assert [
+        name for name, parser in LEAVES.items() if not (parser.description and "example" in str(parser.epilog))
+    ] == []
+    targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert [target for target in targets if target != "help" and f"make {target}" not in text] == []
+
+
+def test_every_option_of_a_federation_is_in_its_table():
+    listed = set(re.findall(r"^\| `(--[a-z]+)", TEXT[ROOT / "docs" / "federation.md"], flags=re.MULTILINE))
+    there = {option for option in LEAVES["fl-bridge simulate"]._option_string_actions if option.startswith("--")}
+    assert listed == there - {"--help"}
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    prose = re.sub(r"^```.*?^```", "", TEXT[page], flags=re.MULTILINE | re.DOTALL)
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)\s]*)?\)", prose):
+        if target.startswith("http"):
+            continue
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor[1:] in slugs(file.read_text(encoding="utf-8")), f"{page.name}: {target}{anchor}"
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
+def test_paths_exist(page):
+    words = [word for code in [*inline(TEXT[page]), *blocks(TEXT[page], "", "sh", "bash")] for word in code.split()]
+    for word in words:
+        path = word.strip(".,;:'\"")
+        if not path.startswith(OURS):
+            continue
+        before, _, rest = path.partition("{")
+        inner, _, after = rest.partition("}")
+        for part in inner.split(","):
+            assert (ROOT / f"{before}{part}{after}").exists(), f"{page.name}: {word}"
+
+
+def test_every_page_of_docs_is_linked_from_another():
+    linked = {
+        (page.parent / target).resolve()
+        for page in ALL
+        for target in re.findall(r"\]\(([^)#\s]+)", TEXT[page])
+        if not target.startswith("http")
+    }
+    assert [page.name for page in DOCS if page not in linked] == []
+    ET.parse(ROOT / "docs" / "overview.svg")
+
+
+def test_the_readmes_task_is_one(tmp_path):
+    (example,) = blocks(TEXT[ROOT / "README.md"], "yaml")
+    file = tmp_path / "example.yaml"
+    file.write_text(example, encoding="utf-8")
+    task = read_task(file)
+    build_network(task)
+    assert f"--task {task.name}.yaml" in TEXT[ROOT / "README.md"]
+    assert [name for name in builtin_tasks() if f"`{name}`" not in TEXT[ROOT / "README.md"]] == []
+
+
+def test_the_readmes_map_from_paper_to_code_resolves():
+    _, _, table = TEXT[ROOT / "README.md"].partition("| paper | module | function |")
+    rows = re.findall(r"^\| [^|`]+ \| `([\w.]+)` \| `([\w.]+)` \|$", table, flags=re.MULTILINE)
+    assert len(rows) > 10
+    for module, name in rows:
+        assert callable(resolve(f"{module}.{name}")), f"{module}.{name}"
+
+
+def test_the_names_on_the_algorithms_page_resolve():
+    names = [code for code in inline(TEXT[ROOT / "docs" / "algorithm.md"]) if re.fullmatch(r"[a-z_]+(\.\w+)*", code)]
+    assert len(names) > 20
+    for name in names:
+        resolve(name if name.startswith(("iopfl", "fl_bridge")) else f"iopfl.core.{name}")
+
+
+def test_the_settings_that_the_algorithms_page_gives_are_the_defaults():
+    task = read_task("vessel")
+    given = (task.training.alpha, task.adaptation.shares, task.adaptation.steps, task.adaptation.max_instances)
+    assert given == (0.1, (0.0, 0.5, 1.0), 1, 3)
+    assert (task.adaptation.target_views, task.adaptation.max_views, task.adaptation.seconds) == (4, 8, 20.0)
+    assert task.training.min_labels == 5
+
+
+def test_the_banks_format_names_every_field():
+    _, _, section = TEXT[ROOT / "README.md"].partition("## Bank format")
+    entry = BankEntry("a", Role.PERSONALIZED, 0, 1, {}, "a.safetensors", "0" * 64)
+    manifest = Manifest(1, "2026-01-01T00:00:00+00:00", "f", read_task("vessel"), (entry,), "\u00e9", "s")
+    values = json.loads(manifest.to_json())
+    for key in [*values, *values["entries"][0]]:
+        assert f"`{key}`" in section, key
+    signature = values.pop("signature")
+    # Rule 8, as somebody would write it who has read nothing but the README.
+    assert (
+        json.dumps(values, sort_keys=True, separators=(", ", ": "), ensure_ascii=True).encode()
+        == manifest.signed_content()
+    )
+    assert signature == "s" and manifest.signed_content().isascii()
+
+
+def test_the_messages_that_administrators_look_up_are_said_somewhere():
+    sources = [*(ROOT / "apps").rglob("*.py"), *(ROOT / "fl_bridge").rglob("*.py")]
+    said = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text(encoding="utf-8") for path in sources))
+    _, _, table = TEXT[ROOT / "docs" / "site-administrator.md"].partition("## Messages")
+    messages = re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE)
+    assert len(messages) > 10
+    assert [message for message in messages if message not in said] == []
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in ALL if "sample-datasets" not in page.parts], ids=lambda page: page.name
+)
+def test_no_results_and_no_one_machines_paths_are_quoted(page):
+    text = TEXT[page]
+    assert not re.search(r"(?i)(dice|hd95|assd|accuracy)[^\n|]{0,40}\b\d+\.\d{2,}", text)
+    assert "±" not in text
+    assert not re.search(r"(?<![\w.~])/(tmp|root|home|work)/", text)
+    assert not re.search(r"(?i)pypi|artifactory", text)
+
+
+def test_the_license_is_whole_and_the_notice_is_there():
+    license_text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in license_text and "Version 2.0, January 2004" in license_text
+    assert "APPENDIX: How to apply the Apache License" in license_text
+    assert TEXT[ROOT / "README.md"].count("not for clinical use") >= 2

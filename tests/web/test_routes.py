@@ -1,0 +1,181 @@
+"""The page's routes, through the HTTP interface, with real banks and images."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from http import HTTPStatus
+
+import pytest
+from PIL import Image
+
+from iopfl.core.predictor import Predictor
+from iopfl.web import routes
+from iopfl.web.answers import Answers
+
+ANSWER = "/iopfl/answer"
+PICTURE = {"task": "fundus", "image": "eye1"}
+VOLUME = {"task": "gland", "image": "scan"}
+
+
+def open_png(response) -> Image.Image:
+    assert response.status_code == HTTPStatus.OK, response.text
+    assert response.headers["content-type"] == "image/png"
+    return Image.open(io.BytesIO(response.content))
+
+
+def test_the_page_and_all_it_names_come_from_this_server(client):
+    page = client.get("/")
+    assert page.status_code == HTTPStatus.OK
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    named = re.findall(r'(?:href|src)="(iopfl/static/[^"]+)"', page.text)
+    assert len(named) == 3
+    for name in named:
+        found = client.get(f"/{name}")
+        assert found.status_code == HTTPStatus.OK
+        assert not re.search(r"https?://", found.text)
+    assert not re.search(r"https?://", page.text)
+    assert client.get("/iopfl/static/routes.py").status_code == HTTPStatus.NOT_FOUND
+    assert client.get("/iopfl/static/..%2froutes.py").status_code == HTTPStatus.NOT_FOUND
+
+
+def test_status_says_who_knows_what(client):
+    status = client.get("/iopfl/status").json()
+    assert status["site"] == "north"
+    fundus = next(task for task in status["tasks"] if task["name"] == "fundus")
+    assert [entry["name"] for entry in fundus["entries"]] == ["global", "north", "south"]
+    assert fundus["choice"]["kind"] == "personalized"
+    assert len({label["color"] for label in fundus["labels"]}) == 2
+
+
+def test_status_survives_a_task_whose_bank_is_broken(client, app, monkeypatch):
+    from iopfl.core.errors import BankError
+
+    def describe(name):
+        raise BankError(f"bank of {name}: checksum")
+
+    monkeypatch.setattr(app.models, "describe", describe)
+    assert "checksum" in client.get("/iopfl/status").json()["tasks"][0]["error"]
+
+
+def test_images_are_listed_with_their_labels(client):
+    images = client.get("/iopfl/images").json()["images"]
+    assert {image["id"]: image["is_labeled"] for image in images} == {
+        "broken": False, "eye1": True, "eye2": False, "scan": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "kind"), [("routed", "routed"), ("site", "personalized"), ("global", "global")])
+def test_an_answer_says_which_model_it_came_from(client, model, kind):
+    answer = client.get(ANSWER, params={**PICTURE, "model": model}).json()
+    assert answer["params"]["model"] == kind
+    assert answer["slices"] == 1
+    assert [label["name"] for label in answer["labels"]] == ["rim", "cup"]
+    assert set(answer["reference"]["dice"]) == {"disc", "cup"}
+    assert ("quality" in answer["params"]) == (kind == "routed")
+
+
+def test_routing_weights_are_shares_of_the_experts(client):
+    answer = client.get(ANSWER, params=VOLUME).json()
+    assert list(answer["params"]["routing_weights"]) == ["global", "north", "south"]
+    assert sum(answer["params"]["routing_weights"].values()) == pytest.approx(1, abs=1e-3)
+    assert all(len(layer["weights"]) == 3 for layer in answer["layers"])
+    assert answer["slices"] == 5
+    assert answer["labels"][0]["unit"] == "mL"
+    assert open_png(client.get("/iopfl/routing.png", params=VOLUME)).width > 200
+
+
+def test_every_slice_of_a_volume_has_a_picture_in_its_proportions(client):
+    pictures = [open_png(client.get("/iopfl/overlay.png", params={**VOLUME, "slice": z})) for z in range(5)]
+    assert pictures[0].tobytes() != pictures[1].tobytes()
+    width, height = pictures[0].size  # 24 pixels of 1 mm by 30 of 0.5 mm
+    assert width / height == pytest.approx(24 / 15, rel=0.01)
+    outside = client.get("/iopfl/overlay.png", params={**VOLUME, "slice": 5})
+    assert outside.status_code == HTTPStatus.BAD_REQUEST
+    assert "slices 0 to 4" in outside.json()["detail"]
+
+
+def test_the_clinicians_label_is_drawn_when_asked_for(client):
+    plain = open_png(client.get("/iopfl/overlay.png", params=PICTURE))
+    compared = open_png(client.get("/iopfl/overlay.png", params={**PICTURE, "reference": True}))
+    assert plain.tobytes() != compared.tobytes()
+
+
+def test_a_label_for_another_task_is_explained(client):
+    answer = client.get(ANSWER, params={"task": "gland", "image": "eye1", "model": "global"}).json()
+    assert not answer["reference"]["is_there"]
+    assert "the label holds" in answer["reference"]["problem"]
+
+
+def test_each_answer_is_computed_once_and_anew_for_a_new_bank(client, app):
+    for _ in range(2):
+        client.get(ANSWER, params=PICTURE)
+        client.get("/iopfl/overlay.png", params=PICTURE)
+        client.get("/iopfl/routing.png", params=PICTURE)
+    assert app.models.computed == [("fundus", "routed")]
+    old = app.models.predictors["fundus"]
+    app.models.predictors["fundus"] = Predictor(old.bank, site="south")
+    assert client.get(ANSWER, params={**PICTURE, "model": "site"}).json()["params"]["model"] == "personalized"
+    client.get(ANSWER, params=PICTURE)
+    assert app.models.computed == [("fundus", "routed")]  # the new predictor, not the old one's answer, was asked
+
+
+def test_what_is_kept_is_bounded(client, app, monkeypatch):
+    monkeypatch.setattr(routes, "answers", Answers(kept_bytes=1))
+    for image in ("eye1", "eye2", "eye1"):
+        client.get(ANSWER, params={"task": "fundus", "image": image, "model": "global"})
+    assert app.models.computed == [("fundus", "global")] * 3
+
+
+def test_a_server_with_too_much_to_do_says_so(client, monkeypatch):
+    monkeypatch.setattr(routes, "answers", Answers(waiting=0))
+    refused = client.get(ANSWER, params=PICTURE)
+    assert refused.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+    assert "try again" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "message"),
+    [
+        ({"task": "liver"}, 404, "no task 'liver'"),
+        ({"image": "eye9"}, 404, "no image 'eye9'"),
+        ({"image": "../labels/final/eye1"}, 404, "no image"),
+        ({"image": "/etc/passwd"}, 404, "no image"),
+        ({"image": "eye1.png"}, 404, "no image"),
+        ({"model": "best"}, 400, "expected one of routed, site, global, average"),
+        ({"image": "broken"}, 422, "cannot be read as an image"),
+    ],
+)
+@pytest.mark.parametrize("route", [ANSWER, "/iopfl/overlay.png"])
+def test_what_does_not_exist_is_refused_by_name(client, route, changed, status, message):
+    refused = client.get(route, params={**PICTURE, **changed})
+    assert refused.status_code == status
+    assert message in refused.json()["detail"]
+
+
+def test_only_the_data_asks_who_reads_it():
+    """The page itself holds nothing of a patient; with MONAI Label's sign-in on, its routes ask for a user."""
+    assert all(route.dependant.dependencies for route in routes.data.routes)
+    assert not any(route.dependant.dependencies for route in routes.pages.routes)
+
+
+def test_patients_images_stay_out_of_caches(client):
+    for route in ("/iopfl/status", "/iopfl/images"):
+        assert client.get(route).headers["cache-control"] == "no-store"
+    assert client.get("/iopfl/overlay.png", params=PICTURE).headers["cache-control"] == "no-store"
+
+
+def test_figures_that_are_undefined_become_null(client, app, monkeypatch):
+    describe = app.models.describe
+    broken = {"choice": {"kind": "global", "reason": "", "metrics": {"global": float("nan")}}}
+    monkeypatch.setattr(app.models, "describe", lambda name: describe(name) | broken)
+    assert client.get("/iopfl/status").json()["tasks"][0]["choice"]["metrics"] == {"global": None}
+
+
+def test_models_of_a_site_outside_the_bank(client, app):
+    bank = app.models.predictors["fundus"].bank
+    app.models.predictors["fundus"] = Predictor(bank, site=None, task=replace(bank.task, description="own"))
+    answer = client.get(ANSWER, params={**PICTURE, "model": "site"}).json()
+    assert answer["params"]["model"] == "global"
+    assert "no model of this site's own" in answer["params"]["reason"]
