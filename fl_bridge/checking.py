@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fl_bridge.exchange import Order
 from iopfl.core.errors import ConfigError, WeightsError
+from iopfl.core.order import Order
 from iopfl.core.weights import Weights, check_weights, distance
 
 MAX_SAMPLES = 10_000_000

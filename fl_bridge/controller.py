@@ -25,7 +25,6 @@ from fl_bridge.exchange import (
     SITS_OUT_HEADER,
     TASK_SHARE,
     TASK_TRAIN,
-    Order,
     complete,
     floating,
     from_params,
@@ -34,6 +33,7 @@ from fl_bridge.exchange import (
 from fl_bridge.persistor import FederationPersistor, FederationState
 from iopfl.core.bank import Model, Role, save_bank
 from iopfl.core.errors import IOPFLError, TrainingError, WeightsError
+from iopfl.core.order import Order
 from iopfl.core.signing import Keyring
 from iopfl.core.weights import Weights, average, check_weights
 

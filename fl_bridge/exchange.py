@@ -9,13 +9,12 @@ stock filters expect; integer buffers (counters) never leave a site.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from iopfl.core.errors import ConfigError, WeightsError
+from iopfl.core.errors import WeightsError
 from iopfl.core.weights import Weights
 
 TASK_TRAIN = "train"
@@ -25,39 +24,6 @@ REASON_HEADER = "fl_bridge.reason"
 """Why a site gives no answer, one plain line."""
 SITS_OUT_HEADER = "fl_bridge.sits_out"
 """True where that is no fault, e.g. too few labels."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a round is known by; a site answers the same order twice with the same answer.
-
-    Attributes:
-        federation: id of the federation.
-        round_index: from 0.
-        base_hash: of the global weights as the controller holds them. It names them; a filter on the
-            way (quantization) may change the values that arrive.
-    """
-
-    federation: str
-    round_index: int
-    base_hash: str
-
-    def to_meta(self) -> dict[str, Any]:
-        """As `FLModel.meta` carries it."""
-        return {"federation": self.federation, "round_index": self.round_index, "base_hash": self.base_hash}
-
-    @classmethod
-    def from_meta(cls, meta: Mapping[str, Any]) -> Order:
-        """Read what `to_meta` wrote.
-
-        Raises:
-            ConfigError: it is not an order.
-        """
-        federation, round_index, base_hash = (meta.get(key) for key in ("federation", "round_index", "base_hash"))
-        if not (isinstance(federation, str) and type(round_index) is int and isinstance(base_hash, str)):
-            given = (federation, round_index, base_hash)
-            raise ConfigError(f"expected federation, round_index and base_hash, given {given}: update the bridge there")
-        return cls(federation, round_index, base_hash)
 
 
 def to_params(weights: Mapping[str, torch.Tensor], *, integers: bool) -> dict[str, np.ndarray]:

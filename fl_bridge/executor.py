@@ -20,13 +20,13 @@ from fl_bridge.exchange import (
     SITS_OUT_HEADER,
     TASK_SHARE,
     TASK_TRAIN,
-    Order,
     floating,
     from_params,
     to_params,
 )
-from fl_bridge.trainer import SiteTrainer, SitsOutError
-from iopfl.core.errors import CancelledError, DatasetError, IOPFLError, SeriesError, TooFewLabelsError
+from fl_bridge.trainer import SiteTrainer
+from iopfl.core.errors import CancelledError, SitsOutError
+from iopfl.core.order import Order, Refusal
 from iopfl.core.weights import Weights
 
 
@@ -52,18 +52,11 @@ class SiteExecutor(Executor):
             return self._answer(task_name, shareable, abort_signal)
         except CancelledError:
             return make_reply(ReturnCode.TASK_ABORTED)
-        except (TooFewLabelsError, SitsOutError) as error:
-            return _decline(str(error), sits_out=True)
-        except (SeriesError, DatasetError) as error:
-            # The message may name a file, and a file name a patient: it stays at the site.
-            self.log_exception(fl_ctx, f"{task_name}: {error}")
-            return _decline(f"images or labels cannot be read ({type(error).__name__}); the site's own log says which")
-        except IOPFLError as error:
-            self.log_exception(fl_ctx, f"{task_name}: {error}")
-            return _decline(str(error))
         except Exception as error:
-            self.log_exception(fl_ctx, f"{task_name}: {error}")
-            return _decline(f"unexpected {type(error).__name__}; the site's own log has the details")
+            refusal = Refusal.of(error)
+            if not refusal.sits_out:
+                self.log_exception(fl_ctx, f"{task_name}: {error}")
+            return _decline(refusal)
 
     def _answer(self, task_name: str, shareable: Shareable, abort_signal: Signal) -> Shareable:
         if self._trainer is None:
@@ -92,8 +85,8 @@ def _reply(weights: Weights, params_type: ParamsType, meta: dict[str, object]) -
     return FLModelUtils.to_shareable(FLModel(params_type=params_type, params=params, meta=meta))
 
 
-def _decline(reason: str, *, sits_out: bool = False) -> Shareable:
+def _decline(refusal: Refusal) -> Shareable:
     reply = make_reply(ReturnCode.EXECUTION_RESULT_ERROR)
-    reply.set_header(REASON_HEADER, reason)
-    reply.set_header(SITS_OUT_HEADER, sits_out)
+    reply.set_header(REASON_HEADER, refusal.reason)
+    reply.set_header(SITS_OUT_HEADER, refusal.sits_out)
     return reply

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from fl_bridge.persistor import FederationState
-from fl_bridge.trainer import PROGRESS
+from iopfl.core.rounds import PROGRESS
 
 
 class Follower:

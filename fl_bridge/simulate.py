@@ -25,12 +25,13 @@ import yaml
 from fl_bridge.controller import RoundController
 from fl_bridge.following import Follower
 from fl_bridge.job import PACKAGES, build_job, flare_text, write_site_policy
-from fl_bridge.locks import try_hold
 from fl_bridge.persistor import RECORD, FederationState
 from fl_bridge.simulator import end_tree
-from fl_bridge.trainer import LOCAL, InProcessTrainer, SiteTrainer
+from fl_bridge.trainer import InProcessTrainer, SiteTrainer
 from iopfl.core.bank import ModelBank
 from iopfl.core.errors import BankError, ConfigError, DatasetError, TrainingError
+from iopfl.core.locks import try_hold
+from iopfl.core.rounds import LOCAL
 from iopfl.core.signing import default_keys
 from iopfl.core.sites import find_cases, find_sites, labeled, split_cases
 from iopfl.core.task import Task

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fl_bridge.checking import check_answer, check_update, find_outliers, keep_metrics
-from fl_bridge.exchange import Order, complete, floating, from_params, to_params
+from fl_bridge.exchange import complete, floating, from_params, to_params
 from iopfl.core.errors import WeightsError
+from iopfl.core.order import Order
 
 ORDER = Order("disk-1", 3, "abc")
 GLOBAL = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}

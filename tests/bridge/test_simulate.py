@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from fl_bridge.cli import main
-from fl_bridge.exchange import Order
-from fl_bridge.locks import try_hold
 from fl_bridge.persistor import FederationState
 from fl_bridge.simulate import run_federation, simulate
 from fl_bridge.trainer import InProcessTrainer
 from iopfl.core.bank import ModelBank, Role
 from iopfl.core.errors import ConfigError, DatasetError, TrainingError
+from iopfl.core.locks import try_hold
+from iopfl.core.order import Order
 from iopfl.core.signing import Keyring
 from iopfl.core.task import read_task
 from iopfl.core.weights import average, distance, read_weights

@@ -5,13 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from fl_bridge import trainer as trainer_module
-from fl_bridge.exchange import Order
-from fl_bridge.locks import hold_one, try_hold
-from fl_bridge.trainer import InProcessTrainer, SitsOutError
-from iopfl.core.errors import CancelledError, ConfigError, TooFewLabelsError, WeightsError
+from fl_bridge.trainer import InProcessTrainer
+from iopfl.core import rounds as rounds_module
+from iopfl.core.errors import CancelledError, ConfigError, SitsOutError, TooFewLabelsError, WeightsError
+from iopfl.core.locks import hold_one, try_hold
 from iopfl.core.networks import build_network
+from iopfl.core.order import Order
 from iopfl.core.personalization import PersonalizedModel
+from iopfl.core.rounds import SiteRounds
 from iopfl.core.weights import distance, hash_weights, read_weights, snapshot
 
 from .conftest import write_site
@@ -33,8 +34,8 @@ def build(data, task_file, tmp_path):
 def trained(monkeypatch):
     """How often a training ran."""
     calls = []
-    train = trainer_module.train
-    monkeypatch.setattr(trainer_module, "train", lambda *args, **kwargs: calls.append(1) or train(*args, **kwargs))
+    train = rounds_module.train
+    monkeypatch.setattr(rounds_module, "train", lambda *args, **kwargs: calls.append(1) or train(*args, **kwargs))
     return calls
 
 
@@ -69,7 +70,7 @@ def test_a_crash_between_two_writes_loses_and_doubles_nothing(build, global_weig
         if crash == "accumulate":
             patch.setattr(PersonalizedModel, "accumulate", fail)
         else:
-            patch.setattr(InProcessTrainer, "_validate", fail)
+            patch.setattr(SiteRounds, "_validate", fail)
         with pytest.raises(KeyboardInterrupt):
             disturbed.train(global_weights, order_of(global_weights, 1))
     again = build(state="b").train(global_weights, order_of(global_weights, 1))

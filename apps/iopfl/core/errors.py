@@ -46,6 +46,10 @@ class TooFewLabelsError(TrainingError):
     """There are fewer labels than the task asks for."""
 
 
+class SitsOutError(IOPFLError):
+    """The site takes no part in this round, and that is no fault."""
+
+
 class AdaptationError(IOPFLError):
     """Test-time adaptation cannot run on this series."""
 

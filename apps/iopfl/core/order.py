@@ -1,0 +1,101 @@
+"""What is ordered of a site in a round, and what it answers. Next: `rounds`, which does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from iopfl.core.errors import (
+    ConfigError,
+    DatasetError,
+    IOPFLError,
+    SeriesError,
+    SitsOutError,
+    TooFewLabelsError,
+)
+from iopfl.core.weights import Weights
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a round is known by; a site answers the same order twice with the same answer.
+
+    Attributes:
+        federation: id of the federation.
+        round_index: from 0.
+        base_hash: of the global weights as the controller holds them. It names them; a filter on the
+            way (quantization) may change the values that arrive.
+    """
+
+    federation: str
+    round_index: int
+    base_hash: str
+
+    def to_meta(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"federation": self.federation, "round_index": self.round_index, "base_hash": self.base_hash}
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> Order:
+        """Read what `to_meta` wrote.
+
+        Raises:
+            ConfigError: it is not an order.
+        """
+        federation, round_index, base_hash = (meta.get(key) for key in ("federation", "round_index", "base_hash"))
+        if not (isinstance(federation, str) and type(round_index) is int and isinstance(base_hash, str)):
+            given = (federation, round_index, base_hash)
+            raise ConfigError(f"expected federation, round_index and base_hash, given {given}: update the bridge there")
+        return cls(federation, round_index, base_hash)
+
+
+@dataclass(frozen=True)
+class SiteUpdate:
+    """A site's answer to a round.
+
+    Attributes:
+        weights: W_k, its local model; only the difference to the global weights leaves the site.
+        samples: instances (slices of a 2D task, images of a 3D one) it was trained on.
+        metrics: `loss`, `seconds`, and validation Dice: `dice` of the personalized model, `dice_local`,
+            `dice_global` of the weights the round began with. Missing where nothing could be validated.
+    """
+
+    weights: Weights
+    samples: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SharedModel:
+    """A site's personalized model on its way into the bank; `round_index` is the last accumulated."""
+
+    weights: Weights
+    round_index: int
+    samples: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a site gives no answer, in words that may leave it.
+
+    Attributes:
+        reason: one plain line.
+        sits_out: that is no fault.
+    """
+
+    reason: str
+    sits_out: bool = False
+
+    @classmethod
+    def of(cls, error: Exception) -> Refusal:
+        """What may be said of an error: a message may name a file, and a file name a patient."""
+        if isinstance(error, TooFewLabelsError | SitsOutError):
+            return cls(str(error), sits_out=True)
+        if isinstance(error, SeriesError | DatasetError):
+            what = f"images or labels cannot be read ({type(error).__name__})"
+            return cls(f"{what}; the site's own log says which")
+        if isinstance(error, IOPFLError):
+            return cls(str(error))
+        return cls(f"unexpected {type(error).__name__}; the site's own log has the details")

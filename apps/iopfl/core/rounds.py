@@ -1,0 +1,295 @@
+"""A site's part in a federation's rounds: train from the global weights, accumulate P_k, answer once.
+
+A site answers the same `Order` twice with the same answer: a lost reply, a
+crash or a restart must neither train nor accumulate a round twice. The same
+class runs in the simulator's client processes and in a label server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from iopfl.core.errors import ConfigError, SitsOutError, TooFewLabelsError, WeightsError
+from iopfl.core.locks import hold_one
+from iopfl.core.networks import build_network
+from iopfl.core.order import Order, SharedModel, SiteUpdate
+from iopfl.core.personalization import PersonalizedModel
+from iopfl.core.sites import Case, labeled
+from iopfl.core.task import Task
+from iopfl.core.training import LabeledImages, Progress, train, validate
+from iopfl.core.weights import Weights, check_weights, read_weights, snapshot, write_bytes, write_weights
+
+logger = logging.getLogger(__name__)
+
+LOCAL, PERSONALIZED, ROUND, PROGRESS = "local.safetensors", "personalized.safetensors", "round.json", "progress.json"
+_PROGRESS_SECONDS = 0.5
+
+
+class SiteRounds:
+    """A site's models in the federations it takes part in.
+
+    State of each federation, in `folder/<federation>/`: `local.safetensors`
+    (W_k and what it answers), `personalized.safetensors` (P_k), `round.json`
+    (the finished answer), written in this order, each whole or not at all.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        *,
+        site: str,
+        cases: Callable[[], Mapping[str, Sequence[Case]]],
+        device: str = "cpu",
+        seed: int = 0,
+        turns: Sequence[Path] = (),
+    ) -> None:
+        """Args:
+        folder: of the state.
+        task: what is segmented.
+        site: the site's name.
+        cases: the site's images as they are now, by split (`sites.split_cases`).
+        device: where to train.
+        seed: of training, together with the site's name and the round.
+        turns: lock files shared by the sites of one machine, one of which is held while training.
+        """
+        self._folder = folder
+        self._task = task
+        self._site = site
+        self._cases = cases
+        self._device = device
+        self._seed = seed
+        self._turns = list(turns)
+        self._images: dict[tuple[Any, ...], LabeledImages] = {}
+
+    def train(
+        self,
+        global_weights: Weights,
+        order: Order,
+        *,
+        min_new_labels: int = 0,
+        proximal_weight: float = 0.0,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> SiteUpdate:
+        """Train one round; an order that was answered before is answered from the state.
+
+        Args:
+            global_weights: W^t.
+            order: the round.
+            min_new_labels: labels drawn or changed since the last round trained here, without which it is sat out.
+            proximal_weight: of FedProx's term (`training.train`).
+            cancelled: asked often.
+
+        Raises:
+            TooFewLabelsError: fewer labels than the task's minimum.
+            SitsOutError: fewer new labels than asked.
+            WeightsError: the global weights are another network's.
+            CancelledError: `cancelled` said so.
+        """
+        with self._open(order.federation, cancelled) as folder:
+            _accumulate(folder, self._task.training.alpha)
+            finished = _read_record(folder)
+            kept = _read_local(folder)
+            if kept is None or kept[1]["order"] != order.to_meta():
+                if kept is not None:
+                    self._check_new_labels(kept[1].get("labels", []), min_new_labels)
+                kept = self._train(folder, global_weights, order, proximal_weight, cancelled)
+                _accumulate(folder, self._task.training.alpha)
+            weights, about = kept
+            if finished.get("order") != order.to_meta():
+                personalized = PersonalizedModel.load(folder / PERSONALIZED)
+                dice = self._validate_all(global_weights, weights, personalized.weights)
+                finished = {
+                    "order": about["order"],
+                    "samples": about["samples"],
+                    "metrics": {**about["metrics"], **dice},
+                }
+                write_bytes(folder / ROUND, json.dumps(finished).encode())
+            return SiteUpdate(weights, finished["samples"], finished["metrics"])
+
+    def personalized(
+        self, global_weights: Weights, order: Order, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> SharedModel:
+        """P_k, with the validation Dice of P_k, W_k and the given global weights.
+
+        Raises:
+            SitsOutError: the site has trained in no round of this federation.
+        """
+        with self._open(order.federation, cancelled) as folder:
+            _accumulate(folder, self._task.training.alpha)
+            kept = _read_local(folder)
+            if kept is None:
+                raise SitsOutError("has no personalized model: it trained in no round")
+            personalized = PersonalizedModel.load(folder / PERSONALIZED)
+            dice = self._validate_all(global_weights, kept[0], personalized.weights)
+            return SharedModel(personalized.weights, personalized.round_index, kept[1]["samples"], dice)
+
+    def _check_new_labels(self, trained_on: Sequence[str], asked: int) -> None:
+        """Count the labels to train on that the last round here had not, or had otherwise."""
+        new = len(set(self._label_marks()) - set(trained_on))
+        if new < asked:
+            raise SitsOutError(f"waiting for new labels ({new} of {asked})")
+
+    def _label_marks(self) -> list[str]:
+        """One mark a label to train on; it changes with the label, and names nothing."""
+        cases = labeled(self._cases()["train"])
+        return sorted(hashlib.sha256(f"{case.stem} {_stamp(case)}".encode()).hexdigest()[:16] for case in cases)
+
+    @contextlib.contextmanager
+    def _open(self, federation: str, cancelled: Callable[[], bool]) -> Iterator[Path]:
+        """This federation's folder, held by one process at a time, and a turn on this machine."""
+        folder = federation_folder(self._folder, federation)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(hold_one([folder / "lock"], cancelled=cancelled))
+            if self._turns:
+                stack.enter_context(hold_one(self._turns, cancelled=cancelled))
+            for stray in folder.glob(".*"):  # of a write that a crash cut off
+                stray.unlink()
+            yield folder
+
+    def _train(
+        self,
+        folder: Path,
+        global_weights: Weights,
+        order: Order,
+        proximal_weight: float,
+        cancelled: Callable[[], bool],
+    ) -> tuple[Weights, dict[str, Any]]:
+        """Train, and keep the local model with what it answers."""
+        marks = self._label_marks()
+        images = self._load("train")
+        network = build_network(self._task, seed=self._seed)
+        check_weights(global_weights, snapshot(network), what=f"global weights of round {order.round_index}")
+        network.load_state_dict(global_weights)
+        started = time.monotonic()
+        result = train(
+            network,
+            images,
+            seed=_derive_seed(self._seed, self._site, order.round_index),
+            device=self._device,
+            proximal_weight=proximal_weight,
+            progress=_report_to(folder / PROGRESS, order.round_index),
+            cancelled=cancelled,
+        )
+        metrics = {"loss": result.loss, "seconds": round(time.monotonic() - started, 3)}
+        about = {
+            "order": order.to_meta(),
+            "samples": len(images.instances),
+            "metrics": _finite(metrics),
+            "labels": marks,
+        }
+        write_weights(folder / LOCAL, result.weights, {"about": json.dumps(about)})
+        logger.info("%s: round %d: %d steps, loss %.3f", self._site, order.round_index, result.steps, result.loss)
+        return result.weights, about
+
+    def _validate_all(self, global_weights: Weights, local: Weights, personalized: Weights) -> dict[str, float]:
+        dice = {
+            "dice_global": self._validate(global_weights),
+            "dice_local": self._validate(local),
+            "dice": self._validate(personalized),
+        }
+        return _finite(dice)
+
+    def _validate(self, weights: Weights) -> float:
+        """Mean validation Dice of a model, or NaN without validation labels."""
+        try:
+            images = self._load("validation")
+        except TooFewLabelsError:
+            return math.nan
+        network = build_network(self._task)
+        network.load_state_dict(weights)
+        return validate(network, images, device=self._device)
+
+    def _load(self, part: str) -> LabeledImages:
+        """The labeled images of a split; read anew when images or labels have changed since."""
+        cases = labeled(self._cases()[part])
+        key = (part, *((case.stem, _stamp(case)) for case in cases))
+        if key not in self._images:
+            self._images = {other: images for other, images in self._images.items() if other[0] != part}
+            self._images[key] = LabeledImages(cases, self._task, minimum=1 if part == "validation" else None)
+        return self._images[key]
+
+
+def federation_folder(folder: Path, federation: str) -> Path:
+    """Where a site keeps what is of one federation.
+
+    Raises:
+        ConfigError: the id could be a path.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", federation):
+        raise ConfigError(f"expected a federation id of letters, digits, _ and -, given {federation!r}")
+    return folder / federation
+
+
+def read_answer(folder: Path, order: Order) -> dict[str, Any] | None:
+    """`samples` and `metrics` of a finished round; None while the order is not the one answered last."""
+    finished = _read_record(folder)
+    return finished if finished.get("order") == order.to_meta() else None
+
+
+def _accumulate(folder: Path, alpha: float) -> None:
+    """Bring P_k up to the local model that is kept; does nothing where it is."""
+    kept = _read_local(folder)
+    if kept is None:
+        return
+    weights, round_index, path = kept[0], kept[1]["order"]["round_index"], folder / PERSONALIZED
+    if not path.is_file():
+        PersonalizedModel.start(weights, round_index=round_index).save(path)
+        return
+    before = PersonalizedModel.load(path)
+    after = before.accumulate(weights, round_index=round_index, alpha=alpha)
+    if after is not before:
+        after.save(path)
+
+
+def _read_local(folder: Path) -> tuple[Weights, dict[str, Any]] | None:
+    """The local model that is kept and what it answers; None where there is none."""
+    if not (folder / LOCAL).is_file():
+        return None
+    weights, metadata = read_weights(folder / LOCAL)
+    if "about" not in metadata:
+        raise WeightsError(f"{LOCAL}: expected a local model of a round, found no order: move the file away")
+    return weights, json.loads(metadata["about"])
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / ROUND
+    return json.loads(path.read_bytes()) if path.is_file() else {}
+
+
+def _report_to(path: Path, round_index: int) -> Progress:
+    """A progress function that writes a small file now and then."""
+    last = -math.inf
+
+    def report(step: int, steps: int, loss: float) -> None:
+        nonlocal last
+        if step == steps or time.monotonic() - last > _PROGRESS_SECONDS:
+            last = time.monotonic()
+            values = {"round_index": round_index, "step": step, "steps": steps, "loss": loss}
+            write_bytes(path, json.dumps(values).encode())
+
+    return report
+
+
+def _derive_seed(seed: int, site: str, round_index: int) -> int:
+    """Seed of one site's training in one round: the same wherever and whenever it is run."""
+    digest = hashlib.sha256(f"{seed}/{site}/{round_index}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") // 2
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if math.isfinite(value)}
+
+
+def _stamp(case: Case) -> tuple[int, ...]:
+    files = [path for path in (case.image, case.label) if path is not None]
+    return tuple(stat for path in files for stat in (path.stat().st_mtime_ns, path.stat().st_size))
