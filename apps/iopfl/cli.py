@@ -76,7 +76,12 @@ def _add_serve(commands: Any) -> None:
         commands, "serve", _serve, "Start the label server for Slicer, OHIF and the page of our own.", example
     )
     add_arguments(parser)
-    parser.add_argument("--bank", type=Path, required=True, help="folder of a bank")
+    parser.add_argument(
+        "--bank",
+        type=Path,
+        required=True,
+        help="folder of a bank; one to come from a federation, with --site and --task",
+    )
     parser.add_argument("--task", help="task of the bank: a name or a YAML file (default: the bank's)")
     parser.add_argument("--site", default="", help="this site's name in the bank; none for an outside site")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
@@ -87,13 +92,16 @@ def _serve(arguments: Any) -> None:
     from dataclasses import replace
 
     from iopfl.core.bank import ModelBank
+    from iopfl.core.manifest import MANIFEST
     from iopfl.core.signing import Keyring
     from iopfl.core.task import read_task
     from iopfl.server import serve, settings_from
 
     # Opened here once, so that what is wrong is said in one line before anything listens.
     task = read_task(arguments.task) if arguments.task else None
-    ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))
+    awaited = bool(arguments.site and task) and not (arguments.bank / MANIFEST).is_file()
+    if not awaited:
+        ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))
     settings = settings_from(arguments)
     task_file = Path(arguments.task).resolve() if arguments.task and Path(arguments.task).is_file() else arguments.task
     conf = {
@@ -246,7 +254,12 @@ def _follow(bar: Any) -> Callable[[int, int], None]:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """Which model answers."""
     kinds = ("global", "personalized", "average", "published", "routed")
-    parser.add_argument("--bank", type=Path, required=True, help="folder of a bank")
+    parser.add_argument(
+        "--bank",
+        type=Path,
+        required=True,
+        help="folder of a bank; one to come from a federation, with --site and --task",
+    )
     parser.add_argument("--task", help="task of the bank: a name or a YAML file (default: the bank's)")
     parser.add_argument("--model", choices=kinds, help="default: what the site's validation labels favour")
     parser.add_argument("--site", help="whose personalized model (default: none, an outside site)")

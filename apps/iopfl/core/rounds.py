@@ -100,8 +100,7 @@ class SiteRounds:
             finished = _read_record(folder)
             kept = _read_local(folder)
             if kept is None or kept[1]["order"] != order.to_meta():
-                if kept is not None:
-                    self._check_new_labels(kept[1].get("labels", []), min_new_labels)
+                self._check_labels(kept[1].get("labels", []) if kept else [], min_new_labels)
                 kept = self._train(folder, global_weights, order, proximal_weight, cancelled)
                 _accumulate(folder, self._task.training.alpha)
             weights, about = kept
@@ -133,11 +132,14 @@ class SiteRounds:
             dice = self._validate_all(global_weights, kept[0], personalized.weights)
             return SharedModel(personalized.weights, personalized.round_index, kept[1]["samples"], dice)
 
-    def _check_new_labels(self, trained_on: Sequence[str], asked: int) -> None:
-        """Count the labels to train on that the last round here had not, or had otherwise."""
-        new = len(set(self._label_marks()) - set(trained_on))
-        if new < asked:
-            raise SitsOutError(f"waiting for new labels ({new} of {asked})")
+    def _check_labels(self, trained_on: Sequence[str], min_new: int) -> None:
+        """Count the labels to train on, and those among them that the last round here had not, or had otherwise."""
+        marks, needed = self._label_marks(), max(1, self._task.training.min_labels)
+        if len(marks) < needed:
+            raise TooFewLabelsError(f"waiting for labels ({len(marks)} of {needed})")
+        new = len(set(marks) - set(trained_on))
+        if new < min_new:
+            raise SitsOutError(f"waiting for new labels ({new} of {min_new})")
 
     def _label_marks(self) -> list[str]:
         """One mark a label to train on; it changes with the label, and names nothing."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from monailabel.datastore.local import LocalDatastore
-from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from iopfl.core.errors import SeriesError
+from iopfl.core.errors import SeriesError, TooFewLabelsError
+from iopfl.core.sites import Case, find_stem, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
 from iopfl.lib.models import as_client_error
@@ -43,3 +44,16 @@ class CheckedDatastore(LocalDatastore):
                 return
         if problem is not None:
             raise as_client_error(problem) from problem
+
+
+def split_labeled(datastore: Datastore, task: Task) -> dict[str, list[Case]]:
+    """A datastore's labeled images by the site's split; unreadable pairs are left to training to name.
+
+    Raises:
+        TooFewLabelsError: there is none.
+    """
+    pairs = [(Path(pair["image"]), Path(pair["label"])) for pair in datastore.datalist()]
+    if not pairs:
+        raise TooFewLabelsError(f"no labeled image, {task.name} needs {task.training.min_labels}: submit some")
+    cases = sorted((Case(find_stem(image.name), image, label) for image, label in pairs), key=lambda case: case.stem)
+    return split_cases(cases, task, site_folder=pairs[0][0].parent)

@@ -38,26 +38,33 @@ class SiteModels:
     """All models of a label server, by task.
 
     A bank put in place is served from the next request on. One that does not
-    verify is refused and named; the one before goes on answering.
+    verify is refused and named; the one before goes on answering. A site inside
+    a federation may start without: until its first bank is there, it labels and takes part in rounds.
 
     Raises:
-        BankError: a folder holds no bank at start, or its signer is not trusted.
-        ConfigError: a task without a bank.
+        BankError: a bank does not verify at start, or its signer is not trusted.
+        BankMismatchError: tasks and banks do not go together.
     """
 
     def __init__(self, settings: AppSettings) -> None:
         self.settings = settings
         self._served: dict[str, _Served] = {}
-        for folder in settings.banks:
+        awaited = [folder for folder in settings.banks if settings.site and not (folder / MANIFEST).is_file()]
+        for folder in (folder for folder in settings.banks if folder not in awaited):
             task = read_manifest(folder).task
             self._served[task.name] = _Served(folder, settings.tasks.get(task.name, task))
         without = sorted(set(settings.tasks) - set(self._served))
-        if without:
+        if len(without) != len(awaited):
+            banks = ", ".join(folder.name for folder in awaited) or "none"
             raise BankMismatchError(
-                f"no bank for task {', '.join(without)}: the bank(s) given are for {', '.join(sorted(self._served))}"
+                f"tasks without a bank: {', '.join(without) or 'none'}; bank folders yet to be filled by a federation: "
+                f"{banks}; the other bank(s) are for {', '.join(sorted(self._served)) or 'nothing'}: "
+                "give each task one bank folder"
             )
         for served in self._served.values():
             self._open(served)
+        for name, folder in zip(without, awaited, strict=True):
+            self._served[name] = _Served(folder, settings.tasks[name])
 
     @property
     def site(self) -> str | None:
@@ -77,6 +84,8 @@ class SiteModels:
         """The predictor of what is now in the bank folder and the state folder."""
         served = self._find(task_name)
         with served.opening:
+            if served.predictor is None and not (served.folder / MANIFEST).is_file():
+                raise BankError(f"no bank of {task_name} yet: the first comes when the federation has finished rounds")
             if served.predictor is None or self._stamps(served) != served.stamps:
                 try:
                     self._open(served)
@@ -86,8 +95,7 @@ class SiteModels:
                     # Remembered, so that the same broken bank is not read again at each request.
                     served.stamps, served.error = self._stamps(served), str(error)
                     logger.error("refused, the bank before goes on: %s", error)
-            if served.predictor is None:
-                raise ConfigError(f"task {task_name}: no bank is open")
+            assert served.predictor is not None  # `_open` gave one, or raised
             return served.predictor
 
     def bank_folder(self, task_name: str) -> Path:

@@ -2,7 +2,7 @@
 
 It makes the site's local model from the personalized one, apart from the
 federation: it never enters the accumulation, and it serves only where the
-site's validation labels favour it.
+site's validation labels favor it. A federation's rounds pass through here to `rounds`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
@@ -20,11 +19,12 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from iopfl.core.errors import ConfigError, IOPFLError, TooFewLabelsError
 from iopfl.core.predictor import LocalModel
-from iopfl.core.sites import Case, find_stem, split_cases
 from iopfl.core.task import Task
 from iopfl.core.training import LabeledImages, train, validate
 from iopfl.core.weights import hash_weights, write_bytes
+from iopfl.lib.datastore import split_labeled
 from iopfl.lib.models import SiteModels, as_client_error
+from iopfl.lib.rounds import ROUND_KEY, FederationRounds
 from iopfl.lib.settings import check_device
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ class LocalTraining(TrainTask):
             MONAILabelException: too few labels, or a label that does not fit; the message says which.
         """
         try:
+            if ROUND_KEY in request:
+                return FederationRounds(self._models, self._task).carry_out(request, datastore)
             return self._train(request, datastore)
         except IOPFLError as error:
             raise as_client_error(error) from error
@@ -65,7 +67,7 @@ class LocalTraining(TrainTask):
         epochs = max(1, _read_number(request, "epochs") or _read_number(request, "max_epochs") or _EPOCHS)
         seed = _read_number(request, "seed")
         device = check_device(str(request.get("device") or self._models.settings.device))
-        split = self._split(datastore)
+        split = split_labeled(datastore, task)
         print(f"{len(split['train'])} labeled images train, {len(split['validation'])} validate", flush=True)  # noqa: T201
         if len(split["train"]) + len(split["validation"]) < task.training.min_labels:
             raise TooFewLabelsError(
@@ -107,18 +109,6 @@ class LocalTraining(TrainTask):
             stats = _stats(epoch, epochs, started, best, 0.0 if math.isnan(dice) else dice, result.loss, metrics)
             write_bytes(self._models.stats_file(name), json.dumps(stats, allow_nan=False).encode())
         return {"task": name, "best_metric": best, "model": published, "metrics": metrics}
-
-    def _split(self, datastore: Datastore) -> dict[str, list[Case]]:
-        """The datastore's labeled images by the site's split; unreadable pairs are left to training to name."""
-        cases = []
-        for pair in datastore.datalist():
-            image = Path(pair["image"])
-            cases.append(Case(find_stem(image.name), image, Path(pair["label"])))
-        if not cases:
-            raise TooFewLabelsError(
-                f"no labeled image, {self._task.name} needs {self._task.training.min_labels}: submit some"
-            )
-        return split_cases(sorted(cases, key=lambda case: case.stem), self._task, site_folder=cases[0].image.parent)
 
 
 def _read_number(request: Mapping[str, Any], key: str) -> int:

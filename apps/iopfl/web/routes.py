@@ -29,6 +29,7 @@ from iopfl.core.predictor import Segmentation
 from iopfl.core.task import Task
 from iopfl.web import pictures
 from iopfl.web.answers import MODELS, Answers, BusyError
+from iopfl.web.federation_routes import router as federation
 
 STATIC = Path(__file__).parent / "static"
 _FILES = {"style.css": "text/css", "page.css": "text/css", "page.js": "text/javascript"}
@@ -213,3 +214,4 @@ def _finite(value: Any) -> Any:
 router = APIRouter()
 router.include_router(pages)
 router.include_router(data)
+router.include_router(federation)

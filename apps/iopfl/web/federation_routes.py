@@ -1,0 +1,146 @@
+"""The routes that a federation's bridge uses: a round in, its update out, and the bank that comes of it.
+
+Weights travel as safetensors files, a bank as an `.iopfl` file, each streamed to disk and checked against
+`Content-Digest` (RFC 9530). With authentication on, a token of role `federation` opens these routes and no others.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, JSONResponse, Response
+from monailabel.interfaces.utils.app import app_instance
+
+from iopfl.core.bank_exchange import import_bank
+from iopfl.core.networks import build_network
+from iopfl.core.order import Order
+from iopfl.core.signing import Keyring
+from iopfl.core.weights import serialize
+from iopfl.lib.rounds import KINDS, FederationRounds, give_way_to_clinicians
+from iopfl.web.access import for_federation
+
+_HEADERS = {"Cache-Control": "no-store"}
+_HEAD_BYTES = 2**20
+"""By which a file may be longer than the weights in it."""
+_MAX_EXPERTS = 1000
+_CHUNK = 2**20
+
+router = APIRouter(prefix="/iopfl/federations", tags=["federation"], dependencies=[Depends(for_federation)])
+give_way_to_clinicians()
+
+
+def find_order(federation: str, round_index: int, kind: str, base_hash: str) -> tuple[Order, str]:
+    """The order that a request names."""
+    if kind not in KINDS:
+        raise HTTPException(404, f"no kind of order {kind!r}: expected {' or '.join(KINDS)}")
+    return Order(federation, round_index, base_hash), kind
+
+
+def find_rounds(task: str) -> FederationRounds:
+    """The rounds of a task of this server."""
+    models = app_instance().models
+    if task not in models.tasks:
+        raise HTTPException(404, f"no task {task!r}: this server has {', '.join(models.tasks)}")
+    return FederationRounds(models, models.tasks[task])
+
+
+Rounds = Annotated[FederationRounds, Depends(find_rounds)]
+Asked = Annotated[tuple[Order, str], Depends(find_order)]
+
+_ROUND = "/{task}/{federation}/rounds/{round_index}/{kind}"
+
+
+@router.get("/{task}", summary="What federations asked of this site last, and what became of it")
+def describe_all(task: str) -> Response:
+    found = find_rounds(task)
+    return JSONResponse({"site": app_instance().models.site, "federations": found.last()}, headers=_HEADERS)
+
+
+@router.put(_ROUND + "/global", summary="Take in the global weights of a round")
+async def put_global(request: Request, rounds: Rounds, asked: Asked) -> Response:
+    limit = await run_in_threadpool(lambda: _weights_size(rounds))
+    async with _received(request, limit) as file:
+        await run_in_threadpool(rounds.put_global, *asked, file)
+    return JSONResponse(await run_in_threadpool(rounds.describe, *asked), headers=_HEADERS)
+
+
+@router.post(_ROUND, summary="Start the training of a round; 429 while a clinician's training runs")
+def start(options: dict[str, Any], rounds: Rounds, asked: Asked) -> Response:
+    state = rounds.start(*asked, options)
+    if state["status"] == "busy":
+        raise HTTPException(429, "a training started at this site runs: come back later", headers={"Retry-After": "5"})
+    return JSONResponse(state, headers=_HEADERS)
+
+
+@router.get(_ROUND, summary="What has become of a round")
+def describe(rounds: Rounds, asked: Asked) -> Response:
+    return JSONResponse(rounds.describe(*asked), headers=_HEADERS)
+
+
+@router.delete(_ROUND, summary="Stop the training of this round, and nobody else's")
+def stop(rounds: Rounds, asked: Asked) -> Response:
+    rounds.stop(*asked)
+    return JSONResponse(rounds.describe(*asked), headers=_HEADERS)
+
+
+@router.get(_ROUND + "/weights", summary="The weights that answer: the local model of a round, or the personalized one")
+def weights(rounds: Rounds, asked: Asked) -> FileResponse:
+    path = rounds.answer_file(*asked)
+    headers = {**_HEADERS, "Content-Digest": digest_of(path)}
+    return FileResponse(path, media_type="application/octet-stream", headers=headers)
+
+
+@router.put("/{task}/bank", summary="Take in a bank, and serve it")
+async def put_bank(request: Request, task: str, rounds: Rounds) -> Response:
+    """Its signer must be trusted here already (`iopfl bank trust`)."""
+    models = app_instance().models
+
+    def take_in(file: Path) -> str:
+        keys = Keyring(models.settings.keys)
+        return import_bank(file, models.bank_folder(task), keys=keys, task=models.tasks[task]).label
+
+    limit = _MAX_EXPERTS * await run_in_threadpool(lambda: _weights_size(rounds))
+    async with _received(request, limit) as file:
+        return JSONResponse({"bank": await run_in_threadpool(take_in, file)}, headers=_HEADERS)
+
+
+@contextlib.asynccontextmanager
+async def _received(request: Request, limit: int) -> AsyncIterator[Path]:
+    """A request's body as a temporary file, once its digest was checked."""
+    promised = request.headers.get("content-digest", "")
+    if not promised.startswith("sha-256=:"):
+        raise HTTPException(400, "expected a Content-Digest header (sha-256), found none: update the bridge")
+    digest, size = hashlib.sha256(), 0
+    with tempfile.NamedTemporaryFile(prefix="iopfl-", suffix=".part") as file:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise HTTPException(413, f"expected at most {limit} bytes: more than this task's networks have")
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        if promised != _digest_text(digest.digest()):
+            raise HTTPException(400, "what arrived is not what its Content-Digest says: send it again")
+        yield Path(file.name)
+
+
+def digest_of(path: Path) -> str:
+    """A file's `Content-Digest`."""
+    with path.open("rb") as file:
+        return _digest_text(hashlib.file_digest(file, "sha256").digest())
+
+
+def _digest_text(digest: bytes) -> str:
+    return f"sha-256=:{base64.b64encode(digest).decode()}:"
+
+
+def _weights_size(rounds: FederationRounds) -> int:
+    return len(serialize(build_network(rounds.task).state_dict())) + _HEAD_BYTES

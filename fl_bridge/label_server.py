@@ -1,0 +1,258 @@
+"""The trainer of production: a site's own label server, over HTTP.
+
+What is asked is named by its order, so that every request may be sent again: after a lost answer, a restart of the
+label server, or one of the bridge. The label server knows what it has answered (`iopfl.lib.rounds`).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from iopfl.core.errors import CancelledError, ConfigError, SitsOutError, TrainingError, WeightsError
+from iopfl.core.order import Order, SharedModel, SiteUpdate
+from iopfl.core.weights import Weights, read_weights, serialize
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT = (10, 120)
+"""Seconds to connect, and between two bytes."""
+_FIRST_WAIT, _LONGEST_WAIT = 0.25, 10.0
+_POLL_SECONDS = (0.2, 2.0)
+_MAX_STOPS = 3
+"""Somebody at the site who stops a round's training so often means it."""
+_AGAIN = (502, 503, 504)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How a label server is reached.
+
+    Attributes:
+        url: of the label server.
+        token_file: file with a bearer token of role `federation`, read anew for each request; None = none asked.
+        certificate: PEM file of the authority that signed the server's certificate; None = the system's.
+        patience: seconds to wait for a server that does not answer, or for a clinician's training to end.
+    """
+
+    url: str
+    token_file: Path | None = None
+    certificate: Path | None = None
+    patience: float = 1800.0
+
+
+class LabelServerTrainer:
+    """Has a site's label server train (`SiteTrainer`)."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        task: str,
+        *,
+        seed: int = 0,
+        min_new_labels: int = 0,
+        proximal_weight: float = 0.0,
+    ) -> None:
+        """Args:
+        connection: to the label server.
+        task: its name.
+        seed: of training, together with the site's name and the round.
+        min_new_labels: labels drawn since the last round, without which the site sits out.
+        proximal_weight: of FedProx's term.
+        """
+        self._connection = connection
+        self._url = f"{connection.url.rstrip('/')}/iopfl/federations/{task}"
+        self._options = {"seed": seed, "min_new_labels": min_new_labels, "proximal_weight": proximal_weight}
+
+    def train(
+        self, global_weights: Weights, order: Order, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> SiteUpdate:
+        """Train one round there.
+
+        Raises:
+            SitsOutError: too few labels, or a clinician's training took longer than the patience.
+            TrainingError: it failed there.
+            CancelledError: `cancelled` said so; the training there was stopped.
+        """
+        state, weights = self._carry_out("train", global_weights, order, cancelled)
+        return SiteUpdate(weights, state["samples"], state["metrics"])
+
+    def personalized(
+        self, global_weights: Weights, order: Order, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> SharedModel:
+        """The site's personalized model; raises as `train`."""
+        state, weights = self._carry_out("share", global_weights, order, cancelled)
+        return SharedModel(weights, state["personalized_round"], state["samples"], state["metrics"])
+
+    def publish(self, bank: bytes) -> str:
+        """Bring a bank to the label server, as an `.iopfl` file's bytes; returns its label.
+
+        Raises:
+            ConfigError: refused, e.g. because its signer is not trusted there.
+        """
+        answer = self._send("PUT", f"{self._url}/bank", data=bank, headers={"Content-Digest": _digest(bank)})
+        return answer.json()["bank"]
+
+    def _carry_out(
+        self, kind: str, global_weights: Weights, order: Order, cancelled: Callable[[], bool]
+    ) -> tuple[Mapping[str, Any], Weights]:
+        """Follow an order until it is answered."""
+        url = f"{self._url}/{order.federation}/rounds/{order.round_index}/{kind}"
+        what = {"params": {"base_hash": order.base_hash}, "cancelled": cancelled}
+        stops, asked, waits = 0, False, _Waits(self._connection.patience)
+        try:
+            while True:
+                state = self._send("GET", url, **what).json()
+                status = state["status"]
+                if status == "answered":
+                    return state, self._fetch(f"{url}/weights", **what)
+                if status == "missing":
+                    body = serialize(global_weights)
+                    self._send("PUT", f"{url}/global", data=body, headers={"Content-Digest": _digest(body)}, **what)
+                elif status == "training":
+                    asked = True
+                    waits.progressed()
+                elif status == "stopped" and stops >= _MAX_STOPS:
+                    raise SitsOutError(f"its training was stopped at the site {stops} times")
+                elif status in ("sits out", "failed") and asked:  # else of an earlier try: much may have changed
+                    raise (SitsOutError if status == "sits out" else TrainingError)(state["reason"])
+                else:
+                    started = self._send("POST", url, json=self._options, accept=(429,), **what)
+                    if started.status_code != requests.codes.too_many_requests:
+                        stops += status == "stopped"
+                        asked = True
+                        waits.progressed()
+                    elif waits.is_over():
+                        raise SitsOutError(f"a training of its own ran for more than {self._connection.patience:.0f} s")
+                waits.sleep(cancelled)
+        except CancelledError:
+            self._send("DELETE", url, params=what["params"])
+            raise
+
+    def _fetch(self, url: str, **what: Any) -> Weights:
+        """Download weights, checked against their digest."""
+        with tempfile.NamedTemporaryFile(prefix="fl-bridge-", suffix=".safetensors") as file:
+            with self._streamed(url, **what) as response:
+                digest = hashlib.sha256()
+                for chunk in response.iter_content(2**20):
+                    digest.update(chunk)
+                    file.write(chunk)
+                file.flush()
+                if response.headers.get("Content-Digest") != _digest_text(digest.digest()):
+                    raise WeightsError("the label server's weights are not what their Content-Digest says")
+            return read_weights(Path(file.name))[0]
+
+    @contextmanager
+    def _streamed(self, url: str, **what: Any) -> Iterator[requests.Response]:
+        response = self._send("GET", url, stream=True, **what)
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+        accept: tuple[int, ...] = (),
+        headers: Mapping[str, str] | None = None,
+        **what: Any,
+    ) -> requests.Response:
+        """Send a request, again and again while the server is away.
+
+        Raises:
+            ConfigError: the server refuses it, in its own words.
+            TrainingError: the server does not answer for longer than the patience.
+        """
+        waits = _Waits(self._connection.patience)
+        while True:
+            try:
+                response = requests.request(
+                    method,
+                    url,
+                    headers={**self._authorization(), **(headers or {})},
+                    timeout=_TIMEOUT,
+                    verify=str(self._connection.certificate) if self._connection.certificate else True,
+                    **what,
+                )
+                if response.ok or response.status_code in accept:
+                    return response
+                if response.status_code not in _AGAIN:
+                    raise ConfigError(f"the label server refuses: {_detail(response)}")
+                problem = f"status {response.status_code}"
+            except (requests.ConnectionError, requests.Timeout) as error:
+                problem = type(error).__name__
+            if waits.is_over():
+                raise TrainingError(
+                    f"the label server does not answer ({problem}) for {self._connection.patience:.0f} s"
+                )
+            logger.warning("%s: %s; trying again", self._connection.url, problem)
+            waits.sleep(cancelled, longest=_LONGEST_WAIT)
+
+    def _authorization(self) -> dict[str, str]:
+        path = self._connection.token_file
+        if path is None:
+            return {}
+        try:
+            return {"Authorization": f"Bearer {path.read_text().strip()}"}
+        except OSError as error:
+            raise ConfigError(f"the bridge's token file cannot be read: {error.strerror}") from error
+
+
+class _Waits:
+    """Pauses that grow, and the time since something last went on."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._since = time.monotonic()
+        self._pause = _FIRST_WAIT
+
+    def progressed(self) -> None:
+        self._since = time.monotonic()
+
+    def is_over(self) -> bool:
+        return time.monotonic() - self._since > self._patience
+
+    def sleep(self, cancelled: Callable[[], bool], *, longest: float = _POLL_SECONDS[1]) -> None:
+        """Pause; a pause is cut short when `cancelled`.
+
+        Raises:
+            CancelledError: it was.
+        """
+        end = time.monotonic() + self._pause
+        self._pause = min(longest, self._pause * 1.3)
+        while True:
+            if cancelled():
+                raise CancelledError("the round was cancelled")
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(left, _POLL_SECONDS[0]))
+
+
+def _detail(response: requests.Response) -> str:
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        detail = response.reason
+    return f"{detail} (status {response.status_code})"
+
+
+def _digest(body: bytes) -> str:
+    return _digest_text(hashlib.sha256(body).digest())
+
+
+def _digest_text(digest: bytes) -> str:
+    return f"sha-256=:{base64.b64encode(digest).decode()}:"

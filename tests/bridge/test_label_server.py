@@ -1,0 +1,212 @@
+"""A round through a real label server is the round of the in-process trainer; faults and clinicians in between."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+import requests
+import yaml
+
+from fl_bridge.label_server import Connection, LabelServerTrainer
+from fl_bridge.trainer import InProcessTrainer
+from iopfl.core.bank import Model, Role, save_bank
+from iopfl.core.bank_exchange import export_bank
+from iopfl.core.errors import CancelledError, ConfigError, SitsOutError, TrainingError
+from iopfl.core.networks import build_network
+from iopfl.core.order import Order
+from iopfl.core.personalization import PersonalizedModel
+from iopfl.core.signing import Keyring
+from iopfl.core.task import read_task
+from iopfl.core.weights import distance, hash_weights, serialize, snapshot
+from label_server import PACKAGES, running_server, wait_until
+
+from .conftest import TASK, write_site
+
+SLOW = {"local_steps": 3000}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A site yet without a bank, and its task."""
+    folder = tmp_path_factory.mktemp("hospital")
+    write_site(folder / "north", images=9, seed=1)
+    (folder / "disk.yaml").write_text(TASK)
+    return folder
+
+
+def serving(site, *, task="disk.yaml", state="state"):
+    conf = {"bank": site / "bank", "tasks": site / task, "site": "north", "keys": site / "keys"}
+    return running_server(PACKAGES / "iopfl", site / "north", state=site / state, conf=conf)
+
+
+@pytest.fixture(scope="module")
+def server(site):
+    with serving(site) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def global_weights(site):
+    return snapshot(build_network(read_task(str(site / "disk.yaml")), seed=0))
+
+
+def order_of(weights, round_index=0, federation="disk-1"):
+    return Order(federation, round_index, hash_weights(weights))
+
+
+def connect(server, **options):
+    return LabelServerTrainer(Connection(server.url, patience=60.0), "disk", **options)
+
+
+def trainings(server):
+    return server.get("/train/?all=true").json()
+
+
+def test_a_round_there_is_the_round_of_the_in_process_trainer(server, site, global_weights, tmp_path):
+    here = InProcessTrainer(str(site / "north"), str(site / "disk.yaml"), str(tmp_path / "here"))
+    there = connect(server)
+    weights = global_weights
+    for round_index in range(2):
+        order = order_of(weights, round_index, "same")
+        expected, found = here.train(weights, order), there.train(weights, order)
+        assert distance(expected.weights, found.weights) == 0
+        assert expected.samples == found.samples
+        assert {**expected.metrics, "seconds": 0} == {**found.metrics, "seconds": 0}
+        weights = expected.weights
+    last = order_of(weights, 1, "same")
+    expected, found = here.personalized(weights, last), there.personalized(weights, last)
+    assert distance(expected.weights, found.weights) == 0
+    assert (expected.round_index, dict(expected.metrics)) == (found.round_index, dict(found.metrics))
+
+
+def test_a_replay_trains_and_accumulates_once(server, site, global_weights):
+    order = order_of(global_weights, 0, "replay")
+    first = connect(server).train(global_weights, order)
+    count = len(trainings(server))
+    again = connect(server).train(global_weights, order)
+    assert len(trainings(server)) == count
+    assert distance(first.weights, again.weights) == 0
+
+
+def test_a_site_without_a_bank_says_so_and_serves_the_first_that_comes(server, site, global_weights):
+    refused = server.post("/infer/disk?image=case00&output=json", data={"params": "{}"})
+    assert refused.status_code == 400 and "no bank of disk yet" in refused.json()["detail"]
+    models = [Model("", Role.GLOBAL, 1, 9, {}, global_weights)]
+    task = read_task(str(site / "disk.yaml"))
+    save_bank(site / "made", models, task=task, federation="disk-1", keys=Keyring(site / "consortium"))
+    export_bank(site / "made", site / "made.iopfl")
+    content = (site / "made.iopfl").read_bytes()
+    with pytest.raises(ConfigError, match="not trusted here"):
+        connect(server).publish(content)
+    Keyring(site / "keys").trust(Keyring(site / "consortium").public_key)
+    assert connect(server).publish(content).startswith("1-")
+    answered = server.post("/infer/disk?image=case00&output=json", data={"params": "{}"})
+    assert answered.json()["model"] == "global"
+    with pytest.raises(ConfigError, match="expected a whole"):
+        connect(server).publish(content[: len(content) // 2])
+
+
+def test_what_is_wrong_is_refused_and_named(server, global_weights):
+    order = order_of(global_weights, 0, "wrong")
+    shorter = dict(list(global_weights.items())[1:])
+    with pytest.raises(ConfigError, match="missing"):
+        connect(server).train(shorter, order)
+    with pytest.raises(ConfigError, match="federation id"):
+        connect(server).train(global_weights, order_of(global_weights, 0, "a b"))
+    with pytest.raises(ConfigError, match="no task 'retina'"):
+        LabelServerTrainer(Connection(server.url), "retina").train(global_weights, order)
+    url = f"{server.url}/iopfl/federations/disk/wrong/rounds/0/train"
+    body, base = serialize(global_weights), {"base_hash": order.base_hash}
+    digest = {"Content-Digest": "sha-256=:AAAA:"}
+    assert requests.put(f"{url}/global", params=base, data=body, headers=digest, timeout=60).status_code == 400
+    assert requests.put(f"{url}/global", params=base, data=body, timeout=60).status_code == 400
+    assert requests.post(url, params=base, json={}, timeout=60).status_code == 400
+    assert requests.get(f"{url}/weights", params=base, timeout=60).status_code == 400
+    assert server.get("/iopfl/federations/disk/wrong/rounds/0/what?base_hash=x").status_code == 404
+    spoofed = server.post("/train/disk", json={"round": {"federation": "disk-1"}})
+    assert spoofed.status_code == 400 and "leave it out" in spoofed.json()["detail"]
+
+
+def test_a_site_waits_for_new_labels(server, site, global_weights):
+    connect(server).train(global_weights, order_of(global_weights, 0, "new"))
+    with pytest.raises(SitsOutError, match=r"waiting for new labels \(0 of 2\)"):
+        connect(server, min_new_labels=2).train(global_weights, order_of(global_weights, 1, "new"))
+    last = server.get("/iopfl/federations/disk").json()["federations"]
+    waiting = next(state for state in last if state["federation"] == "new")
+    assert (waiting["status"], waiting["reason"]) == ("sits out", "waiting for new labels (0 of 2)")
+    assert trainings(server)[-1]["status"] == "DONE", "sitting out is no failure"
+
+
+@pytest.fixture(scope="module")
+def slow(site):
+    """A task whose round takes long enough to be disturbed, and a server that is restarted in the middle of one."""
+    settings = yaml.safe_load(TASK)
+    settings["training"].update(SLOW)
+    (site / "slow.yaml").write_text(json.dumps({**settings, "name": "slow"}))
+    return site
+
+
+def follow(trainer, weights, order, cancelled=lambda: False):
+    """Train in a thread; gives the thread and what will be its outcome."""
+    outcome = []
+
+    def run():
+        try:
+            outcome.append(trainer.train(weights, order, cancelled=cancelled))
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, outcome
+
+
+def await_step(server, order):
+    url = f"/iopfl/federations/slow/{order.federation}/rounds/{order.round_index}/train?base_hash={order.base_hash}"
+    return wait_until(lambda: server.get(url).json().get("progress", {}).get("step"), 60, what="a first step")
+
+
+def test_clinicians_restarts_and_cancellation_in_the_middle_of_a_round(slow, global_weights):
+    order = order_of(global_weights)
+    bank = {"bank": slow / "slow-bank", "tasks": slow / "slow.yaml", "site": "north", "keys": slow / "keys"}
+    arguments = {"state": slow / "slow-state", "conf": bank}
+    port = None
+    with running_server(PACKAGES / "iopfl", slow / "north", **arguments) as server:
+        port = server.url.rsplit(":", 1)[1]
+        trainer = LabelServerTrainer(Connection(server.url, patience=60.0), "slow")
+        stopping = threading.Event()
+        thread, outcome = follow(trainer, global_weights, order, stopping.is_set)
+        await_step(server, order)
+        stopping.set()
+        thread.join(30)
+        assert isinstance(outcome[0], CancelledError)
+        assert trainings(server)[-1]["status"] == "STOPPED"
+
+        thread, outcome = follow(trainer, global_weights, order)
+        await_step(server, order)
+        clinicians = server.post("/train/slow", json={"epochs": 1})
+        assert clinicians.ok, "a clinician gets the slot from a round"
+        wait_until(
+            lambda: any(t["id"] == clinicians.json()["id"] and t["status"] == "ERROR" for t in trainings(server)),
+            60,
+            what="the clinician's training, which ends as there is no bank yet",
+        )
+        await_step(server, order)
+    with running_server(PACKAGES / "iopfl", slow / "north", **arguments, args=["--port", port]) as server:
+        thread.join(120)
+        assert not thread.is_alive()
+        assert not isinstance(outcome[0], Exception), outcome[0]
+        folder = slow / "slow-state" / "rounds" / "slow" / order.federation
+        assert PersonalizedModel.load(folder / "personalized.safetensors").round_index == 0
+        assert distance(PersonalizedModel.load(folder / "personalized.safetensors").weights, outcome[0].weights) == 0
+
+
+def test_a_server_that_is_away_is_an_error_after_the_patience(global_weights):
+    trainer = LabelServerTrainer(Connection("http://127.0.0.1:9", patience=0.5), "disk")
+    started = time.monotonic()
+    with pytest.raises(TrainingError, match="does not answer"):
+        trainer.train(global_weights, order_of(global_weights))
+    assert time.monotonic() - started < 30
