@@ -79,9 +79,11 @@ def build_app() -> FastAPI:
     from fastapi.responses import RedirectResponse
     from monailabel.app import app
 
+    from iopfl.lib.rounds import ROUND_KEY
     from iopfl.web import router
 
     app.include_router(router)
+    compat.background_processes.stay_ready_after(lambda request: ROUND_KEY in request)
 
     # Comes after the router: only where that has no page of its own here.
     @app.get("/", include_in_schema=False)

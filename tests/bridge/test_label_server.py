@@ -25,7 +25,7 @@ from label_server import PACKAGES, running_server, wait_until
 
 from .conftest import TASK, write_site
 
-SLOW = {"local_steps": 3000}
+SLOW = {"local_steps": 600}
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 Defect, all in `utils/async_tasks/`: nothing ends the child processes at shutdown, and the server waits
 for them (`utils.py:108`); the last lines of output, where the error is, are lost (`utils.py:76`);
 a task whose process cannot start stays SUBMITTED for ever; a second `POST /train` within the
-first one's start is queued instead of refused (`task.py:23` sees processes, not tasks).
+first one's start is queued instead of refused (`task.py:23` sees processes, not tasks);
+every task's process imports for five seconds and more (`utils.py:50`), in a federation every round.
 Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
 """
 
@@ -15,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -88,6 +90,8 @@ def run_task(task: dict[str, Any], method: str, callback: Callable | None = None
     if task["status"] != "STOPPED":
         task["status"] = outcome
     task["end_ts"] = _now()
+    if task["status"] == "DONE" and _is_repeated(task["request"]):
+        _ready.prepare()
     if callback:
         callback(task)
 
@@ -120,6 +124,9 @@ def stop_all() -> None:
     for method in list(background_tasks):
         while stop(method):
             pass
+    ready = _ready.take()
+    if ready is not None:
+        _end(ready)
 
 
 def unfinished(method: str) -> dict[str, Any]:
@@ -129,24 +136,70 @@ def unfinished(method: str) -> dict[str, Any]:
     return {t["id"]: t for t in tasks(method) if t["status"] in ("SUBMITTED", "RUNNING")}
 
 
+class _Ready:
+    """At most one process that has imported all a task needs, and waits for one."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen | None = None
+        self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Start one, unless there is one."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._process = _open([sys.executable, "-m", "iopfl.compat._ready_process"], _environment())
+
+    def take(self) -> subprocess.Popen | None:
+        """The process, if there is one; it is then the caller's."""
+        with self._lock:
+            process, self._process = self._process, None
+        return process if process is not None and process.poll() is None else None
+
+
+_ready = _Ready()
+_is_repeated: Callable[[dict[str, Any]], bool] = lambda request: False  # noqa: E731
+
+
+def stay_ready_after(is_repeated: Callable[[dict[str, Any]], bool]) -> None:
+    """Have a process ready after each task whose request is one of many to come."""
+    global _is_repeated
+    _is_repeated = is_repeated
+
+
 def _start(request: dict[str, Any], method: str) -> subprocess.Popen:
     gpus = request.get("gpus") or "all"
     request["gpus"] = "all"
+    environment = _environment()
+    if gpus != "all":
+        environment["CUDA_VISIBLE_DEVICES"] = gpus
+    ready = _ready.take() if gpus == "all" else None
+    if ready is not None:
+        logger.info("%s begins in a process that was ready", method)
+        with suppress(BrokenPipeError), ready.stdin as order:  # type: ignore[union-attr]
+            order.write(json.dumps({"method": method, "request": request}) + "\n")
+        return ready
+    body = json.dumps(request, separators=(",", ":"))
+    process = _open([sys.executable, "-m", "monailabel.interfaces.utils.app", "-m", method, "-r", body], environment)
+    process.stdin.close()  # type: ignore[union-attr]
+    return process
+
+
+def _environment() -> dict[str, str]:
     # The child imports iopfl also where it is not installed but only on this process's path.
     package_folder = str(Path(__file__).resolve().parents[2])
     search_path = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), package_folder]
-    environment = {
+    return {
         **os.environ,
         CHILD_VARIABLE: str(os.getpid()),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, search_path))),
         "PYTHONUNBUFFERED": "1",
     }
-    if gpus != "all":
-        environment["CUDA_VISIBLE_DEVICES"] = gpus
-    body = json.dumps(request, separators=(",", ":"))
+
+
+def _open(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "monailabel.interfaces.utils.app", "-m", method, "-r", body],
-        stdin=subprocess.DEVNULL,
+        command,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
