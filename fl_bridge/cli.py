@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from fl_bridge.cli_production import add_commands
 from iopfl.core.errors import IOPFLError
 
 _INTERRUPTED = 130
@@ -43,6 +44,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fl-bridge", description="Federations of sites, and the banks they make.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_simulate(commands)
+    add_commands(commands)
     return parser
 
 

@@ -1,58 +1,68 @@
 """The consortium's side of a federation: rounds, then the bank.
 
-A round: broadcast task `train`; collect; refuse what is wrong, by name; average
-the rest by sample count (`W^(t+1)` of the paper); persist. At the end: task
-`share_personalized` collects P_k of the sites, and the bank is composed. The
+A round: broadcast task `train`; check each answer as it comes and refuse what
+is wrong, by name; aggregate the rest (`W^(t+1)` of the paper); persist. Every
+so many rounds, and at the end: task `share_personalized` collects P_k of the
+sites, the bank is composed, and task `publish_bank` brings it to them. The
 same class runs in FLARE's simulator and in production.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from fl_bridge.checking import check_answer, check_update, find_outliers, keep_metrics, plain_line
+from fl_bridge.aggregation import aggregate
+from fl_bridge.checking import check_answer, check_update, find_outliers, keep_metrics, norm_of, plain_line
+from fl_bridge.composing import compose_bank
 from fl_bridge.exchange import (
+    BANK_PARAM,
     REASON_HEADER,
     SITS_OUT_HEADER,
+    TASK_PUBLISH,
     TASK_SHARE,
     TASK_TRAIN,
-    complete,
+    WITHHELD_HEADER,
     floating,
     from_params,
     to_params,
 )
 from fl_bridge.persistor import FederationPersistor, FederationState
-from iopfl.core.bank import Model, Role, save_bank
+from fl_bridge.spool import Spool
+from iopfl.core.bank_exchange import export_bank
 from iopfl.core.errors import IOPFLError, TrainingError, WeightsError
+from iopfl.core.locks import try_hold
 from iopfl.core.order import Order
 from iopfl.core.signing import Keyring
-from iopfl.core.weights import Weights, average, check_weights
+from iopfl.core.weights import Weights
 
-AVERAGED, SHARED, REFUSED, SAT_OUT, FAILED, SILENT = "averaged", "shared", "refused", "sat out", "failed", "silent"
+AVERAGED, REFUSED, SAT_OUT, FAILED, SILENT = "averaged", "refused", "sat out", "failed", "silent"
 """What a site did in a round. Refused: by the controller. Failed: by its own word. Silent: no answer in time."""
 
 _DAY = 24 * 3600
 
 
 @dataclass
-class _Answers:
-    """Answers to one broadcast: what may be used, and what became of every site."""
+class _Asked:
+    """One broadcast: what to do with an answer, and what became of the sites that gave none."""
 
-    models: dict[str, Weights] = field(default_factory=dict)
-    metas: dict[str, dict[str, Any]] = field(default_factory=dict)
+    accept: Callable[[str, FLModel], None]
     fates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    withheld: set[str] = field(default_factory=set)
+    heard: set[str] = field(default_factory=set)
 
     def refuse(self, site: str, reason: str, status: str = REFUSED) -> None:
-        self.models.pop(site, None)
         self.fates[site] = {"status": status, "reason": plain_line(reason)}
 
 
@@ -64,43 +74,72 @@ class RoundController(ModelController):
         rounds: int,
         bank: str,
         keys: str,
+        total_rounds: int = 0,
+        share_every: int = 0,
+        publish: bool = False,
         min_sites: int = 2,
         timeout: int = _DAY,
         grace: int = _DAY,
         norm_limit: float = 100.0,
+        aggregation: str = "weighted_average",
     ) -> None:
         """Args:
-        rounds: in all, those already done included.
+        rounds: to be done when this job ends, those already done included.
         bank: folder of the bank to be composed.
         keys: folder of the keys that sign it.
+        total_rounds: of the federation, after which the bank is composed in any case; 0 = `rounds`.
+        share_every: rounds from one bank to the next; 0 = at the end alone.
+        publish: bring each bank to the sites.
         min_sites: updates that a round needs to count.
         timeout: seconds that a task may take; who is later sat the round out.
         grace: seconds to wait for the others once `min_sites` have answered.
         norm_limit: an update is refused when its norm is more than this many times that of the global
             weights, or the median of the round.
+        aggregation: one of `aggregation.AGGREGATIONS`.
         """
         super().__init__(persistor_id="persistor", ignore_result_error=True, task_check_period=0.2)
         self.rounds = rounds
         self.bank = bank
         self.keys = keys
+        self.total_rounds = total_rounds
+        self.share_every = share_every
+        self.publish = publish
         self.min_sites = min_sites
         self.timeout = timeout
         self.grace = grace
         self.norm_limit = norm_limit
-        self._answers = _Answers()
+        self.aggregation = aggregation
+        self._asked = _Asked(lambda site, model: None)
+        self._clients: Mapping[str, str] = {}
 
     def run(self) -> None:
         """The workflow; called by FLARE."""
         state = self._open_state()
-        try:
-            while state.rounds_done < self.rounds and not self.abort_signal.triggered:
+        with try_hold(state.folder / "controller.lock") as lock:
+            if lock is None:  # of a job that is still about: two would each count the same round
+                self.panic("another job of this federation is running")
+                return
+            try:
+                self._run_rounds(state)
+            except (IOPFLError, OSError) as error:
+                self._open_state().note_failure(plain_line(error))
+                self.panic(str(error))
+
+    def _run_rounds(self, state: FederationState) -> None:
+        self._clients = state.clients
+        while not self.abort_signal.triggered:
+            if self._is_bank_due(state):
+                self._make_bank(state)
+            elif state.rounds_done < self.rounds:
                 self._run_round(state)
-                state = self._open_state()
-            if not self.abort_signal.triggered:
-                self._compose_bank(state)
-        except (IOPFLError, OSError) as error:
-            self._open_state().note_failure(plain_line(error))
-            self.panic(str(error))
+            else:
+                return
+            state = self._open_state()
+
+    def _is_bank_due(self, state: FederationState) -> bool:
+        done = state.rounds_done
+        due = done >= (self.total_rounds or self.rounds) or (self.share_every and done and not done % self.share_every)
+        return bool(due) and (state.shared or {}).get("rounds_done") != done
 
     def _open_state(self) -> FederationState:
         if not isinstance(self.persistor, FederationPersistor):
@@ -109,122 +148,141 @@ class RoundController(ModelController):
 
     def _run_round(self, state: FederationState) -> None:
         started = time.monotonic()
-        loaded = self.load_model()
-        global_weights = from_params(loaded.params, what="global weights")
+        global_weights = from_params(self.load_model().params, what="global weights")
+        reference = floating(global_weights)
         order = Order(state.federation, state.rounds_done, state.global_hash)
-        answers = self._ask(TASK_TRAIN, state, order, global_weights)
-        self._check_updates(answers, order, global_weights)
-        sites = [site for site in state.clients.values() if site in answers.models]
-        if len(sites) < self.min_sites:
-            fates = "; ".join(f"{site} {fate['status']}: {fate['reason']}" for site, fate in answers.fates.items())
-            what = f"round {order.round_index}: {len(sites)} usable update(s), {self.min_sites} needed"
+        spool = Spool(state.folder / "updates", order)
+        asked = self._collect(TASK_TRAIN, order, global_weights, spool, what="update")
+        norms = {site: about["norm"] for site, about in spool.sites.items()}
+        for site, reason in find_outliers(norms, norm_limit=self.norm_limit).items():
+            spool.remove(site)
+            asked.refuse(site, reason)
+        samples = {site: spool.sites[site]["samples"] for site in self._clients.values() if site in spool.sites}
+        if len(samples) < self.min_sites:
+            fates = "; ".join(f"{site} {fate['status']}: {fate['reason']}" for site, fate in asked.fates.items())
+            what = f"round {order.round_index}: {len(samples)} usable update(s), {self.min_sites} needed"
             raise TrainingError(f"{what}: {fates or 'no answer'}")
-        samples = [answers.metas[site]["samples"] for site in sites]
-        aggregate = average([answers.models[site] for site in sites], samples)
-        for site in sites:
-            meta = answers.metas[site]
-            answers.fates[site] = {"status": AVERAGED, "samples": meta["samples"], **keep_metrics(meta)}
+        for site in samples:
+            about = spool.sites[site]
+            asked.fates[site] = {"status": AVERAGED, "samples": about["samples"], **about["metrics"]}
+        combined = aggregate(global_weights, samples, spool.read, how=self.aggregation)
         record = {
             "round_index": order.round_index,
             "base_hash": order.base_hash,
             "seconds": round(time.monotonic() - started, 3),
-            "sites": answers.fates,
+            "change": round(norm_of({key: combined[key] - value for key, value in reference.items()}), 6),
+            "sites": asked.fates,
         }
-        self.save_model(FLModel(params=to_params(aggregate, integers=True), meta={"record": record}))
+        self.save_model(FLModel(params=to_params(combined, integers=True), meta={"record": record}))
+        spool.clear()
 
-    def _check_updates(self, answers: _Answers, order: Order, global_weights: Weights) -> None:
-        """Refuse updates that must not be averaged; make local models of the others."""
-        reference = floating(global_weights)
-        norms: dict[str, float] = {}
-        for site, difference in list(answers.models.items()):
-            try:
-                check_answer(answers.metas[site], order, what="update")
-                norms[site] = check_update(difference, reference, norm_limit=self.norm_limit, what="update")
-            except WeightsError as error:
-                answers.refuse(site, str(error))
-        for site, reason in find_outliers(norms, norm_limit=self.norm_limit).items():
-            answers.refuse(site, reason)
-        for site, difference in answers.models.items():
-            local_model = {key: reference[key] + value for key, value in difference.items()}
-            answers.models[site] = complete(local_model, global_weights)
-
-    def _compose_bank(self, state: FederationState) -> None:
-        """Collect the personalized models and write the bank's next version."""
+    def _make_bank(self, state: FederationState) -> None:
+        """Collect the personalized models, write the bank's next version, and bring it to the sites."""
         global_weights = state.read_global()
         order = Order(state.federation, max(0, state.rounds_done - 1), state.global_hash)
-        answers = self._ask(TASK_SHARE, state, order, global_weights)
-        reference = floating(global_weights)
-        models = []
-        for site, weights in list(answers.models.items()):
-            meta = answers.metas[site]
-            try:
-                check_answer(meta, order, what="personalized model")
-                check_weights(weights, reference, what="personalized model")
-                shift = {key: weights[key] - value for key, value in reference.items()}
-                check_update(shift, reference, norm_limit=self.norm_limit, what="personalized model")
-            except WeightsError as error:
-                answers.refuse(site, str(error))
-                continue
-            last = meta.get("personalized_round")
-            last = last if type(last) is int and 0 <= last <= order.round_index else order.round_index
-            figures = {key: value for key, value in keep_metrics(meta).items() if key.startswith("dice")}
-            whole = complete(weights, global_weights)
-            models.append(Model(site, Role.PERSONALIZED, last, meta["samples"], figures, whole))
-            answers.fates[site] = {"status": SHARED, "samples": meta["samples"], **figures}
-        everywhere = [model.metrics["dice_global"] for model in models if "dice_global" in model.metrics]
-        mean = {"dice": sum(everywhere) / len(everywhere)} if everywhere else {}
-        samples = sum(model.samples for model in models)
-        models.append(Model("", Role.GLOBAL, order.round_index, samples, mean, global_weights))
-        bank = save_bank(
-            Path(self.bank), models, task=state.task, federation=state.federation, keys=Keyring(Path(self.keys))
+        spool = Spool(state.folder / "shared", order)
+        asked = self._collect(TASK_SHARE, order, global_weights, spool, what="personalized model")
+        composed = compose_bank(
+            Path(self.bank),
+            state,
+            order,
+            spool,
+            asked.fates,
+            withheld=asked.withheld,
+            keys=Keyring(Path(self.keys)),
         )
-        shared = {"rounds_done": state.rounds_done, "bank_version": bank.manifest.version, "sites": answers.fates}
+        shared = {
+            "rounds_done": state.rounds_done,
+            "bank_version": composed.bank.manifest.version,
+            "sites": composed.sites,
+        }
+        if self.publish and not self.abort_signal.triggered:
+            shared["published"] = self._publish(order)
         state.note_shared(shared)
+        spool.clear()
 
-    def _ask(self, task_name: str, state: FederationState, order: Order, weights: Weights) -> _Answers:
-        """Broadcast a task to the sites that are connected, and collect."""
-        self._answers = answers = _Answers()
-        connected = {client.name for client in self.engine.get_clients()}
-        targets = [client for client in state.clients if client in connected]
+    def _collect(self, task_name: str, order: Order, global_weights: Weights, spool: Spool, *, what: str) -> _Asked:
+        """Have every site's difference to the global weights in the spool, or a word on why not."""
+        reference = floating(global_weights)
+
+        def accept(site: str, model: FLModel) -> None:
+            try:
+                difference = from_params(model.params, what=what)
+                check_answer(model.meta, order, what=what)
+                norm = check_update(difference, reference, norm_limit=self.norm_limit, what=what)
+            except WeightsError as error:
+                asked.refuse(site, str(error))
+                return
+            last = model.meta.get("personalized_round")
+            last = last if type(last) is int and 0 <= last <= order.round_index else order.round_index
+            about = {"samples": model.meta["samples"], "metrics": keep_metrics(model.meta), "norm": norm}
+            spool.add(site, difference, {**about, "personalized_round": last})
+
+        asked = _Asked(accept, heard=set(spool.sites))
         data = FLModel(
             params_type=ParamsType.FULL,
-            params=to_params(weights, integers=True),
+            params=to_params(global_weights, integers=True),
             current_round=order.round_index,
-            total_rounds=self.rounds,
+            total_rounds=self.total_rounds or self.rounds,
             meta=order.to_meta(),
         )
-        results = (
-            self.broadcast_model(
-                task_name=task_name,
-                data=data,
+        self._ask(task_name, data, asked)
+        return asked
+
+    def _publish(self, order: Order) -> dict[str, str]:
+        """Bring the bank to the sites; site -> its bank's label there, or why not."""
+        labels: dict[str, str] = {}
+
+        def accept(site: str, model: FLModel) -> None:
+            labels[site] = plain_line(model.meta.get("bank", "received"))
+
+        asked = _Asked(accept)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "bank.iopfl")
+            export_bank(Path(self.bank), file)
+            content = np.frombuffer(file.read_bytes(), dtype=np.uint8)
+        data = FLModel(params_type=ParamsType.FULL, params={BANK_PARAM: content}, meta=order.to_meta())
+        self._ask(TASK_PUBLISH, data, asked)
+        return {**{site: fate["reason"] for site, fate in asked.fates.items()}, **labels}
+
+    def _ask(self, task_name: str, data: FLModel, asked: _Asked) -> None:
+        """Broadcast a task to the sites that are connected and were not heard yet; answers go to `asked.accept`."""
+        self._asked = asked
+        connected = {client.name for client in self.engine.get_clients()}
+        targets = [client for client, site in self._clients.items() if client in connected and site not in asked.heard]
+
+        def receive(model: FLModel) -> None:
+            site = self._clients[model.meta["client_name"]]
+            asked.heard.add(site)
+            asked.accept(site, model)
+
+        if targets:
+            # `broadcast_model` would hold all answers until the last.
+            self.set_fl_context(data)
+            task = self._prepare_task(data=data, task_name=task_name, timeout=self.timeout, callback=receive)
+            needed = min(len(targets), max(0, self.min_sites - len(asked.heard)))
+            self._current_min_responses, self._current_num_targets = needed, len(targets)
+            self._current_failed_clients = set()
+            self.broadcast_and_wait(
+                task=task,
                 targets=targets,
-                min_responses=min(self.min_sites, len(targets)),
+                min_responses=needed or len(targets),
                 wait_time_after_min_received=self.grace,
-                timeout=self.timeout,
+                fl_ctx=self.fl_ctx,
+                abort_signal=self.abort_signal,
             )
-            if targets
-            else []
-        )
-        for result in results:
-            site = state.clients[result.meta["client_name"]]
-            try:
-                answers.models[site] = from_params(result.params, what=f"answer to {task_name}")
-                answers.metas[site] = dict(result.meta)
-            except WeightsError as error:
-                answers.refuse(site, str(error))
-        # What FLARE noted under client names while answers came in.
-        for client, site in state.clients.items():
-            if client in answers.fates:
-                answers.fates[site] = answers.fates.pop(client)
-            elif site not in answers.models and site not in answers.fates:
-                answers.refuse(site, "no answer in time" if client in connected else "not connected", SILENT)
-        return answers
+        for client, site in self._clients.items():
+            if site not in asked.heard and site not in asked.fates:
+                asked.refuse(site, "no answer in time" if client in connected else "not connected", SILENT)
 
     def _accept_train_result(
         self, client_name: str, result: Shareable, fl_ctx: FLContext, is_unknown_task: bool = False
     ) -> bool:
         """Note why a site gives no answer; FLARE alone would log the return code and drop the reason."""
-        if not is_unknown_task and result.get_return_code() != ReturnCode.OK:
+        if not is_unknown_task and result.get_return_code() != ReturnCode.OK and client_name in self._clients:
+            site = self._clients[client_name]
             reason = result.get_header(REASON_HEADER) or result.get_return_code()
-            self._answers.refuse(client_name, reason, SAT_OUT if result.get_header(SITS_OUT_HEADER) is True else FAILED)
+            self._asked.refuse(site, reason, SAT_OUT if result.get_header(SITS_OUT_HEADER) is True else FAILED)
+            if result.get_header(WITHHELD_HEADER) is True:
+                self._asked.withheld.add(site)
         return super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)

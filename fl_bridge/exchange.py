@@ -1,4 +1,4 @@
-"""What controller and executor say to each other: two tasks, one header, weights as params.
+"""What controller and executor say to each other: three tasks, a few headers, weights as params.
 
 Weights always travel as `FLModel.params`, never in `meta`: FLARE's privacy
 filters see params alone. A site answers task `train` with the *difference*
@@ -19,11 +19,17 @@ from iopfl.core.weights import Weights
 
 TASK_TRAIN = "train"
 TASK_SHARE = "share_personalized"
+TASK_PUBLISH = "publish_bank"
 
 REASON_HEADER = "fl_bridge.reason"
 """Why a site gives no answer, one plain line."""
 SITS_OUT_HEADER = "fl_bridge.sits_out"
 """True where that is no fault, e.g. too few labels."""
+WITHHELD_HEADER = "fl_bridge.withheld"
+"""True where the site's own policy keeps its personalized model: it must not be in any later bank."""
+
+BANK_PARAM = "bank"
+"""The one param of `publish_bank`: the bytes of an `.iopfl` file."""
 
 
 def to_params(weights: Mapping[str, torch.Tensor], *, integers: bool) -> dict[str, np.ndarray]:

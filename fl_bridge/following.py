@@ -35,7 +35,7 @@ class Follower:
         if self._stream is not None:
             sites = ", ".join(self._record.clients.values())
             begun = f", going on after round {self._shown}/{self._rounds}" if self._shown else ""
-            self._say(f"starting FLARE's simulator with {sites}{begun}")
+            self._say(f"federation {self._record.federation} of {sites}{begun}")
         return self
 
     def __exit__(

@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
+from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
+from nvflare.app_common.widgets.streaming import ANALYTIC_EVENT_TYPE
+from nvflare.app_opt.tracking.tb.tb_receiver import TBAnalyticsReceiver
 from nvflare.job_config.api import FedJob
+from nvflare.job_config.defs import FilterType
 
 from fl_bridge.controller import RoundController
+from fl_bridge.exchange import TASK_SHARE, TASK_TRAIN
 from fl_bridge.executor import SiteExecutor
 from fl_bridge.persistor import FederationPersistor
 from fl_bridge.trainer import SiteTrainer
@@ -22,6 +27,9 @@ from iopfl.core.errors import ConfigError
 
 PACKAGES = ("fl_bridge",)
 """Installed packages whose classes a job names."""
+_WEIGHTS_TASKS = [TASK_TRAIN, TASK_SHARE]
+_FLARE_PACKAGES = ("nvflare.app_opt.pt.quantization",)
+"""FLARE's own that its default list leaves out."""
 
 
 def build_job(
@@ -31,6 +39,9 @@ def build_job(
     trainers: Mapping[str, SiteTrainer],
     packages: Sequence[str] = PACKAGES,
     name: str = "iopfl",
+    quantize: str = "none",
+    update_percentile: int = 0,
+    metrics: Path | None = None,
 ) -> FedJob:
     """Build the job that the simulator runs and that production submits.
 
@@ -40,10 +51,16 @@ def build_job(
         trainers: FLARE client name -> what trains there.
         packages: installed packages whose code the job must not carry along.
         name: of the job.
+        quantize: `float16` sends weights in half precision, both ways.
+        update_percentile: entries of an update that stay at the site, the smallest so many percent.
+        metrics: folder for TensorBoard; None = none written.
 
     Raises:
         ConfigError: a path with a brace in it, which FLARE takes for a variable.
     """
+    if quantize == "float16":  # imports bitsandbytes, and with it much that no other job needs
+        from nvflare.app_opt.pt.quantization.dequantizer import ModelDequantizer
+        from nvflare.app_opt.pt.quantization.quantizer import ModelQuantizer
     job = FedJob(name=name, min_clients=1)
     job.set_app_packages(list(packages))
     job.to_server(controller)
@@ -52,14 +69,28 @@ def build_job(
     for client, trainer in trainers.items():
         job.to(SiteExecutor(), client, tasks=["*"])
         job.to(trainer, client, id="trainer")
+        if update_percentile:  # of updates alone: it would clip whole weights too
+            job.to(PercentilePrivacy(percentile=update_percentile), client, FilterType.TASK_RESULT, tasks=[TASK_TRAIN])
+        if quantize == "float16":
+            job.to(ModelQuantizer("float16"), client, FilterType.TASK_RESULT, tasks=_WEIGHTS_TASKS)
+            job.to(ModelDequantizer(), client, FilterType.TASK_DATA, tasks=_WEIGHTS_TASKS)
+    if quantize == "float16":
+        job.to_server(ModelQuantizer("float16"), FilterType.TASK_DATA, tasks=_WEIGHTS_TASKS)
+        job.to_server(ModelDequantizer(), FilterType.TASK_RESULT, tasks=_WEIGHTS_TASKS)
+    if metrics is not None:
+        job.to_server(TBAnalyticsReceiver(tb_folder=flare_text(metrics), events=[ANALYTIC_EVENT_TYPE]), id="metrics")
     return job
 
 
-def write_site_policy(folder: Path, *, packages: Sequence[str] = PACKAGES) -> Path:
-    """Write the `resources.json` that allows the classes of a job, into a FLARE `local` folder."""
+def allowed_classes(packages: Sequence[str] = PACKAGES) -> list[str]:
+    """What a job may name at a site or the server: FLARE's own list, and ours."""
+    return [*DEFAULT_CLASS_ALLOW_LIST, *(f"{package}." for package in (*packages, *_FLARE_PACKAGES))]
+
+
+def write_simulator_policy(folder: Path, *, packages: Sequence[str] = PACKAGES) -> Path:
+    """Write the `resources.json` that allows the classes of a job, into the simulator's `local` folder."""
     path = folder / "resources.json"
-    prefixes = [f"{package}." for package in packages]
-    policy: dict[str, Any] = {"format_version": 2, "class_allow_list": [*DEFAULT_CLASS_ALLOW_LIST, *prefixes]}
+    policy: dict[str, Any] = {"format_version": 2, "class_allow_list": allowed_classes(packages)}
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(policy, indent=1), encoding="utf-8")
     return path

@@ -13,12 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
 
+from fl_bridge.site_policy import SitePolicy
 from iopfl.core.errors import CancelledError, ConfigError, SitsOutError, TrainingError, WeightsError
 from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.weights import Weights, read_weights, serialize
@@ -34,45 +34,25 @@ _MAX_STOPS = 3
 _AGAIN = (502, 503, 504)
 
 
-@dataclass(frozen=True)
-class Connection:
-    """How a label server is reached.
-
-    Attributes:
-        url: of the label server.
-        token_file: file with a bearer token of role `federation`, read anew for each request; None = none asked.
-        certificate: PEM file of the authority that signed the server's certificate; None = the system's.
-        patience: seconds to wait for a server that does not answer, or for a clinician's training to end.
-    """
-
-    url: str
-    token_file: Path | None = None
-    certificate: Path | None = None
-    patience: float = 1800.0
-
-
 class LabelServerTrainer:
     """Has a site's label server train (`SiteTrainer`)."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        task: str,
-        *,
-        seed: int = 0,
-        min_new_labels: int = 0,
-        proximal_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, task: str, seed: int = 0, proximal_weight: float = 0.0) -> None:
         """Args:
-        connection: to the label server.
         task: its name.
         seed: of training, together with the site's name and the round.
-        min_new_labels: labels drawn since the last round, without which the site sits out.
         proximal_weight: of FedProx's term.
         """
-        self._connection = connection
-        self._url = f"{connection.url.rstrip('/')}/iopfl/federations/{task}"
-        self._options = {"seed": seed, "min_new_labels": min_new_labels, "proximal_weight": proximal_weight}
+        self.task = task
+        self.seed = seed
+        self.proximal_weight = proximal_weight
+        self._policy = SitePolicy()
+        self._folder = Path()
+
+    def configure(self, policy: SitePolicy, folder: Path) -> None:
+        """Take the site's settings: where its label server is, and how patient to be with it."""
+        self._policy = policy
+        self._folder = folder
 
     def train(
         self, global_weights: Weights, order: Order, *, cancelled: Callable[[], bool] = lambda: False
@@ -103,13 +83,22 @@ class LabelServerTrainer:
         answer = self._send("PUT", f"{self._url}/bank", data=bank, headers={"Content-Digest": _digest(bank)})
         return answer.json()["bank"]
 
+    @property
+    def _url(self) -> str:
+        return f"{self._policy.label_server.rstrip('/')}/iopfl/federations/{self.task}"
+
     def _carry_out(
         self, kind: str, global_weights: Weights, order: Order, cancelled: Callable[[], bool]
     ) -> tuple[Mapping[str, Any], Weights]:
         """Follow an order until it is answered."""
         url = f"{self._url}/{order.federation}/rounds/{order.round_index}/{kind}"
         what = {"params": {"base_hash": order.base_hash}, "cancelled": cancelled}
-        stops, asked, waits = 0, False, _Waits(self._connection.patience)
+        options = {
+            "seed": self.seed,
+            "min_new_labels": self._policy.min_new_labels,
+            "proximal_weight": self.proximal_weight,
+        }
+        stops, asked, waits = 0, False, _Waits(self._policy.patience)
         try:
             while True:
                 state = self._send("GET", url, **what).json()
@@ -127,13 +116,13 @@ class LabelServerTrainer:
                 elif status in ("sits out", "failed") and asked:  # else of an earlier try: much may have changed
                     raise (SitsOutError if status == "sits out" else TrainingError)(state["reason"])
                 else:
-                    started = self._send("POST", url, json=self._options, accept=(429,), **what)
+                    started = self._send("POST", url, json=options, accept=(429,), **what)
                     if started.status_code != requests.codes.too_many_requests:
                         stops += status == "stopped"
                         asked = True
                         waits.progressed()
                     elif waits.is_over():
-                        raise SitsOutError(f"a training of its own ran for more than {self._connection.patience:.0f} s")
+                        raise SitsOutError(f"a training of its own ran for more than {self._policy.patience:.0f} s")
                 waits.sleep(cancelled)
         except CancelledError:
             self._send("DELETE", url, params=what["params"])
@@ -176,7 +165,7 @@ class LabelServerTrainer:
             ConfigError: the server refuses it, in its own words.
             TrainingError: the server does not answer for longer than the patience.
         """
-        waits = _Waits(self._connection.patience)
+        waits = _Waits(self._policy.patience)
         while True:
             try:
                 response = requests.request(
@@ -184,7 +173,7 @@ class LabelServerTrainer:
                     url,
                     headers={**self._authorization(), **(headers or {})},
                     timeout=_TIMEOUT,
-                    verify=str(self._connection.certificate) if self._connection.certificate else True,
+                    verify=str(self._folder / self._policy.certificate) if self._policy.certificate else True,
                     **what,
                 )
                 if response.ok or response.status_code in accept:
@@ -195,18 +184,16 @@ class LabelServerTrainer:
             except (requests.ConnectionError, requests.Timeout) as error:
                 problem = type(error).__name__
             if waits.is_over():
-                raise TrainingError(
-                    f"the label server does not answer ({problem}) for {self._connection.patience:.0f} s"
-                )
-            logger.warning("%s: %s; trying again", self._connection.url, problem)
+                raise TrainingError(f"the label server does not answer ({problem}) for {self._policy.patience:.0f} s")
+            logger.warning("%s: %s; trying again", self._policy.label_server, problem)
             waits.sleep(cancelled, longest=_LONGEST_WAIT)
 
     def _authorization(self) -> dict[str, str]:
-        path = self._connection.token_file
-        if path is None:
+        """Read anew for each request: tokens are short-lived, and somebody renews the file."""
+        if not self._policy.token_file:
             return {}
         try:
-            return {"Authorization": f"Bearer {path.read_text().strip()}"}
+            return {"Authorization": f"Bearer {(self._folder / self._policy.token_file).read_text().strip()}"}
         except OSError as error:
             raise ConfigError(f"the bridge's token file cannot be read: {error.strerror}") from error
 

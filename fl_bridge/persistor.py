@@ -123,13 +123,17 @@ class FederationState:
 
     @property
     def shared(self) -> dict[str, Any] | None:
-        """What became of the last `share_personalized`: `rounds_done`, `bank_version`, `sites`; None before."""
+        """The last bank: `rounds_done`, `bank_version`, `sites`, and `published` (site -> what); None before."""
         return self._record["shared"]
 
     @property
     def failure(self) -> str | None:
         """Why the last run gave up, one plain line."""
         return self._record["failure"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it but the weights, as plain values."""
+        return {key: value for key, value in self._record.items() if key not in ("format", "task", "global")}
 
     def read_global(self) -> Weights:
         """The current global weights.
@@ -162,6 +166,13 @@ class FederationState:
             raise
         for old in sorted(self.folder.glob("global-*.safetensors"))[:-_KEPT]:
             old.unlink(missing_ok=True)
+
+    def admit(self, clients: Mapping[str, str]) -> None:
+        """Take in sites that are new; none is ever removed, as rounds name them."""
+        if not set(clients) <= set(self._record["clients"]):
+            both = {**self._record["clients"], **clients}
+            self._record["clients"] = dict(sorted(both.items(), key=lambda pair: pair[1]))
+            self._write()
 
     def note_shared(self, shared: Mapping[str, Any]) -> None:
         """Record the bank that was made of the rounds so far."""

@@ -24,7 +24,7 @@ import yaml
 
 from fl_bridge.controller import RoundController
 from fl_bridge.following import Follower
-from fl_bridge.job import PACKAGES, build_job, flare_text, write_site_policy
+from fl_bridge.job import PACKAGES, build_job, flare_text, write_simulator_policy
 from fl_bridge.persistor import RECORD, FederationState
 from fl_bridge.simulator import end_tree
 from fl_bridge.trainer import InProcessTrainer, SiteTrainer
@@ -187,7 +187,7 @@ def run_federation(
         FederationState.open(state).note_failure(None)
         job = build_job(controller, state=state, trainers=trainers, packages=packages)
         job.export_job(scratch)
-        write_site_policy(Path(scratch, "workspace", "local"), packages=packages)
+        write_simulator_policy(Path(scratch, "workspace", "local"), packages=packages)
         with (state / LOG).open("ab") as log:
             start = log.tell()
             with _start(Path(scratch), list(trainers), lock, log) as process:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from fl_bridge.site_policy import SitePolicy
 from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.rounds import SiteRounds
 from iopfl.core.sites import Case, find_cases, split_cases
@@ -27,6 +28,17 @@ class SiteTrainer(Protocol):
 
     def personalized(self, global_weights: Weights, order: Order, *, cancelled: Callable[[], bool]) -> SharedModel:
         """The personalized model, validated beside the given global weights."""
+
+    def publish(self, bank: bytes) -> str:
+        """Take in a bank, the bytes of an `.iopfl` file; returns its label."""
+
+    def configure(self, policy: SitePolicy, folder: Path) -> None:
+        """Take what the site's administrator decided; called before anything else.
+
+        Args:
+            policy: the site's.
+            folder: where its relative paths begin.
+        """
 
 
 class InProcessTrainer:
@@ -73,6 +85,13 @@ class InProcessTrainer:
     ) -> SharedModel:
         """See `SiteRounds.personalized`."""
         return self._rounds.personalized(global_weights, order, cancelled=cancelled)
+
+    def publish(self, bank: bytes) -> str:
+        """Nothing to do: in the simulator everybody reads the bank's folder."""
+        return "read in place"
+
+    def configure(self, policy: SitePolicy, folder: Path) -> None:
+        """Nothing to take: there is no site policy in the simulator."""
 
     @property
     def site(self) -> str:

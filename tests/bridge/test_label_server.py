@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import requests
 import yaml
 
-from fl_bridge.label_server import Connection, LabelServerTrainer
+from fl_bridge.label_server import LabelServerTrainer
+from fl_bridge.site_policy import SitePolicy
 from fl_bridge.trainer import InProcessTrainer
 from iopfl.core.bank import Model, Role, save_bank
 from iopfl.core.bank_exchange import export_bank
@@ -57,8 +59,11 @@ def order_of(weights, round_index=0, federation="disk-1"):
     return Order(federation, round_index, hash_weights(weights))
 
 
-def connect(server, **options):
-    return LabelServerTrainer(Connection(server.url, patience=60.0), "disk", **options)
+def connect(url, task="disk", **settings):
+    """A trainer as a site's executor makes it."""
+    trainer = LabelServerTrainer(task)
+    trainer.configure(SitePolicy(label_server=url, patience=60.0, **settings), Path())
+    return trainer
 
 
 def trainings(server):
@@ -67,7 +72,7 @@ def trainings(server):
 
 def test_a_round_there_is_the_round_of_the_in_process_trainer(server, site, global_weights, tmp_path):
     here = InProcessTrainer(str(site / "north"), str(site / "disk.yaml"), str(tmp_path / "here"))
-    there = connect(server)
+    there = connect(server.url)
     weights = global_weights
     for round_index in range(2):
         order = order_of(weights, round_index, "same")
@@ -84,9 +89,9 @@ def test_a_round_there_is_the_round_of_the_in_process_trainer(server, site, glob
 
 def test_a_replay_trains_and_accumulates_once(server, site, global_weights):
     order = order_of(global_weights, 0, "replay")
-    first = connect(server).train(global_weights, order)
+    first = connect(server.url).train(global_weights, order)
     count = len(trainings(server))
-    again = connect(server).train(global_weights, order)
+    again = connect(server.url).train(global_weights, order)
     assert len(trainings(server)) == count
     assert distance(first.weights, again.weights) == 0
 
@@ -100,24 +105,24 @@ def test_a_site_without_a_bank_says_so_and_serves_the_first_that_comes(server, s
     export_bank(site / "made", site / "made.iopfl")
     content = (site / "made.iopfl").read_bytes()
     with pytest.raises(ConfigError, match="not trusted here"):
-        connect(server).publish(content)
+        connect(server.url).publish(content)
     Keyring(site / "keys").trust(Keyring(site / "consortium").public_key)
-    assert connect(server).publish(content).startswith("1-")
+    assert connect(server.url).publish(content).startswith("1-")
     answered = server.post("/infer/disk?image=case00&output=json", data={"params": "{}"})
     assert answered.json()["model"] == "global"
     with pytest.raises(ConfigError, match="expected a whole"):
-        connect(server).publish(content[: len(content) // 2])
+        connect(server.url).publish(content[: len(content) // 2])
 
 
 def test_what_is_wrong_is_refused_and_named(server, global_weights):
     order = order_of(global_weights, 0, "wrong")
     shorter = dict(list(global_weights.items())[1:])
     with pytest.raises(ConfigError, match="missing"):
-        connect(server).train(shorter, order)
+        connect(server.url).train(shorter, order)
     with pytest.raises(ConfigError, match="federation id"):
-        connect(server).train(global_weights, order_of(global_weights, 0, "a b"))
+        connect(server.url).train(global_weights, order_of(global_weights, 0, "a b"))
     with pytest.raises(ConfigError, match="no task 'retina'"):
-        LabelServerTrainer(Connection(server.url), "retina").train(global_weights, order)
+        connect(server.url, "retina").train(global_weights, order)
     url = f"{server.url}/iopfl/federations/disk/wrong/rounds/0/train"
     body, base = serialize(global_weights), {"base_hash": order.base_hash}
     digest = {"Content-Digest": "sha-256=:AAAA:"}
@@ -131,9 +136,9 @@ def test_what_is_wrong_is_refused_and_named(server, global_weights):
 
 
 def test_a_site_waits_for_new_labels(server, site, global_weights):
-    connect(server).train(global_weights, order_of(global_weights, 0, "new"))
+    connect(server.url).train(global_weights, order_of(global_weights, 0, "new"))
     with pytest.raises(SitsOutError, match=r"waiting for new labels \(0 of 2\)"):
-        connect(server, min_new_labels=2).train(global_weights, order_of(global_weights, 1, "new"))
+        connect(server.url, min_new_labels=2).train(global_weights, order_of(global_weights, 1, "new"))
     last = server.get("/iopfl/federations/disk").json()["federations"]
     waiting = next(state for state in last if state["federation"] == "new")
     assert (waiting["status"], waiting["reason"]) == ("sits out", "waiting for new labels (0 of 2)")
@@ -176,7 +181,7 @@ def test_clinicians_restarts_and_cancellation_in_the_middle_of_a_round(slow, glo
     port = None
     with running_server(PACKAGES / "iopfl", slow / "north", **arguments) as server:
         port = server.url.rsplit(":", 1)[1]
-        trainer = LabelServerTrainer(Connection(server.url, patience=60.0), "slow")
+        trainer = connect(server.url, "slow")
         stopping = threading.Event()
         thread, outcome = follow(trainer, global_weights, order, stopping.is_set)
         await_step(server, order)
@@ -205,7 +210,8 @@ def test_clinicians_restarts_and_cancellation_in_the_middle_of_a_round(slow, glo
 
 
 def test_a_server_that_is_away_is_an_error_after_the_patience(global_weights):
-    trainer = LabelServerTrainer(Connection("http://127.0.0.1:9", patience=0.5), "disk")
+    trainer = LabelServerTrainer("disk")
+    trainer.configure(SitePolicy(label_server="http://127.0.0.1:9", patience=0.5), Path())
     started = time.monotonic()
     with pytest.raises(TrainingError, match="does not answer"):
         trainer.train(global_weights, order_of(global_weights))

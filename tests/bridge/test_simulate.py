@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from fl_bridge.aggregation import aggregate
 from fl_bridge.cli import main
 from fl_bridge.persistor import FederationState
 from fl_bridge.simulate import run_federation, simulate
@@ -22,7 +23,7 @@ from iopfl.core.locks import try_hold
 from iopfl.core.order import Order
 from iopfl.core.signing import Keyring
 from iopfl.core.task import read_task
-from iopfl.core.weights import average, distance, read_weights
+from iopfl.core.weights import distance, read_weights
 
 from .conftest import SITES, write_site
 
@@ -63,11 +64,13 @@ def compute_without_flare(state, data, task_file, folder):
     weights = FederationState.create(folder, task=read_task(task_file), clients={}, seed=3).read_global()
     for round_index in range(ROUNDS):
         order = Order(state.federation, round_index, str(round_index))
-        updates = [trainers[site].train(weights, order) for site in INSIDE]
+        updates = {site: trainers[site].train(weights, order) for site in INSIDE}
         # Differences travel. A bias before a batch normalization has only rounding for a gradient, and Adam makes
         # steps of it: without the same rounding here, such biases would differ, and nothing else.
-        models = [{key: weights[key] + (value - weights[key]) for key, value in u.weights.items()} for u in updates]
-        weights = average(models, [update.samples for update in updates])
+        start, samples = weights, {site: update.samples for site, update in updates.items()}
+        weights = aggregate(
+            start, samples, lambda site, key, u=updates, w=start: u[site].weights[key] - w[key], how="weighted_average"
+        )
     order = Order(state.federation, ROUNDS - 1, "end")
     return weights, {site: trainer.personalized(weights, order) for site, trainer in trainers.items()}
 
@@ -168,7 +171,7 @@ def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(data, task_file, 
     assert "NaN" in fates[0]["south"]["reason"] and "norm" in fates[1]["south"]["reason"]
     assert fates[2]["south"]["reason"] == "unexpected RuntimeError; the site's own log has the details"
     assert {fate["new"]["status"] for fate in fates} == {"sat out"}
-    assert "label more images" in fates[0]["new"]["reason"]
+    assert "waiting for labels" in fates[0]["new"]["reason"]
     assert state.shared["sites"]["new"]["status"] == "sat out"
     bank = ModelBank.open(tmp_path / "bank")
     assert bank.names == ["global", "north", "south"]

@@ -131,7 +131,7 @@ def test_sites_and_rounds_have_their_own_seeds(build, global_weights):
 def test_too_few_labels_are_said(data, task_file, tmp_path, global_weights):
     write_site(data / "new", images=6, seed=5, labels=2)
     trainer = InProcessTrainer(str(data / "new"), str(task_file), str(tmp_path / "state"))
-    with pytest.raises(TooFewLabelsError, match="needs 4: label more"):
+    with pytest.raises(TooFewLabelsError, match=r"waiting for labels \(\d of 4\)"):
         trainer.train(global_weights, order_of(global_weights))
     with pytest.raises(SitsOutError, match="trained in no round"):
         trainer.personalized(global_weights, order_of(global_weights))

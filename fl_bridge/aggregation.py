@@ -1,0 +1,77 @@
+"""From the sites' updates to the next global weights, one tensor at a time.
+
+`weighted_average` is FedAvg's (McMahan et al., AISTATS 2017): by sample count.
+The robust ones (Yin et al., ICML 2018) count every site alike and bound what
+one site can do: `coordinate_median`, and `trimmed_mean` without the largest
+and the smallest fifth. They need one tensor of all sites in memory at once,
+the average only a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from iopfl.core.errors import ConfigError
+from iopfl.core.weights import Weights
+
+TRIMMED_SHARE = 0.2
+
+Read = Callable[[str, str], Tensor]
+"""(site, key) -> that tensor of the site's update."""
+
+
+def aggregate(reference: Mapping[str, Tensor], samples: Mapping[str, int], read: Read, *, how: str) -> Weights:
+    """The global weights after a round.
+
+    Args:
+        reference: W^t; its integer buffers are kept.
+        samples: site -> sample count, in the order in which sums are made.
+        read: gives an update's tensors; updates are differences to W^t.
+        how: one of `AGGREGATIONS`.
+
+    Raises:
+        ConfigError: no such aggregation, or no site.
+    """
+    if how not in AGGREGATIONS or not samples:
+        raise ConfigError(f"expected one of {', '.join(AGGREGATIONS)} and a site at least, given {how!r}")
+    combine = AGGREGATIONS[how]
+    sites, shares = list(samples), [count / sum(samples.values()) for count in samples.values()]
+    result: Weights = {}
+    for key, value in reference.items():
+        if not value.is_floating_point():
+            result[key] = value.clone()
+            continue
+        # In double and in a fixed order: reproducible, and many sites' sum keeps its last digits.
+        result[key] = (value.double() + combine(key, sites, shares, read)).to(value.dtype)
+    return result
+
+
+def _weighted_average(key: str, sites: Sequence[str], shares: Sequence[float], read: Read) -> Tensor:
+    total: Tensor | None = None
+    for site, share in zip(sites, shares, strict=True):
+        part = read(site, key).double() * share
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _coordinate_median(key: str, sites: Sequence[str], shares: Sequence[float], read: Read) -> Tensor:
+    ordered = torch.stack([read(site, key).double() for site in sites]).sort(dim=0).values
+    return (ordered[(len(sites) - 1) // 2] + ordered[len(sites) // 2]) / 2
+
+
+def _trimmed_mean(key: str, sites: Sequence[str], shares: Sequence[float], read: Read) -> Tensor:
+    ordered = torch.stack([read(site, key).double() for site in sites]).sort(dim=0).values
+    # One at each end at least, where that leaves one.
+    cut = min(max(1, int(TRIMMED_SHARE * len(sites))), (len(sites) - 1) // 2)
+    return ordered[cut : len(sites) - cut].mean(dim=0)
+
+
+AGGREGATIONS: dict[str, Callable[[str, Sequence[str], Sequence[float], Read], Tensor]] = {
+    "weighted_average": _weighted_average,
+    "coordinate_median": _coordinate_median,
+    "trimmed_mean": _trimmed_mean,
+}

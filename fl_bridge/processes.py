@@ -1,0 +1,93 @@
+"""FLARE's own processes, from a kit: in the foreground, one at a time, and none left behind.
+
+`fl-bridge server` and `fl-bridge site` are what systemd runs: FLARE's start-up
+script would restart the process itself, out of systemd's sight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from fl_bridge.simulator import end_tree
+from iopfl.core.errors import ConfigError
+from iopfl.core.locks import try_hold
+
+_MARK = "FL_BRIDGE_KIT"
+"""Environment variable by which a kit's processes are known, those included that outlive their parent."""
+_SETTINGS = {"server": "fed_server.json", "site": "fed_client.json"}
+_MODULES = {
+    "server": "nvflare.private.fed.app.server.server_train",
+    "site": "nvflare.private.fed.app.client.client_train",
+}
+_PR_SET_PDEATHSIG = 1
+
+
+def run_kit(kit: Path, role: str) -> int:
+    """Run the server or a site until it ends or is interrupted.
+
+    Args:
+        kit: its start-up kit.
+        role: `server` or `site`.
+
+    Returns:
+        FLARE's exit status.
+
+    Raises:
+        ConfigError: the folder is no such kit, or runs already.
+    """
+    kit = kit.absolute()
+    if not (kit / "startup" / _SETTINGS[role]).is_file():
+        raise ConfigError(
+            f"{kit}: expected the kit of a {role}, without startup/{_SETTINGS[role]} it is none: "
+            "give a folder that fl-bridge provision made"
+        )
+    with try_hold(kit / "lock") as lock:
+        if lock is None:
+            raise ConfigError(f"{kit} runs already: stop that one first")
+        end_leftovers(kit)
+        with _start(kit, role) as process:
+            return process.wait()
+
+
+def end_leftovers(kit: Path) -> None:
+    """End the processes of a kit whose parents were killed: two of a site would train one round twice."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(_MARK) == str(kit):
+                end_tree(process.pid)
+
+
+@contextlib.contextmanager
+def _start(kit: Path, role: str) -> Iterator[subprocess.Popen[bytes]]:
+    (kit / "transfer").mkdir(exist_ok=True)
+    for stray in ("shutdown.fl", "restart.fl", "pid.fl"):
+        (kit / stray).unlink(missing_ok=True)
+    command = [sys.executable, "-u", "-m", _MODULES[role], "-m", str(kit), "-s", _SETTINGS[role], "--set"]
+    command += ["secure_train=true", "org=consortium", "config_folder=config"]
+    command += [f"uid={kit.name}"] if role == "site" else []
+    path = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, _MARK: str(kit), "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, preexec_fn=_end_with_parent)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=2)
+        end_tree(process.pid)
+        process.wait()
+        end_leftovers(kit)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when its parent ends, even by `kill -9`."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,210 @@
+"""Start-up kits of a federation: FLARE's provisioning with mutual TLS, and our policies in place.
+
+    kits/server/          for the consortium's machine; with it, in `admin/`, what submits jobs
+    kits/<site>/          one a site
+    kits/.provision/      the federation's certificate authority: whoever has it can make kits
+
+Called again, it makes the kits that are not there yet, with the same authority.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from nvflare.lighter.impl.cert import CertBuilder
+from nvflare.lighter.impl.signature import SignatureBuilder
+from nvflare.lighter.impl.static_file import StaticFileBuilder
+from nvflare.lighter.impl.workspace import WorkspaceBuilder
+from nvflare.lighter.provision import prepare_project
+from nvflare.lighter.provisioner import Provisioner
+
+from fl_bridge.federation_file import FederationFile
+from fl_bridge.job import allowed_classes
+from fl_bridge.site_policy import SitePolicy
+from iopfl.core.errors import ConfigError
+from iopfl.core.signing import Keyring
+from iopfl.core.task import Task
+from iopfl.core.weights import write_bytes
+
+ADMIN = "admin@consortium.org"
+SERVER_FOLDER, ADMIN_FOLDER = "server", "admin"
+SETTINGS = "federation.json"
+_ORGANIZATION = "consortium"
+_HIDDEN = ".provision"
+_UNIT = """\
+[Unit]
+Description=iopfl federation {name}: {role}
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+# Correct the two paths, and give the service a user of its own.
+ExecStart=/opt/iopfl/.venv/bin/fl-bridge {role} /opt/iopfl/{kit}
+Restart=always
+RestartSec=5
+# Job processes go with the one that started them.
+KillMode=control-group
+TimeoutStopSec=30
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@dataclass(frozen=True)
+class Kits:
+    """What was provisioned.
+
+    Attributes:
+        folder: of all kits.
+        made: names of the kits that are new.
+        kept: of those that were there.
+        expires: when the certificates do.
+        key: public key of the federation's banks, which sites trust by `iopfl bank trust`.
+    """
+
+    folder: Path
+    made: tuple[str, ...]
+    kept: tuple[str, ...]
+    expires: datetime
+    key: str
+
+
+def provision(federation: FederationFile, folder: Path) -> Kits:
+    """Make the kits of a federation that are not there yet, and bring the server's settings up to date.
+
+    Raises:
+        ConfigError: the folder has another federation's kits.
+    """
+    folder = folder.absolute()
+    _check_same_federation(federation, folder)
+    project = prepare_project(_describe_project(federation))
+    hidden = folder / _HIDDEN
+    hidden.mkdir(parents=True, exist_ok=True)
+    hidden.chmod(0o700)
+    with contextlib.redirect_stdout(sys.stderr):  # FLARE tells where its own results are
+        builders = [WorkspaceBuilder(), StaticFileBuilder(config_folder="config"), CertBuilder(), SignatureBuilder()]
+        context = Provisioner(str(hidden), builders).provision(project)
+    source = Path(context["current_prod_dir"])
+    made, kept = [], []
+    for name in (SERVER_FOLDER, *federation.clients):
+        if (folder / name).exists():
+            kept.append(name)
+            continue
+        site = federation.clients.get(name)
+        staging = hidden / f"new-{name}"
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copytree(source / (federation.host if site is None else name), staging)
+        if site is None:
+            shutil.copytree(source / ADMIN, staging / ADMIN_FOLDER)
+            _finish_server(staging, folder / name, federation)
+        else:
+            _finish_site(staging, folder / name, federation, federation.sites[site])
+        _protect(staging)
+        staging.rename(folder / name)
+        made.append(name)
+    shutil.rmtree(source)
+    server = folder / SERVER_FOLDER
+    write_bytes(server / SETTINGS, json.dumps(_settings(federation), indent=1).encode())
+    certificate = x509.load_pem_x509_certificate((server / "startup" / "server.crt").read_bytes())
+    key = Keyring(server / "keys").public_key
+    return Kits(folder, tuple(made), tuple(kept), certificate.not_valid_after_utc, key)
+
+
+def read_settings(kit: Path) -> FederationFile:
+    """The federation's settings, from the server's kit.
+
+    Raises:
+        ConfigError: it is not the server's kit.
+    """
+    try:
+        values = json.loads((kit / SETTINGS).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{kit}: expected the kit of a federation's server, without {SETTINGS} it is none") from error
+    sites = {site: SitePolicy(**policy) for site, policy in values.pop("sites").items()}
+    return FederationFile(**{**values, "task": Task.from_dict(values["task"]), "sites": sites})
+
+
+def _settings(federation: FederationFile) -> dict[str, Any]:
+    sites = {site: asdict(policy) for site, policy in federation.sites.items()}
+    return {**vars(federation), "task": federation.task.to_dict(), "sites": sites}
+
+
+def _check_same_federation(federation: FederationFile, folder: Path) -> None:
+    if not (folder / SERVER_FOLDER / SETTINGS).is_file():
+        return
+    before = read_settings(folder / SERVER_FOLDER)
+    for name in ("name", "host", "port"):
+        if getattr(before, name) != getattr(federation, name):
+            raise ConfigError(
+                f"{folder} has the kits of another federation ({name} {getattr(before, name)!r}, now "
+                f"{getattr(federation, name)!r}): give another folder"
+            )
+
+
+def _describe_project(federation: FederationFile) -> dict[str, Any]:
+    server = {"name": federation.host, "type": "server", "org": _ORGANIZATION, "fed_learn_port": federation.port}
+    clients = [{"name": client, "type": "client", "org": _ORGANIZATION} for client in federation.clients]
+    admin = {"name": ADMIN, "type": "admin", "org": _ORGANIZATION, "role": "project_admin"}
+    return {
+        "api_version": 3,
+        "name": federation.name,
+        "description": "made by fl-bridge provision",
+        "participants": [{**server, "admin_port": federation.port}, *clients, admin],
+    }
+
+
+def _finish_server(kit: Path, home: Path, federation: FederationFile) -> None:
+    resources = _read_resources(kit)
+    # FLARE's default is the system's temporary folder, which a restart may empty and others can read.
+    resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(home / "flare" / "snapshots")
+    for component in resources["components"]:
+        if component["id"] == "job_manager":
+            component["args"]["uri_root"] = str(home / "flare" / "jobs")
+        if component["id"] == "job_scheduler":
+            component["args"]["max_jobs"] = 1
+    resources["components"] = [item for item in resources["components"] if item["id"] != "log_receiver"]
+    # A site that is gone for so long is told to be, and the round goes on without it.
+    resources["servers"][0]["heart_beat_timeout"] = 60
+    _write_resources(kit, resources)
+    _write_unit(kit, home, federation, role="server")
+
+
+def _finish_site(kit: Path, home: Path, federation: FederationFile, policy: SitePolicy) -> None:
+    resources = _read_resources(kit)
+    # Logs name files, and files patients: they do not leave the site.
+    resources["allow_log_streaming"] = False
+    resources["components"] = [item for item in resources["components"] if item["id"] != "site_log_streamer"]
+    _write_resources(kit, resources)
+    policy.write(kit / "local")
+    _write_unit(kit, home, federation, role="site")
+
+
+def _read_resources(kit: Path) -> dict[str, Any]:
+    return json.loads((kit / "local" / "resources.json.default").read_text(encoding="utf-8"))
+
+
+def _write_resources(kit: Path, resources: Mapping[str, Any]) -> None:
+    changed = {**resources, "class_allow_list": allowed_classes()}
+    (kit / "local" / "resources.json").write_text(json.dumps(changed, indent=1), encoding="utf-8")
+
+
+def _write_unit(kit: Path, home: Path, federation: FederationFile, *, role: str) -> None:
+    text = _UNIT.format(name=federation.name, role=role, kit=home.name)
+    (kit / f"fl-bridge-{role}.service").write_text(text, encoding="utf-8")
+
+
+def _protect(kit: Path) -> None:
+    """Nobody but the owner reads a private key."""
+    for path in kit.rglob("*"):
+        path.chmod(0o700 if path.is_dir() or path.suffix == ".sh" else 0o600)
+    kit.chmod(0o700)

@@ -1,0 +1,142 @@
+"""A site's own settings: `site.yaml` in its kit, which the hospital's administrator owns and the consortium does not.
+
+What leaves the site is decided here, whatever a job asks.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from iopfl.core.errors import ConfigError
+from iopfl.core.order import Order
+from iopfl.core.weights import Weights, distance, write_bytes
+
+FILE = "site.yaml"
+_SECRET = "noise.secret"
+
+
+@dataclass(frozen=True)
+class SitePolicy:
+    """What a site's administrator decides.
+
+    Attributes:
+        share_personalized: whether the personalized model may leave the site, for the bank.
+        label_server: URL of the site's label server.
+        token_file: file with its bearer token, relative to this file; empty = none asked.
+        certificate: PEM file of the authority of its certificate, relative to this file; empty = the system's.
+        patience: seconds to wait for a label server that is away or busy with a clinician's training.
+        min_new_labels: labels drawn since the last round, without which a round is sat out.
+        share_every: rounds between two times that the personalized model leaves; 0 = whenever it is asked for.
+        clip: the shared model's difference to the global one is scaled down to this norm; 0 = as it is.
+        noise: Gaussian noise added to it, as a multiple of `clip` (the noise multiplier of differential privacy).
+    """
+
+    share_personalized: bool = True
+    label_server: str = "http://127.0.0.1:8000"
+    token_file: str = ""
+    certificate: str = ""
+    patience: float = 1800.0
+    min_new_labels: int = 0
+    share_every: int = 0
+    clip: float = 0.0
+    noise: float = 0.0
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, what: str) -> SitePolicy:
+        """Settings by name.
+
+        Raises:
+            ConfigError: an unknown name, a value of the wrong type, no word on sharing, or noise without a clip.
+        """
+        known = {field.name: type(field.default) for field in fields(cls)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(f"{what}: unknown {', '.join(unknown)}; there are {', '.join(known)}")
+        if not isinstance(values.get("share_personalized"), bool):
+            raise ConfigError(
+                f"{what}: expected share_personalized: true or false, an explicit choice whether the site's "
+                f"personalized model may enter the bank, given {values.get('share_personalized')!r}"
+            )
+        checked: dict[str, Any] = {}
+        for name, value in values.items():
+            kind = known[name]
+            fits = isinstance(value, bool) if kind is bool else isinstance(value, kind) and not isinstance(value, bool)
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                value, fits = float(value), True
+            if not fits or (kind in (int, float) and value < 0):
+                raise ConfigError(f"{what}: {name}: expected {_describe(kind)}, given {value!r}")
+            checked[name] = value
+        policy = cls(**checked)
+        if policy.noise and not policy.clip:
+            raise ConfigError(f"{what}: noise {policy.noise:g} needs a clip: it is a multiple of it")
+        return policy
+
+    @classmethod
+    def read(cls, folder: Path) -> SitePolicy:
+        """Read `site.yaml` of a kit's `local` folder.
+
+        Raises:
+            ConfigError: it cannot be read, or see `from_dict`.
+        """
+        path = folder / FILE
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: expected the site's settings: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: expected settings by name, given {type(values).__name__}")
+        return cls.from_dict(values, what=str(path))
+
+    def write(self, folder: Path) -> None:
+        """Write `site.yaml`."""
+        text = "# This site's own settings: the hospital decides. docs/site-administrator.md explains them.\n"
+        write_bytes(folder / FILE, (text + yaml.safe_dump(asdict(self), sort_keys=False)).encode())
+
+    def privatize(
+        self, weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], order: Order, folder: Path
+    ) -> Weights:
+        """The personalized model as it may leave: clipped and with noise (Gaussian mechanism; Dwork and Roth, 2014).
+
+        The noise is drawn from a secret of the site and the order: whoever asks
+        twice gets the same answer, and cannot average it away.
+
+        Args:
+            weights: floating-point entries of P_k.
+            reference: the global model's, in whose direction the difference is clipped.
+            order: that asks.
+            folder: where the secret is kept.
+        """
+        if not self.clip:
+            return dict(weights)
+        norm = distance(weights, reference)
+        scale = min(1.0, self.clip / norm) if norm else 1.0
+        generator = torch.Generator().manual_seed(_derive_seed(folder / _SECRET, order))
+        private: Weights = {}
+        for key, value in reference.items():
+            draw = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            noisy = value.double() + scale * (weights[key].double() - value.double()) + self.noise * self.clip * draw
+            # A variance stays one: noise must not make it negative.
+            noisy = noisy.clamp_min(1e-5) if key.endswith("running_var") else noisy
+            private[key] = noisy.to(value.dtype)
+        return private
+
+
+def _derive_seed(path: Path, order: Order) -> int:
+    if not path.is_file():
+        write_bytes(path, secrets.token_bytes(32))
+        path.chmod(0o600)
+    message = f"{order.federation}/{order.round_index}/{order.base_hash}".encode()
+    return int.from_bytes(hmac.digest(path.read_bytes(), message, "sha256")[:8], "big") // 2
+
+
+def _describe(kind: type) -> str:
+    return {bool: "true or false", str: "text", int: "a whole number from 0", float: "a number from 0"}[kind]
