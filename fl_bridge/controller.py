@@ -38,6 +38,7 @@ from fl_bridge.exchange import (
     from_params,
     to_params,
 )
+from fl_bridge.metrics import MetricsReceiver
 from fl_bridge.persistor import FederationPersistor, FederationState
 from fl_bridge.spool import Spool
 from iopfl.core.bank_exchange import export_bank
@@ -175,6 +176,10 @@ class RoundController(ModelController):
         }
         self.save_model(FLModel(params=to_params(combined, integers=True), meta={"record": record}))
         spool.clear()
+        metrics = self.engine.get_component("metrics")
+        if isinstance(metrics, MetricsReceiver):
+            for client, site in self._clients.items():
+                metrics.record(client, order.round_index, asked.fates[site], self.fl_ctx)
 
     def _make_bank(self, state: FederationState) -> None:
         """Collect the personalized models, write the bank's next version, and bring it to the sites."""

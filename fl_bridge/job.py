@@ -13,14 +13,13 @@ from typing import Any
 
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
-from nvflare.app_common.widgets.streaming import ANALYTIC_EVENT_TYPE
-from nvflare.app_opt.tracking.tb.tb_receiver import TBAnalyticsReceiver
 from nvflare.job_config.api import FedJob
 from nvflare.job_config.defs import FilterType
 
 from fl_bridge.controller import RoundController
 from fl_bridge.exchange import TASK_SHARE, TASK_TRAIN
 from fl_bridge.executor import SiteExecutor
+from fl_bridge.metrics import MetricsReceiver
 from fl_bridge.persistor import FederationPersistor
 from fl_bridge.trainer import SiteTrainer
 from iopfl.core.errors import ConfigError
@@ -78,7 +77,7 @@ def build_job(
         job.to_server(ModelQuantizer("float16"), FilterType.TASK_DATA, tasks=_WEIGHTS_TASKS)
         job.to_server(ModelDequantizer(), FilterType.TASK_RESULT, tasks=_WEIGHTS_TASKS)
     if metrics is not None:
-        job.to_server(TBAnalyticsReceiver(tb_folder=flare_text(metrics), events=[ANALYTIC_EVENT_TYPE]), id="metrics")
+        job.to_server(MetricsReceiver(flare_text(metrics)), id="metrics")
     return job
 
 

@@ -23,6 +23,12 @@ def add_actions(add: AddAction, add_keys: Callable[[argparse.ArgumentParser], No
     prune = add("prune", _prune, "Delete old versions.", "iopfl bank prune bank/ --keep 3")
     export = add("export", _export, "Write one .iopfl file.", "iopfl bank export bank/ prostate.iopfl")
     importer = add("import", _import, "Take in an .iopfl file.", "iopfl bank import prostate.iopfl bank/")
+    pull = add(
+        "pull",
+        _pull,
+        "Get a bank from a server, if it has a newer one.",
+        "iopfl bank pull https://SERVER/iopfl/banks/prostate.iopfl bank/",
+    )
     trust = add("trust", _trust, "Trust a signer's banks.", "iopfl bank trust KEY --note 'the consortium'")
     key = add("key", _key, "Print one's own public key.", "iopfl bank key")
     for parser in (show, verify, rollback, prune, export):
@@ -37,9 +43,13 @@ def add_actions(add: AddAction, add_keys: Callable[[argparse.ArgumentParser], No
     export.add_argument("target", type=Path, help="new file, ending in .iopfl")
     importer.add_argument("source", type=Path, help=".iopfl file")
     importer.add_argument("bank", type=Path, help="folder of a bank, new or not")
+    pull.add_argument("url", help="https:// address of an .iopfl file")
+    pull.add_argument("bank", type=Path, help="folder of a bank, new or not")
+    pull.add_argument("--task", help="task that it must be for: a name or a YAML file")
+    pull.add_argument("--token-file", type=Path, help="file with a bearer token, where the server asks for one")
     trust.add_argument("key", help="public key, 44 characters")
     trust.add_argument("--note", default="", help="who that is")
-    for parser in (verify, importer, trust, key):
+    for parser in (verify, importer, pull, trust, key):
         add_keys(parser)
 
 
@@ -118,6 +128,17 @@ def _import(arguments: Any) -> None:
 
     bank = import_bank(arguments.source, arguments.bank, keys=Keyring(arguments.keys))
     print(f"{arguments.bank}: serving version {bank.label} of task {bank.task.name}")
+
+
+def _pull(arguments: Any) -> None:
+    from iopfl.cli_pull import pull_bank
+    from iopfl.core.signing import Keyring
+    from iopfl.core.task import read_task
+
+    task = read_task(arguments.task) if arguments.task else None
+    options = {"keys": Keyring(arguments.keys), "task": task, "token_file": arguments.token_file}
+    is_new = pull_bank(arguments.url, arguments.bank, **options)
+    print(f"{arguments.bank}: {'serving the new version' if is_new else 'nothing new'}")
 
 
 def _trust(arguments: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from fl_bridge.federation_file import client_name
 from fl_bridge.persistor import FederationState
 from fl_bridge.supervisor import STATE
 from iopfl.core.signing import Keyring
@@ -72,7 +73,7 @@ class Production:
 
     def start(self, name: str, command: str = "site") -> subprocess.Popen:
         """`fl-bridge site|server|run` for a kit, as systemd would."""
-        kit = self.server_kit if command in ("server", "run") else self.folder / "kits" / name
+        kit = self.server_kit if command in ("server", "run") else self.folder / "kits" / client_name(name)
         log = self.folder / f"{name}-{command}.log"
         process = start_process([*BRIDGE, command, str(kit)], log, env={"PYTHONPATH": PATH})
         self.stack.callback(stop_process, process)

@@ -14,9 +14,10 @@ import yaml
 from fl_bridge.label_server import LabelServerTrainer
 from fl_bridge.site_policy import SitePolicy
 from fl_bridge.trainer import InProcessTrainer
-from iopfl.core.bank import Model, Role, save_bank
+from iopfl.cli_pull import pull_bank
+from iopfl.core.bank import Model, ModelBank, Role, save_bank
 from iopfl.core.bank_exchange import export_bank
-from iopfl.core.errors import CancelledError, ConfigError, SitsOutError, TrainingError
+from iopfl.core.errors import BankError, BankTrustError, CancelledError, ConfigError, SitsOutError, TrainingError
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
 from iopfl.core.personalization import PersonalizedModel
@@ -112,6 +113,26 @@ def test_a_site_without_a_bank_says_so_and_serves_the_first_that_comes(server, s
     assert answered.json()["model"] == "global"
     with pytest.raises(ConfigError, match="expected a whole"):
         connect(server.url).publish(content[: len(content) // 2])
+
+
+def test_an_outside_site_pulls_the_bank(server, site, tmp_path):
+    url = f"{server.url}/iopfl/banks/disk.iopfl"
+    with pytest.raises(BankTrustError, match="iopfl bank trust"):
+        pull_bank(url, tmp_path / "bank", keys=Keyring(tmp_path / "strangers"))
+    assert not (tmp_path / "bank").exists()
+    keys = Keyring(site / "keys")
+    assert pull_bank(url, tmp_path / "bank", keys=keys)
+    assert ModelBank.open(tmp_path / "bank", keys=keys).names == ["global"]
+    assert not pull_bank(url, tmp_path / "bank", keys=keys), "nothing new is not downloaded again"
+    with pytest.raises(BankError, match="another task"):
+        pull_bank(url, tmp_path / "other", keys=keys, task=read_task("vessel"))
+    with pytest.raises(ConfigError, match="404 no task 'retina'"):
+        pull_bank(url.replace("disk", "retina"), tmp_path / "other", keys=keys)
+    with pytest.raises(ConfigError, match="https"):
+        pull_bank("http://bank.example/disk.iopfl", tmp_path / "other", keys=keys)
+    with pytest.raises(BankError, match="expected a whole"):
+        pull_bank(f"{server.url}/openapi.json", tmp_path / "other", keys=keys)
+    assert {path.name for path in tmp_path.iterdir()} <= {"bank", "strangers"}, "nothing is left of a failure"
 
 
 def test_what_is_wrong_is_refused_and_named(server, global_weights):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -53,6 +54,7 @@ class Models:
     predictors: dict[str, Predictor]
     site: str | None = "north"
     computed: list[tuple[str, str | None]] = field(default_factory=list)
+    settings: Any = field(default_factory=lambda: SimpleNamespace(state=Path("none")))
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()

@@ -39,6 +39,7 @@ from iopfl.compat import (
     plain_errors,
     pydicom_seg_import,
     stale_sessions,
+    tokens,
     train_stats,
     unknown_names,
 )
@@ -65,6 +66,7 @@ def apply_tasks() -> None:
 def apply_all() -> None:
     """Repair the server as well: its processes, its endpoints, its pages."""
     apply_tasks()
+    tokens.apply()  # before the endpoints are imported, which depend on what it replaces
     # The app copies its routers' routes when it is first imported: these two precede that.
     blocking_endpoints.apply()
     admin_routes.apply()

@@ -17,15 +17,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.utils.app import app_instance
 
-from iopfl.core.bank_exchange import import_bank
+from iopfl.core.bank_exchange import SUFFIX, export_bank, import_bank
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
 from iopfl.core.signing import Keyring
 from iopfl.core.weights import serialize
 from iopfl.lib.rounds import KINDS, FederationRounds, give_way_to_clinicians
-from iopfl.web.access import for_federation
+from iopfl.web.access import FEDERATION_ROLE, for_federation
 
 _HEADERS = {"Cache-Control": "no-store"}
 _HEAD_BYTES = 2**20
@@ -34,6 +36,8 @@ _MAX_EXPERTS = 1000
 _CHUNK = 2**20
 
 router = APIRouter(prefix="/iopfl/federations", tags=["federation"], dependencies=[Depends(for_federation)])
+for_readers = RBAC([settings.MONAI_LABEL_AUTH_ROLE_USER, FEDERATION_ROLE])
+banks = APIRouter(tags=["federation"], dependencies=[Depends(for_readers)])
 give_way_to_clinicians()
 
 
@@ -110,6 +114,26 @@ async def put_bank(request: Request, task: str, rounds: Rounds) -> Response:
     limit = _MAX_EXPERTS * await run_in_threadpool(lambda: _weights_size(rounds))
     async with _received(request, limit) as file:
         return JSONResponse({"bank": await run_in_threadpool(take_in, file)}, headers=_HEADERS)
+
+
+@banks.get("/iopfl/banks/{task}.iopfl", summary="The bank that is served, as one file; for iopfl bank pull")
+def get_bank(task: str, request: Request) -> Response:
+    models = app_instance().models
+    if task not in models.tasks:
+        raise HTTPException(404, f"no task {task!r}: this server has {', '.join(models.tasks)}")
+    manifest = models.predictor(task).bank.manifest
+    tag = f'"{manifest.version}-{manifest.content_id}"'
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    file = models.settings.state / "exports" / f"{task}-{manifest.version}-{manifest.content_id}{SUFFIX}"
+    if not file.is_file():
+        for older in file.parent.glob(f"{task}-*{SUFFIX}"):
+            older.unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        export_bank(models.bank_folder(task), file)
+    headers["Content-Digest"] = digest_of(file)
+    return FileResponse(file, media_type="application/octet-stream", headers=headers)
 
 
 @contextlib.asynccontextmanager

@@ -27,8 +27,10 @@ from iopfl.core.errors import IOPFLError, SeriesError
 from iopfl.core.metrics import region_dice
 from iopfl.core.predictor import Segmentation
 from iopfl.core.task import Task
+from iopfl.lib.rounds import FederationRounds
 from iopfl.web import pictures
 from iopfl.web.answers import MODELS, Answers, BusyError
+from iopfl.web.federation_routes import banks
 from iopfl.web.federation_routes import router as federation
 
 STATIC = Path(__file__).parent / "static"
@@ -75,6 +77,7 @@ def status() -> Response:
             "labels": [{"name": label, "color": color} for label, color in pictures.label_colors(task).items()],
         }
         try:
+            about["federations"] = FederationRounds(models, task).last()
             about |= models.describe(name)
         except IOPFLError as error:  # the page still shows the other tasks
             about["error"] = str(error)
@@ -215,3 +218,4 @@ router = APIRouter()
 router.include_router(pages)
 router.include_router(data)
 router.include_router(federation)
+router.include_router(banks)

@@ -1,0 +1,103 @@
+"""`iopfl bank pull`: a bank from a server, for sites outside its federation."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+from tqdm import tqdm
+
+from iopfl.core.bank import ModelBank
+from iopfl.core.bank_exchange import import_bank
+from iopfl.core.errors import BankError, ConfigError
+from iopfl.core.manifest import MANIFEST
+from iopfl.core.signing import Keyring
+from iopfl.core.task import Task
+from iopfl.core.weights import write_bytes
+
+PULLED = ".pulled.json"
+"""In the bank's folder: from where, and which version, so that an unchanged bank is not downloaded again."""
+_TIMEOUT = (10, 60)
+_CHUNK = 2**20
+_MAX_BYTES = 64 * 2**30
+
+
+def pull_bank(
+    url: str, folder: Path, *, keys: Keyring, task: Task | None = None, token_file: Path | None = None
+) -> bool:
+    """Download a bank, verify it, and make it the served version of a folder, or change nothing.
+
+    Args:
+        url: of an `.iopfl` file, e.g. `https://SERVER/iopfl/banks/TASK.iopfl`.
+        folder: of the bank, new or not.
+        keys: whose signers are trusted.
+        task: that it must be for; None = any.
+        token_file: file with a bearer token; None = none asked.
+
+    Returns:
+        Whether there was something new.
+
+    Raises:
+        ConfigError: the address cannot be asked, or the server refuses.
+        BankError: no whole bank, an untrusted signer, or another task.
+    """
+    _check_address(url)
+    headers = {"Authorization": f"Bearer {token_file.read_text().strip()}"} if token_file else {}
+    before = _read_pulled(folder)
+    if before.get("url") == url and (folder / MANIFEST).is_file():
+        headers["If-None-Match"] = before["etag"]
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT, allow_redirects=False) as response:
+            if response.status_code == requests.codes.not_modified:
+                return False
+            if response.status_code != requests.codes.ok:
+                raise ConfigError(
+                    f"{url}: expected a bank, the server answers {response.status_code} {_detail(response)}"
+                )
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part") as file:
+                _download(response, Path(file.name))
+                import_bank(Path(file.name), folder, keys=keys, task=task)
+            if "ETag" in response.headers:
+                write_bytes(folder / PULLED, json.dumps({"url": url, "etag": response.headers["ETag"]}).encode())
+    except requests.RequestException as error:
+        raise ConfigError(f"{url}: no answer ({type(error).__name__}): check the address, and try again") from error
+    ModelBank.open(folder, keys=keys)
+    return True
+
+
+def _check_address(url: str) -> None:
+    """A bank is signed, but a token must not travel in the clear."""
+    parts = urlsplit(url)
+    loopback = parts.hostname in ("127.0.0.1", "localhost", "::1")
+    if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
+        raise ConfigError(f"{url}: expected an https:// address (http:// for this machine alone)")
+
+
+def _download(response: requests.Response, path: Path) -> None:
+    total, size = int(response.headers.get("Content-Length") or 0), 0
+    bar = tqdm(total=total or None, unit="B", unit_scale=True, desc="downloading", disable=None)
+    with path.open("wb") as file, bar:
+        for chunk in response.iter_content(_CHUNK):
+            size += len(chunk)
+            if size > _MAX_BYTES:
+                raise BankError(f"expected a bank, the server sends more than {_MAX_BYTES} bytes")
+            file.write(chunk)
+            bar.update(len(chunk))
+
+
+def _read_pulled(folder: Path) -> dict[str, str]:
+    try:
+        return json.loads((folder / PULLED).read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def _detail(response: requests.Response) -> str:
+    try:
+        return str(response.json()["detail"])[:300]
+    except (ValueError, KeyError, TypeError):
+        return str(response.reason)

@@ -1,0 +1,110 @@
+"""Kills in the middle of rounds: the federation reaches its last round with the weights of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from bridge.conftest import SITES, TASK, write_site
+from bridge.production import Production, production
+from fl_bridge.aggregation import aggregate
+from fl_bridge.trainer import InProcessTrainer
+from iopfl.core.bank import ModelBank
+from iopfl.core.networks import build_network
+from iopfl.core.order import Order
+from iopfl.core.task import read_task
+from iopfl.core.weights import Weights, snapshot
+from label_server import stop_process, wait_until
+
+ROUNDS = 5
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture
+def federation(tmp_path):
+    """Three sites whose rounds take seconds."""
+    for number, site in enumerate(SITES):
+        write_site(tmp_path / "sites" / site, images=9, seed=number)
+    task = yaml.safe_load(TASK)
+    task["training"]["local_steps"] = 400
+    (tmp_path / "disk.yaml").write_text(json.dumps(task))
+    with production(tmp_path, tmp_path / "disk.yaml", tmp_path / "sites", SITES) as running:
+        yield running
+
+
+def compute_undisturbed(federation: Production) -> Weights:
+    """The same rounds in a plain loop."""
+    task = read_task(str(federation.task))
+    weights = snapshot(build_network(task, seed=0))
+    plain, sites = federation.folder / "plain", federation.data
+    trainers = {site: InProcessTrainer(str(sites / site), str(federation.task), str(plain / site)) for site in SITES}
+    for round_index in range(ROUNDS):
+        order = Order("plain", round_index, str(round_index))
+        updates = {site: trainers[site].train(weights, order) for site in SITES}
+        samples = {site: update.samples for site, update in updates.items()}
+        start = weights
+        weights = aggregate(
+            start, samples, lambda site, key, u=updates, w=start: u[site].weights[key] - w[key], how="weighted_average"
+        )
+    return weights
+
+
+def kill_job_process(process) -> None:
+    """Kill the process in which FLARE runs a site's part of the job."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    jobs = [child for child in family if any("worker_process" in part for part in child.cmdline())]
+    assert jobs, [child.cmdline() for child in family]
+    jobs[0].kill()
+
+
+def test_kills_in_the_middle_of_rounds_change_nothing(federation):
+    federation.provision({"rounds": ROUNDS, "min_sites": 3, "round_timeout": 120, "grace": 60})
+    federation.start_all()
+    supervisor = federation.start("federation", "run")
+    first, second, third = SITES
+
+    federation.await_training(first, 0)
+    psutil.Process(federation.servers[first].pid).kill()
+    federation.start_label_server(first)
+
+    federation.await_training(second, 1, 300)
+    kill_job_process(federation.running[second])
+
+    federation.await_training(third, 2, 300)
+    federation.running[third].kill()
+    federation.start(third)
+
+    federation.await_training(first, 3, 400)
+    federation.running["server"].kill()
+    federation.start("server", "server")
+
+    wait_until(lambda: supervisor.poll() is not None, 500, what="the federation's end")
+    assert supervisor.returncode == 0, federation.log("federation-run")
+    state = federation.state
+    assert [entry["round_index"] for entry in state.rounds] == list(range(ROUNDS))
+    for entry in state.rounds:
+        assert {site: fate["status"] for site, fate in entry["sites"].items()} == dict.fromkeys(SITES, "averaged")
+    found = state.read_global()
+    for key, value in compute_undisturbed(federation).items():
+        if value.is_floating_point():
+            torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-6)
+    assert ModelBank.open(federation.server_kit / "bank").names == ["global", *SITES]
+
+
+def test_a_site_that_was_away_comes_back(federation):
+    federation.provision({"rounds": 4, "rounds_per_job": 1, "min_sites": 2, "round_timeout": 120, "grace": 10})
+    federation.start_all()
+    supervisor = federation.start("federation", "run")
+    away = SITES[2]
+    wait_until(lambda: federation.state.rounds_done >= 1, 200, what="a round with all")
+    stop_process(federation.running[away])
+    wait_until(lambda: federation.state.rounds_done >= 3, 300, what="two rounds without one")
+    federation.start(away)
+    wait_until(lambda: supervisor.poll() is not None, 300, what="the federation's end")
+    statuses = [entry["sites"][away]["status"] for entry in federation.state.rounds]
+    assert statuses[0] == "averaged" and "silent" in statuses
+    assert ModelBank.open(federation.server_kit / "bank").names == ["global", *SITES], "what it shared before is kept"
