@@ -28,7 +28,7 @@ ALL = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "sample-datasets").rglob("
 TEXT = {page: page.read_text(encoding="utf-8") for page in ALL}
 
 OURS = ("apps/", "benchmarks/", "docs/", "fl_bridge/", "sample-datasets/", "scripts/", "tests/")
-FOREIGN_OPTIONS = {"--app", "--uvicorn_app", "--conf", "--studies"}
+FOREIGN_OPTIONS = {"--app", "--uvicorn_app", "--logdir", "--conf", "--studies"}
 """Of MONAI Label's `start_server`."""
 
 

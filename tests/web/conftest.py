@@ -17,15 +17,19 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from iopfl.core.bank import Model, Role, save_bank
-from iopfl.core.errors import IOPFLError
-from iopfl.core.networks import build_network
-from iopfl.core.predictor import Predictor
-from iopfl.core.signing import Keyring
-from iopfl.core.task import Adaptation, Network, Task
-from iopfl.core.weights import snapshot
-from iopfl.web import router, routes
-from iopfl.web.answers import Answers
+from iopfl import compat
+
+compat.apply_early()  # before MONAI Label is imported
+
+from iopfl.core.bank import Model, Role, save_bank  # noqa: E402
+from iopfl.core.errors import IOPFLError  # noqa: E402
+from iopfl.core.networks import build_network  # noqa: E402
+from iopfl.core.predictor import Predictor  # noqa: E402
+from iopfl.core.signing import Keyring  # noqa: E402
+from iopfl.core.task import Adaptation, Network, Task  # noqa: E402
+from iopfl.core.weights import snapshot  # noqa: E402
+from iopfl.web import router, routes  # noqa: E402
+from iopfl.web.answers import Answers  # noqa: E402
 
 NETWORK = Network("BasicUNet", {"features": [4, 4, 8, 8, 8, 4], "norm": "batch"})
 ADAPTATION = Adaptation(shares=(0.0, 1.0), max_instances=2, target_views=2, max_views=2)

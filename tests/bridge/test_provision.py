@@ -1,0 +1,109 @@
+"""Kits, and what a federation's and a site's file may say."""
+
+from __future__ import annotations
+
+import json
+import stat
+
+import pytest
+import yaml
+
+from fl_bridge.federation_file import read_federation
+from fl_bridge.processes import run_kit
+from fl_bridge.provision import provision, read_settings
+from fl_bridge.site_policy import SitePolicy
+from iopfl.core.errors import ConfigError
+
+SHARES = {"share_personalized": True}
+SETTINGS = {
+    "name": "retina",
+    "task": "vessel",
+    "server": {"host": "localhost", "port": 8002},
+    "rounds": 3,
+    "sites": {
+        "DRIVE": {"share_personalized": True},
+        "St. Mary's": {"share_personalized": False, "clip": 1, "noise": 0.5},
+    },
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(**changes):
+        path = tmp_path / "federation.yaml"
+        path.write_text(yaml.safe_dump({**SETTINGS, **changes}))
+        return path
+
+    return write
+
+
+def test_a_kit_for_every_site_and_the_server(write, tmp_path):
+    federation = read_federation(write())
+    kits = provision(federation, tmp_path / "kits")
+    assert kits.made == ("server", "DRIVE", "St-Mary-s") and kits.kept == ()
+    assert read_settings(tmp_path / "kits" / "server") == federation
+    assert SitePolicy.read(tmp_path / "kits" / "St-Mary-s" / "local") == SitePolicy(False, clip=1.0, noise=0.5)
+    for kit in ("server", "DRIVE", "St-Mary-s"):
+        folder = tmp_path / "kits" / kit
+        resources = json.loads((folder / "local" / "resources.json").read_text())
+        assert "fl_bridge." in resources["class_allow_list"]
+        assert resources["class_list_enforcement_mode"] == "enforce"
+        components = {component["id"] for component in resources["components"]}
+        assert not components & {"site_log_streamer", "log_receiver"}, "logs stay at the site"
+        assert not resources.get("allow_log_streaming")
+        assert "/tmp/nvflare" not in json.dumps(resources)
+        keys = list(folder.rglob("*.key"))
+        assert keys and all(stat.S_IMODE(key.stat().st_mode) == 0o600 for key in keys)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert list(folder.glob("fl-bridge-*.service"))
+
+
+def test_a_site_that_joins_later_gets_a_kit_of_the_same_authority(write, tmp_path):
+    provision(read_federation(write()), tmp_path / "kits")
+    certificate = (tmp_path / "kits" / "DRIVE" / "startup" / "client.crt").read_bytes()
+    sites = {**SETTINGS["sites"], "HRF": {"share_personalized": True}}
+    kits = provision(read_federation(write(sites=sites, rounds=9)), tmp_path / "kits")
+    assert kits.made == ("HRF",) and "DRIVE" in kits.kept
+    authorities = {
+        (tmp_path / "kits" / kit / "startup" / "rootCA.pem").read_bytes() for kit in ("HRF", "DRIVE", "server")
+    }
+    assert len(authorities) == 1
+    assert (tmp_path / "kits" / "DRIVE" / "startup" / "client.crt").read_bytes() == certificate
+    assert read_settings(tmp_path / "kits" / "server").rounds == 9
+    with pytest.raises(ConfigError, match="kits of another federation"):
+        provision(read_federation(write(name="other")), tmp_path / "kits")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"sites": {"A": {}, "B": {"share_personalized": True}}}, "an explicit choice"),
+        ({"sites": {"A": {"share_personalized": "yes"}, "B": {"share_personalized": True}}}, "an explicit choice"),
+        ({"sites": {"A": {"share_personalized": True}}}, "two sites at least"),
+        ({"sites": {"A b": {"share_personalized": True}, "A-b": {"share_personalized": True}}}, "differ in letters"),
+        ({"sites": {"A": {**SHARES, "noise": 1}, "B": SHARES}}, "needs a clip"),
+        (
+            {"sites": {"A": {"share_personalised": True}, "B": {"share_personalized": True}}},
+            "unknown share_personalised",
+        ),
+        ({"rounds": 0}, "rounds: expected int"),
+        ({"rounds": True}, "rounds: expected int"),
+        ({"aggregation": "mean"}, "expected one of weighted_average"),
+        ({"quantize": "int4"}, "expected one of none, float16"),
+        ({"server": "localhost"}, "expected server:"),
+        ({"name": "a b"}, "expected letters, digits"),
+        ({"round": 3}, "unknown round"),
+        ({"task": "liver"}, "liver"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_said(write, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        read_federation(write(**changes))
+
+
+def test_a_folder_that_is_no_kit_is_refused(tmp_path):
+    for role in ("server", "site"):
+        with pytest.raises(ConfigError, match=f"expected the kit of a {role}"):
+            run_kit(tmp_path, role)
+    with pytest.raises(ConfigError, match="kit of a federation's server"):
+        read_settings(tmp_path)
