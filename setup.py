@@ -23,6 +23,7 @@ setup(
         "iopfl.web": ["static/*"],
         "fl_bridge": ["py.typed"],
     },
+    extras_require={"half": ["bitsandbytes>=0.45"]},
     install_requires=[
         "torch>=2.6",
         "monai>=1.5",

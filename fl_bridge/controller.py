@@ -34,7 +34,6 @@ from fl_bridge.exchange import (
     TASK_SHARE,
     TASK_TRAIN,
     WITHHELD_HEADER,
-    floating,
     from_params,
     to_params,
 )
@@ -46,7 +45,7 @@ from iopfl.core.errors import IOPFLError, TrainingError, WeightsError
 from iopfl.core.locks import try_hold
 from iopfl.core.order import Order
 from iopfl.core.signing import Keyring
-from iopfl.core.weights import Weights
+from iopfl.core.weights import Weights, floating
 
 AVERAGED, REFUSED, SAT_OUT, FAILED, SILENT = "averaged", "refused", "sat out", "failed", "silent"
 """What a site did in a round. Refused: by the controller. Failed: by its own word. Silent: no answer in time."""
@@ -226,7 +225,7 @@ class RoundController(ModelController):
         asked = _Asked(accept, heard=set(spool.sites))
         data = FLModel(
             params_type=ParamsType.FULL,
-            params=to_params(global_weights, integers=True),
+            params=to_params(global_weights, integers=False),
             current_round=order.round_index,
             total_rounds=self.total_rounds or self.rounds,
             meta=order.to_meta(),

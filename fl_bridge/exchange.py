@@ -49,13 +49,3 @@ def from_params(params: Any, *, what: str) -> Weights:
         return {str(key): torch.from_numpy(np.array(value)) for key, value in params.items()}
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{what}: expected arrays of numbers: {error}") from error
-
-
-def floating(weights: Mapping[str, torch.Tensor]) -> Weights:
-    """The entries that leave a site."""
-    return {key: value for key, value in weights.items() if value.is_floating_point()}
-
-
-def complete(weights: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> Weights:
-    """Received entries, with the reference's integer buffers, in the reference's order."""
-    return {key: weights[key] if key in weights else value.clone() for key, value in reference.items()}

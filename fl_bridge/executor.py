@@ -28,7 +28,6 @@ from fl_bridge.exchange import (
     TASK_SHARE,
     TASK_TRAIN,
     WITHHELD_HEADER,
-    floating,
     from_params,
     to_params,
 )
@@ -36,7 +35,7 @@ from fl_bridge.site_policy import FILE, SitePolicy
 from fl_bridge.trainer import SiteTrainer
 from iopfl.core.errors import CancelledError, SitsOutError
 from iopfl.core.order import Order, Refusal
-from iopfl.core.weights import Weights, write_bytes
+from iopfl.core.weights import Weights, floating, write_bytes
 
 _SHARED = "shared.json"
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.filter import Filter
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
 from nvflare.job_config.api import FedJob
 from nvflare.job_config.defs import FilterType
 
 from fl_bridge.controller import RoundController
-from fl_bridge.exchange import TASK_SHARE, TASK_TRAIN
+from fl_bridge.exchange import TASK_PUBLISH, TASK_SHARE, TASK_TRAIN
 from fl_bridge.executor import SiteExecutor
 from fl_bridge.metrics import MetricsReceiver
 from fl_bridge.persistor import FederationPersistor
@@ -31,6 +33,23 @@ _FLARE_PACKAGES = ("nvflare.app_opt.pt.quantization",)
 """FLARE's own that its default list leaves out."""
 
 
+@dataclass(frozen=True)
+class JobOptions:
+    """What FLARE's own parts add to a job.
+
+    Attributes:
+        quantize: `float16` sends weights in half precision, both ways.
+        update_percentile: entries of an update that stay at the site, the smallest so many percent.
+        metrics: folder for TensorBoard; None = none written.
+        result_filters: FLARE's or one's own, which see everything that leaves a site.
+    """
+
+    quantize: str = "none"
+    update_percentile: int = 0
+    metrics: Path | None = None
+    result_filters: Sequence[Filter] = ()
+
+
 def build_job(
     controller: RoundController,
     *,
@@ -38,9 +57,7 @@ def build_job(
     trainers: Mapping[str, SiteTrainer],
     packages: Sequence[str] = PACKAGES,
     name: str = "iopfl",
-    quantize: str = "none",
-    update_percentile: int = 0,
-    metrics: Path | None = None,
+    options: JobOptions | None = None,
 ) -> FedJob:
     """Build the job that the simulator runs and that production submits.
 
@@ -50,14 +67,13 @@ def build_job(
         trainers: FLARE client name -> what trains there.
         packages: installed packages whose code the job must not carry along.
         name: of the job.
-        quantize: `float16` sends weights in half precision, both ways.
-        update_percentile: entries of an update that stay at the site, the smallest so many percent.
-        metrics: folder for TensorBoard; None = none written.
+        options: what FLARE's own parts add.
 
     Raises:
         ConfigError: a path with a brace in it, which FLARE takes for a variable.
     """
-    if quantize == "float16":  # imports bitsandbytes, and with it much that no other job needs
+    options = options or JobOptions()
+    if options.quantize == "float16":  # imports bitsandbytes, and with it much that no other job needs
         from nvflare.app_opt.pt.quantization.dequantizer import ModelDequantizer
         from nvflare.app_opt.pt.quantization.quantizer import ModelQuantizer
     job = FedJob(name=name, min_clients=1)
@@ -68,16 +84,19 @@ def build_job(
     for client, trainer in trainers.items():
         job.to(SiteExecutor(), client, tasks=["*"])
         job.to(trainer, client, id="trainer")
-        if update_percentile:  # of updates alone: it would clip whole weights too
-            job.to(PercentilePrivacy(percentile=update_percentile), client, FilterType.TASK_RESULT, tasks=[TASK_TRAIN])
-        if quantize == "float16":
-            job.to(ModelQuantizer("float16"), client, FilterType.TASK_RESULT, tasks=_WEIGHTS_TASKS)
-            job.to(ModelDequantizer(), client, FilterType.TASK_DATA, tasks=_WEIGHTS_TASKS)
-    if quantize == "float16":
-        job.to_server(ModelQuantizer("float16"), FilterType.TASK_DATA, tasks=_WEIGHTS_TASKS)
-        job.to_server(ModelDequantizer(), FilterType.TASK_RESULT, tasks=_WEIGHTS_TASKS)
-    if metrics is not None:
-        job.to_server(MetricsReceiver(flare_text(metrics)), id="metrics")
+        if options.update_percentile:  # of updates alone: it would clip whole weights too
+            privacy = PercentilePrivacy(percentile=options.update_percentile)
+            job.to(privacy, client, filter_type=FilterType.TASK_RESULT, tasks=[TASK_TRAIN])
+        for privacy in options.result_filters:
+            job.to(privacy, client, filter_type=FilterType.TASK_RESULT, tasks=[*_WEIGHTS_TASKS, TASK_PUBLISH])
+        if options.quantize == "float16":
+            job.to(ModelQuantizer("float16"), client, filter_type=FilterType.TASK_RESULT, tasks=_WEIGHTS_TASKS)
+            job.to(ModelDequantizer(), client, filter_type=FilterType.TASK_DATA, tasks=_WEIGHTS_TASKS)
+    if options.quantize == "float16":
+        job.to_server(ModelQuantizer("float16"), filter_type=FilterType.TASK_DATA, tasks=_WEIGHTS_TASKS)
+        job.to_server(ModelDequantizer(), filter_type=FilterType.TASK_RESULT, tasks=_WEIGHTS_TASKS)
+    if options.metrics is not None:
+        job.to_server(MetricsReceiver(flare_text(options.metrics)), id="metrics")
     return job
 
 

@@ -24,7 +24,7 @@ import yaml
 
 from fl_bridge.controller import RoundController
 from fl_bridge.following import Follower
-from fl_bridge.job import PACKAGES, build_job, flare_text, write_simulator_policy
+from fl_bridge.job import PACKAGES, JobOptions, build_job, flare_text, write_simulator_policy
 from fl_bridge.persistor import RECORD, FederationState
 from fl_bridge.simulator import end_tree
 from fl_bridge.trainer import InProcessTrainer, SiteTrainer
@@ -157,6 +157,8 @@ def run_federation(
     keys: Path,
     min_sites: int = 1,
     packages: Sequence[str] = PACKAGES,
+    aggregation: str = "weighted_average",
+    options: JobOptions | None = None,
     progress: TextIO | None = None,
 ) -> None:
     """Run a federation, whose state exists, to a number of rounds in the simulator.
@@ -169,13 +171,17 @@ def run_federation(
         keys: folder of the signing keys.
         min_sites: updates that a round needs.
         packages: installed packages that trainers come from.
+        aggregation: one of `aggregation.AGGREGATIONS`.
+        options: what FLARE's own parts add.
         progress: as in `simulate`.
 
     Raises:
         ConfigError: another run has the state.
         TrainingError: a round did not succeed, or FLARE stopped.
     """
-    controller = RoundController(rounds, flare_text(bank), flare_text(keys), min_sites=min_sites)
+    controller = RoundController(
+        rounds, flare_text(bank), flare_text(keys), min_sites=min_sites, aggregation=aggregation
+    )
     with (
         try_hold(state / "lock") as lock,
         tempfile.TemporaryDirectory(prefix="fl-bridge-", ignore_cleanup_errors=True) as scratch,
@@ -185,7 +191,7 @@ def run_federation(
         for stray in state.glob(".*.*"):  # of a write that a crash cut off
             stray.unlink()
         FederationState.open(state).note_failure(None)
-        job = build_job(controller, state=state, trainers=trainers, packages=packages)
+        job = build_job(controller, state=state, trainers=trainers, packages=packages, options=options)
         job.export_job(scratch)
         write_simulator_policy(Path(scratch, "workspace", "local"), packages=packages)
         with (state / LOG).open("ab") as log:

@@ -22,7 +22,7 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from fl_bridge.controller import RoundController
 from fl_bridge.federation_file import FederationFile
 from fl_bridge.following import Follower
-from fl_bridge.job import build_job, flare_text
+from fl_bridge.job import JobOptions, build_job, flare_text
 from fl_bridge.label_server import LabelServerTrainer
 from fl_bridge.persistor import RECORD, FederationState
 from fl_bridge.provision import ADMIN, ADMIN_FOLDER, read_settings
@@ -185,9 +185,7 @@ def _export_job(kit: Path, settings: FederationFile, target: int, stack: context
         state=kit / STATE,
         trainers={client: trainer() for client in settings.clients},
         name=settings.name,
-        quantize=settings.quantize,
-        update_percentile=settings.update_percentile,
-        metrics=kit / STATE / "metrics",
+        options=JobOptions(settings.quantize, settings.update_percentile, kit / STATE / "metrics"),
     )
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fl-bridge-"))
     job.export_job(folder)

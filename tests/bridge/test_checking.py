@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from fl_bridge.checking import check_answer, check_update, find_outliers, keep_metrics
-from fl_bridge.exchange import complete, floating, from_params, to_params
+from fl_bridge.exchange import from_params, to_params
 from iopfl.core.errors import WeightsError
 from iopfl.core.order import Order
+from iopfl.core.weights import complete, floating
 
 ORDER = Order("disk-1", 3, "abc")
 GLOBAL = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}

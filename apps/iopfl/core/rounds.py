@@ -26,7 +26,7 @@ from iopfl.core.personalization import PersonalizedModel
 from iopfl.core.sites import Case, labeled
 from iopfl.core.task import Task
 from iopfl.core.training import LabeledImages, Progress, train, validate
-from iopfl.core.weights import Weights, check_weights, read_weights, snapshot, write_bytes, write_weights
+from iopfl.core.weights import Weights, check_weights, complete, floating, read_weights, write_bytes, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ class SiteRounds:
             WeightsError: the global weights are another network's.
             CancelledError: `cancelled` said so.
         """
+        global_weights = self._complete(global_weights, order)
         with self._open(order.federation, cancelled) as folder:
             _accumulate(folder, self._task.training.alpha)
             finished = _read_record(folder)
@@ -123,6 +124,7 @@ class SiteRounds:
         Raises:
             SitsOutError: the site has trained in no round of this federation.
         """
+        global_weights = self._complete(global_weights, order)
         with self._open(order.federation, cancelled) as folder:
             _accumulate(folder, self._task.training.alpha)
             kept = _read_local(folder)
@@ -131,6 +133,14 @@ class SiteRounds:
             personalized = PersonalizedModel.load(folder / PERSONALIZED)
             dice = self._validate_all(global_weights, kept[0], personalized.weights)
             return SharedModel(personalized.weights, personalized.round_index, kept[1]["samples"], dice)
+
+    def _complete(self, global_weights: Weights, order: Order) -> Weights:
+        """Global weights with the integer buffers that do not travel."""
+        reference = build_network(self._task, seed=self._seed).state_dict()
+        check_weights(
+            floating(global_weights), floating(reference), what=f"global weights of round {order.round_index}"
+        )
+        return complete(floating(global_weights), reference)
 
     def _check_labels(self, trained_on: Sequence[str], min_new: int) -> None:
         """Count the labels to train on, and those among them that the last round here had not, or had otherwise."""
@@ -170,7 +180,6 @@ class SiteRounds:
         marks = self._label_marks()
         images = self._load("train")
         network = build_network(self._task, seed=self._seed)
-        check_weights(global_weights, snapshot(network), what=f"global weights of round {order.round_index}")
         network.load_state_dict(global_weights)
         started = time.monotonic()
         result = train(

@@ -87,6 +87,16 @@ def check_weights(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]
             raise WeightsError(f"{what}: {key} holds NaN or infinity")
 
 
+def floating(weights: Mapping[str, Tensor]) -> Weights:
+    """The floating-point entries: those that travel between a site and its federation."""
+    return {key: value for key, value in weights.items() if value.is_floating_point()}
+
+
+def complete(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Weights:
+    """Given entries, and the reference's where there is none (integer buffers), in the reference's order."""
+    return {key: weights[key] if key in weights else value.clone() for key, value in reference.items()}
+
+
 def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
     """Euclidean norm of the difference over all floating-point entries."""
     squares = (

@@ -25,7 +25,7 @@ from iopfl.core.order import Order, Refusal
 from iopfl.core.rounds import LOCAL, PERSONALIZED, PROGRESS, SiteRounds, federation_folder, read_answer
 from iopfl.core.sites import Case
 from iopfl.core.task import Task
-from iopfl.core.weights import check_weights, read_weights, write_bytes, write_weights
+from iopfl.core.weights import check_weights, floating, read_weights, write_bytes, write_weights
 from iopfl.lib.datastore import split_labeled
 from iopfl.lib.models import SiteModels
 
@@ -60,7 +60,7 @@ class FederationRounds:
         """
         weights, _ = read_weights(file)
         reference = build_network(self.task).state_dict()
-        check_weights(weights, reference, what=f"global weights of round {order.round_index}")
+        check_weights(floating(weights), floating(reference), what=f"global weights of round {order.round_index}")
         write_weights(self._file(order, kind, "global.safetensors"), weights, {"order": json.dumps(order.to_meta())})
 
     def start(self, order: Order, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
