@@ -83,7 +83,7 @@ def test_a_local_model_that_cannot_serve_is_left_out(bank, tmp_path, damage):
     [
         ({"colour": "red"}, "unknown --conf colour; there are bank"),
         ({"tasks": "liver"}, "no task 'liver': expected one of"),
-        ({"tasks": "vessel"}, "no bank for task vessel"),
+        ({"tasks": "vessel"}, "tasks without a bank: vessel"),
         ({"bank": ""}, "no bank: give"),
         ({"device": "abacus"}, "no device 'abacus'"),
     ],

@@ -27,7 +27,7 @@ from iopfl.core.order import Order
 from iopfl.core.signing import Keyring
 from iopfl.core.weights import serialize
 from iopfl.lib.rounds import KINDS, FederationRounds, give_way_to_clinicians
-from iopfl.web.access import FEDERATION_ROLE, for_federation
+from iopfl.web.access import for_federation
 
 _HEADERS = {"Cache-Control": "no-store"}
 _HEAD_BYTES = 2**20
@@ -36,8 +36,7 @@ _MAX_EXPERTS = 1000
 _CHUNK = 2**20
 
 router = APIRouter(prefix="/iopfl/federations", tags=["federation"], dependencies=[Depends(for_federation)])
-for_readers = RBAC([settings.MONAI_LABEL_AUTH_ROLE_USER, FEDERATION_ROLE])
-banks = APIRouter(tags=["federation"], dependencies=[Depends(for_readers)])
+banks = APIRouter(tags=["federation"], dependencies=[Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))])
 give_way_to_clinicians()
 
 

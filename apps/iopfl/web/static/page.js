@@ -95,6 +95,7 @@ function showServer() {
 function describeTask(task) {
   const box = make("article", { className: "task" }, make("h3", {}, task.name, " ", make("span", { className: "soft" }, task.description)));
   if (task.error) box.append(make("p", { className: "problem" }, task.error));
+  box.append(...(task.federations ?? []).map(describeRound));
   if (!task.entries) return box;
   const { kind, reason, metrics } = task.choice;
   const scores = Object.entries(metrics ?? {}).map(([name, value]) => `${name} ${dice(value)}`).join(", ");
@@ -111,6 +112,13 @@ function describeTask(task) {
   const caption = make("p", {}, make("small", {}, `Bank version ${task.bank} of federation ${task.federation}, made ${task.created.replace("T", " ").slice(0, 16)} UTC`));
   box.append(caption, make("div", { className: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))));
   return box;
+}
+
+function describeRound(last) {
+  const done = { training: "training now", answered: "answered", ready: "about to begin", missing: "about to begin" };
+  const steps = last.progress?.steps ? `, step ${last.progress.step} of ${last.progress.steps}` : "";
+  const what = last.kind === "share" ? "personalized model asked for" : `round ${last.round}`;
+  return make("p", {}, make("small", {}, `Federation ${last.federation}, ${what}: ${last.reason ?? done[last.status] ?? last.status}${steps}`));
 }
 
 function showControls() {
