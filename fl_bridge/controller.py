@@ -9,6 +9,7 @@ same class runs in FLARE's simulator and in production.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -122,7 +123,8 @@ class RoundController(ModelController):
             try:
                 self._run_rounds(state)
             except (IOPFLError, OSError) as error:
-                self._open_state().note_failure(plain_line(error))
+                with contextlib.suppress(OSError):  # a full disk may be the failure
+                    self._open_state().note_failure(plain_line(error))
                 self.panic(str(error))
 
     def _run_rounds(self, state: FederationState) -> None:
@@ -266,7 +268,7 @@ class RoundController(ModelController):
             task = self._prepare_task(data=data, task_name=task_name, timeout=self.timeout, callback=receive)
             needed = min(len(targets), max(0, self.min_sites - len(asked.heard)))
             self._current_min_responses, self._current_num_targets = needed, len(targets)
-            self._current_failed_clients = set()
+            self._current_failed_clients: set[str] = set()
             self.broadcast_and_wait(
                 task=task,
                 targets=targets,

@@ -6,7 +6,6 @@ label server, or one of the bridge. The label server knows what it has answered 
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import logging
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 import requests
 
 from fl_bridge.site_policy import SitePolicy
+from iopfl.core.digest import content_digest, digest_header
 from iopfl.core.errors import CancelledError, ConfigError, SitsOutError, TrainingError, WeightsError
 from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.weights import Weights, read_weights, serialize
@@ -80,7 +80,7 @@ class LabelServerTrainer:
         Raises:
             ConfigError: refused, e.g. because its signer is not trusted there.
         """
-        answer = self._send("PUT", f"{self._url}/bank", data=bank, headers={"Content-Digest": _digest(bank)})
+        answer = self._send("PUT", f"{self._url}/bank", data=bank, headers={"Content-Digest": content_digest(bank)})
         return answer.json()["bank"]
 
     @property
@@ -92,7 +92,7 @@ class LabelServerTrainer:
     ) -> tuple[Mapping[str, Any], Weights]:
         """Follow an order until it is answered."""
         url = f"{self._url}/{order.federation}/rounds/{order.round_index}/{kind}"
-        what = {"params": {"base_hash": order.base_hash}, "cancelled": cancelled}
+        what: dict[str, Any] = {"params": {"base_hash": order.base_hash}, "cancelled": cancelled}
         options = {
             "seed": self.seed,
             "min_new_labels": self._policy.min_new_labels,
@@ -107,7 +107,9 @@ class LabelServerTrainer:
                     return state, self._fetch(f"{url}/weights", **what)
                 if status == "missing":
                     body = serialize(global_weights)
-                    self._send("PUT", f"{url}/global", data=body, headers={"Content-Digest": _digest(body)}, **what)
+                    self._send(
+                        "PUT", f"{url}/global", data=body, headers={"Content-Digest": content_digest(body)}, **what
+                    )
                 elif status == "training":
                     asked = True
                     waits.progressed()
@@ -137,7 +139,7 @@ class LabelServerTrainer:
                     digest.update(chunk)
                     file.write(chunk)
                 file.flush()
-                if response.headers.get("Content-Digest") != _digest_text(digest.digest()):
+                if response.headers.get("Content-Digest") != digest_header(digest.digest()):
                     raise WeightsError("the label server's weights are not what their Content-Digest says")
             return read_weights(Path(file.name))[0]
 
@@ -235,11 +237,3 @@ def _detail(response: requests.Response) -> str:
     except (ValueError, KeyError, TypeError):
         detail = response.reason
     return f"{detail} (status {response.status_code})"
-
-
-def _digest(body: bytes) -> str:
-    return _digest_text(hashlib.sha256(body).digest())
-
-
-def _digest_text(digest: bytes) -> str:
-    return f"sha-256=:{base64.b64encode(digest).decode()}:"

@@ -108,3 +108,17 @@ def test_a_site_that_was_away_comes_back(federation):
     statuses = [entry["sites"][away]["status"] for entry in federation.state.rounds]
     assert statuses[0] == "averaged" and "silent" in statuses
     assert ModelBank.open(federation.server_kit / "bank").names == ["global", *SITES], "what it shared before is kept"
+
+
+def test_a_site_of_another_federation_is_refused(federation, tmp_path):
+    federation.provision({"rounds": 1, "min_sites": 3})
+    strangers = Production(tmp_path / "strangers", federation.task, federation.data, SITES, federation.stack)
+    strangers.folder.mkdir()
+    strangers.ports.update(federation.ports)
+    strangers.provision({"rounds": 1})
+    federation.start("server", "server")
+    federation.start("north")
+    wait_until(lambda: "north@" in federation.log("server-server"), 60, what="a site of this federation")
+    strangers.start("south")
+    wait_until(lambda: "CERTIFICATE_VERIFY_FAILED" in strangers.log("south-site"), 60, what="the refusal")
+    assert "south@" not in federation.log("server-server")

@@ -6,7 +6,6 @@ Weights travel as safetensors files, a bank as an `.iopfl` file, each streamed t
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import tempfile
@@ -22,6 +21,7 @@ from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.utils.app import app_instance
 
 from iopfl.core.bank_exchange import SUFFIX, export_bank, import_bank
+from iopfl.core.digest import content_digest, digest_header
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
 from iopfl.core.signing import Keyring
@@ -97,7 +97,7 @@ def stop(rounds: Rounds, asked: Asked) -> Response:
 @router.get(_ROUND + "/weights", summary="The weights that answer: the local model of a round, or the personalized one")
 def weights(rounds: Rounds, asked: Asked) -> FileResponse:
     path = rounds.answer_file(*asked)
-    headers = {**_HEADERS, "Content-Digest": digest_of(path)}
+    headers = {**_HEADERS, "Content-Digest": content_digest(path)}
     return FileResponse(path, media_type="application/octet-stream", headers=headers)
 
 
@@ -131,7 +131,7 @@ def get_bank(task: str, request: Request) -> Response:
             older.unlink(missing_ok=True)
         file.parent.mkdir(parents=True, exist_ok=True)
         export_bank(models.bank_folder(task), file)
-    headers["Content-Digest"] = digest_of(file)
+    headers["Content-Digest"] = content_digest(file)
     return FileResponse(file, media_type="application/octet-stream", headers=headers)
 
 
@@ -150,19 +150,9 @@ async def _received(request: Request, limit: int) -> AsyncIterator[Path]:
             digest.update(chunk)
             file.write(chunk)
         file.flush()
-        if promised != _digest_text(digest.digest()):
+        if promised != digest_header(digest.digest()):
             raise HTTPException(400, "what arrived is not what its Content-Digest says: send it again")
         yield Path(file.name)
-
-
-def digest_of(path: Path) -> str:
-    """A file's `Content-Digest`."""
-    with path.open("rb") as file:
-        return _digest_text(hashlib.file_digest(file, "sha256").digest())
-
-
-def _digest_text(digest: bytes) -> str:
-    return f"sha-256=:{base64.b64encode(digest).decode()}:"
 
 
 def _weights_size(rounds: FederationRounds) -> int:
