@@ -1,6 +1,7 @@
-"""The process of a background task that is one of many: it has imported all it needs before it is told what to do.
+"""The process of background tasks that are many alike: it imports once, and does one after another.
 
-One line on stdin, a task's method and request, is what it waits for (`background_processes`).
+A task is one line on stdin, its method and request; after it comes one line on stdout that begins with `END`
+and holds the exit status (`background_processes`).
 """
 
 from __future__ import annotations
@@ -10,26 +11,29 @@ import select
 import sys
 from pathlib import Path
 
+END = "\x04task ended with "
 IDLE_SECONDS = 3600.0
 """After so long without a task the process ends; the next task then starts cold."""
 
 
 def main() -> None:
-    """Import, wait, and run one task."""
+    """Import, then run tasks until stdin is closed: whoever started this process is gone, or wants it to go."""
     from monailabel.config import settings
     from monailabel.interfaces.utils import app
     from monailabel.utils.others.class_utils import get_class_of_subclass_from_file
 
     main_file = str(Path(settings.MONAI_LABEL_APP_DIR, "main.py"))
     get_class_of_subclass_from_file("main", main_file, "MONAILabelApp")
-    if not select.select([sys.stdin], [], [], IDLE_SECONDS)[0]:
-        return
-    line = sys.stdin.readline()
-    if not line:  # whoever started this process is gone
-        return
-    order = json.loads(line)
-    sys.argv[1:] = ["-m", order["method"], "-r", json.dumps(order["request"])]
-    app.run_main()
+    while select.select([sys.stdin], [], [], IDLE_SECONDS)[0] and (line := sys.stdin.readline()):
+        order = json.loads(line)
+        sys.argv[1:] = ["-m", order["method"], "-r", json.dumps(order["request"])]
+        status = 0
+        try:
+            app.run_main()
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+            status = 1
+        print(f"{END}{status}", flush=True)  # noqa: T201  # the protocol
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from iopfl.compat._patching import once
+from iopfl.compat._ready_process import END
 from iopfl.compat.orphaned_child import CHILD_VARIABLE
 
 logger = logging.getLogger(__name__)
@@ -79,8 +80,10 @@ def run_task(task: dict[str, Any], method: str, callback: Callable | None = None
         if task["status"] == "STOPPED":  # while it was starting
             _end(process)
         task.update(status="RUNNING" if task["status"] == "SUBMITTED" else task["status"])
-        _follow(process, task, logging.getLogger(f"task_{method}"))
-        outcome = "DONE" if process.wait() == 0 else "ERROR"
+        status = _follow(process, task, logging.getLogger(f"task_{method}"))
+        if process.poll() is None:
+            _ready.keep(process)
+        outcome = "DONE" if status == 0 else "ERROR"
     except Exception as error:
         logger.exception("%s cannot run", method)
         task["details"] = [f"{type(error).__name__}: {error}"]
@@ -90,8 +93,6 @@ def run_task(task: dict[str, Any], method: str, callback: Callable | None = None
     if task["status"] != "STOPPED":
         task["status"] = outcome
     task["end_ts"] = _now()
-    if task["status"] == "DONE" and _is_repeated(task["request"]):
-        _ready.prepare()
     if callback:
         callback(task)
 
@@ -143,11 +144,12 @@ class _Ready:
         self._process: subprocess.Popen | None = None
         self._lock = threading.Lock()
 
-    def prepare(self) -> None:
-        """Start one, unless there is one."""
+    def keep(self, process: subprocess.Popen) -> None:
+        """Keep a process for the next task; one that was kept before is ended."""
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._process = _open([sys.executable, "-m", "iopfl.compat._ready_process"], _environment())
+            before, self._process = self._process, process
+        if before is not None:
+            _end(before)
 
     def take(self) -> subprocess.Popen | None:
         """The process, if there is one; it is then the caller's."""
@@ -161,7 +163,7 @@ _is_repeated: Callable[[dict[str, Any]], bool] = lambda request: False  # noqa: 
 
 
 def stay_ready_after(is_repeated: Callable[[dict[str, Any]], bool]) -> None:
-    """Have a process ready after each task whose request is one of many to come."""
+    """Keep the process of each task whose request is one of many to come, for the next of them."""
     global _is_repeated
     _is_repeated = is_repeated
 
@@ -172,12 +174,12 @@ def _start(request: dict[str, Any], method: str) -> subprocess.Popen:
     environment = _environment()
     if gpus != "all":
         environment["CUDA_VISIBLE_DEVICES"] = gpus
-    ready = _ready.take() if gpus == "all" else None
-    if ready is not None:
-        logger.info("%s begins in a process that was ready", method)
-        with suppress(BrokenPipeError), ready.stdin as order:  # type: ignore[union-attr]
-            order.write(json.dumps({"method": method, "request": request}) + "\n")
-        return ready
+    if gpus == "all" and _is_repeated(request):
+        process = _ready.take() or _open([sys.executable, "-m", "iopfl.compat._ready_process"], environment)
+        with suppress(BrokenPipeError):  # it ended just now: reading from it will say so
+            process.stdin.write(json.dumps({"method": method, "request": request}) + "\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+        return process
     body = json.dumps(request, separators=(",", ":"))
     process = _open([sys.executable, "-m", "monailabel.interfaces.utils.app", "-m", method, "-r", body], environment)
     process.stdin.close()  # type: ignore[union-attr]
@@ -209,17 +211,20 @@ def _open(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
     )
 
 
-def _follow(process: subprocess.Popen, task: dict[str, Any], log: logging.Logger) -> None:
-    """Log a process's output to its end, and keep the last lines in the record."""
+def _follow(process: subprocess.Popen, task: dict[str, Any], log: logging.Logger) -> int:
+    """Log a task's output to its end, and keep the last lines in the record; gives its exit status."""
     lines: deque[str] = deque(maxlen=SHOWN_LINES)
     task["details"] = []
-    with process.stdout as output:  # type: ignore[union-attr]
-        for line in map(str.rstrip, output):
-            if line:
-                log.info(line)
-                lines.append(line)
-                # A new list each time: a reader may be in the middle of the old one.
-                task["details"] = list(lines)
+    while line := process.stdout.readline():  # type: ignore[union-attr]
+        if line.startswith(END):
+            return int(line.removeprefix(END))
+        if line := line.rstrip():
+            log.info(line)
+            lines.append(line)
+            # A new list each time: a reader may be in the middle of the old one.
+            task["details"] = list(lines)
+    process.stdout.close()  # type: ignore[union-attr]
+    return process.wait()
 
 
 def _end(process: subprocess.Popen) -> None:
