@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from nvflare.fuel.flare_api.api_spec import NoConnection
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from fl_bridge.controller import RoundController
@@ -26,7 +25,7 @@ from fl_bridge.job import JobOptions, build_job, flare_text
 from fl_bridge.label_server import LabelServerTrainer
 from fl_bridge.persistor import RECORD, FederationState
 from fl_bridge.provision import ADMIN, ADMIN_FOLDER, read_settings
-from iopfl.core.errors import ConfigError, TrainingError
+from iopfl.core.errors import ConfigError, IOPFLError, TrainingError
 from iopfl.core.locks import try_hold
 
 logger = logging.getLogger(__name__)
@@ -108,7 +107,9 @@ def _run_job(kit: Path, settings: FederationFile, target: int, follower: Followe
             session = stack.enter_context(_session(kit))
             _wait_for_sites(kit, session, settings)
             job = session.submit_job(_export_job(kit, settings, target, stack))
-        except (NoConnection, ConnectionError, RuntimeError) as error:
+        except IOPFLError:
+            raise
+        except Exception as error:  # FLARE's session raises many kinds while the server is away or starting
             return f"FLARE's server does not answer ({type(error).__name__}): start it with fl-bridge server"
         logger.info("job %s: rounds to %d", job, target)
         try:
