@@ -3,14 +3,17 @@
     python benchmarks/rounds.py simulator        rounds in FLARE's simulator
     python benchmarks/rounds.py production       the same over mutual TLS, through a label server at each site
     python benchmarks/rounds.py aggregation      4 to 32 sites: seconds and memory of checking, keeping, combining
+    python benchmarks/rounds.py growth           4 to 32 sites with a small network in the simulator
+    python benchmarks/rounds.py encryption       homomorphic encryption, FLARE's settings; `pip install tenseal` first
 
-All use a network of 31 MB and tiny images, so that training is next to nothing. A round's overhead is its
+All but `growth` use a network of 31 MB and tiny images, so that training is next to nothing. A round's overhead is its
 wall time less that of the slowest site's training; the first round, which starts processes, is shown apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -19,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -60,7 +64,7 @@ SITES = ("east", "north", "west")
 def main() -> None:
     """Measure, and print a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("simulator", "production", "aggregation"))
+    parser.add_argument("what", choices=("simulator", "production", "aggregation", "growth", "encryption"))
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--quantize", default="none", choices=("none", "float16"))
     arguments = parser.parse_args()
@@ -73,19 +77,27 @@ def main() -> None:
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; weights {size / 1e6:.1f} MB")
         if arguments.what == "aggregation":
             _measure_aggregation(folder, weights)
-            return
-        for number, site in enumerate(SITES):
-            write_site(folder / "sites" / site, images=9, seed=number)
-        before = psutil.net_io_counters(pernic=True)["lo"].bytes_sent
-        run = _simulate if arguments.what == "simulator" else _produce
-        state = run(folder, arguments.rounds, arguments.quantize)
-        sent = psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before
-        _report(state, arguments, sent / size)
+        elif arguments.what == "growth":
+            _measure_growth(folder, arguments)
+        elif arguments.what == "encryption":
+            _measure_encryption(floating(weights))
+        else:
+            _measure_rounds(folder, arguments, size)
 
 
-def _simulate(folder: Path, rounds: int, quantize: str) -> FederationState:
+def _measure_rounds(folder: Path, arguments: argparse.Namespace, size: int) -> None:
+    for number, site in enumerate(SITES):
+        write_site(folder / "sites" / site, images=9, seed=number)
+    before = psutil.net_io_counters(pernic=True)["lo"].bytes_sent
+    run = _simulate if arguments.what == "simulator" else _produce
+    state = run(folder, SITES, arguments.rounds, arguments.quantize)
+    sent = psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before
+    _report(state, arguments, sent / size)
+
+
+def _simulate(folder: Path, sites: Sequence[str], rounds: int, quantize: str) -> FederationState:
     task = read_task(str(folder / "disk.yaml"))
-    clients = {client_name(site): site for site in SITES}
+    clients = {client_name(site): site for site in sites}
     FederationState.create(folder / "state", task=task, clients=clients, seed=0)
     trainers = {
         client: InProcessTrainer(
@@ -99,9 +111,9 @@ def _simulate(folder: Path, rounds: int, quantize: str) -> FederationState:
     return FederationState.open(folder / "state")
 
 
-def _produce(folder: Path, rounds: int, quantize: str) -> FederationState:
-    with production(folder, folder / "disk.yaml", folder / "sites", SITES) as federation:
-        settings = {"rounds": rounds, "rounds_per_job": rounds, "min_sites": len(SITES), "quantize": quantize}
+def _produce(folder: Path, sites: Sequence[str], rounds: int, quantize: str) -> FederationState:
+    with production(folder, folder / "disk.yaml", folder / "sites", tuple(sites)) as federation:
+        settings = {"rounds": rounds, "rounds_per_job": rounds, "min_sites": len(sites), "quantize": quantize}
         federation.provision(settings)
         federation.start_all()
         return federation.run_to_the_end(1200)
@@ -151,12 +163,72 @@ def _measure_aggregation(folder: Path, weights: dict[str, torch.Tensor]) -> None
     print(json.dumps(rows))
 
 
+def _measure_growth(folder: Path, arguments: argparse.Namespace) -> None:
+    rows = []
+    task = TASK.replace("[64, 64, 128, 256, 512, 64]", "[4, 4, 8, 8, 8, 4]")
+    print(f"{'sites':>5} {'a round, s':>11} {'a site, s':>10} {'server, MB':>11}")
+    for count in (4, 8, 16, 32):
+        here = folder / str(count)
+        here.mkdir()
+        (here / "disk.yaml").write_text(task)
+        sites = [f"site {number:02d}" for number in range(count)]
+        for number, site in enumerate(sites):
+            write_site(here / "sites" / site, images=9, seed=number)
+        with _Peak(server_memory) as peak:
+            state = _simulate(here, sites, arguments.rounds, "none")
+        seconds = statistics.median(entry["seconds"] for entry in state.rounds[1:])
+        rows.append({"sites": count, "seconds": seconds, "server_mb": peak.highest / 1e6})
+        print(f"{count:>5} {seconds:>11.2f} {seconds / count:>10.3f} {peak.highest / 1e6:>11.0f}", flush=True)
+    print(json.dumps(rows))
+
+
+def server_memory() -> int:
+    """Bytes of the simulator's own process, in which its server runs; its clients have processes of their own."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "fl_bridge.simulator" in child.cmdline():
+                return child.memory_info().rss
+    return 0
+
+
+def _measure_encryption(weights: dict[str, torch.Tensor]) -> None:
+    import tenseal
+
+    # FLARE's defaults (nvflare.lighter.impl.he): CKKS, degree 8192, 60-40-40 bits, scale 2^40.
+    context = tenseal.context(tenseal.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[60, 40, 40])
+    context.global_scale = 2**40
+    size = sum(value.nbytes for value in weights.values())
+    started = time.perf_counter()
+    sealed = {key: tenseal.ckks_vector(context, value.double().flatten().tolist()) for key, value in weights.items()}
+    encrypting = time.perf_counter() - started
+    started = time.perf_counter()
+    sent = {key: value.serialize() for key, value in sealed.items()}
+    packing = time.perf_counter() - started
+    started = time.perf_counter()
+    for key, value in sealed.items():
+        sealed[key] = (value + value) * 0.5
+    adding = time.perf_counter() - started
+    started = time.perf_counter()
+    opened = {key: value.decrypt() for key, value in sealed.items()}
+    decrypting = time.perf_counter() - started
+    error = max((torch.tensor(opened[key]) - value.flatten()).abs().max().item() for key, value in weights.items())
+    times = sum(map(len, sent.values())) / size
+    row = {"encrypt": encrypting, "pack": packing, "add": adding, "decrypt": decrypting, "times": times, "error": error}
+    print(
+        f"encrypt {encrypting:.1f} s, pack {packing:.1f} s, add one update {adding:.1f} s, decrypt {decrypting:.1f} s"
+    )
+    print(f"bytes: {times:.1f} times the weights; largest error {error:.1e}")
+    print(json.dumps(row))
+
+
 class _Peak:
-    """Highest memory of this process above what it had at the start."""
+    """Highest memory, by default of this process, above what there was at the start."""
+
+    def __init__(self, measure: Callable[[], int] = lambda: psutil.Process().memory_info().rss) -> None:
+        self._measure = measure
 
     def __enter__(self) -> _Peak:
-        self._process = psutil.Process()
-        self._start = self._highest = self._process.memory_info().rss
+        self._start = self.highest = self._measure()
         self._running = True
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -168,12 +240,12 @@ class _Peak:
 
     def _watch(self) -> None:
         while self._running:
-            self._highest = max(self._highest, self._process.memory_info().rss)
-            time.sleep(0.005)
+            self.highest = max(self.highest, self._measure())
+            time.sleep(0.01)
 
     @property
     def megabytes(self) -> float:
-        return (self._highest - self._start) / 1e6
+        return (self.highest - self._start) / 1e6
 
 
 if __name__ == "__main__":

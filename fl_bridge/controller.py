@@ -62,6 +62,8 @@ class _Asked:
     fates: dict[str, dict[str, Any]] = field(default_factory=dict)
     withheld: set[str] = field(default_factory=set)
     heard: set[str] = field(default_factory=set)
+    failure: OSError | None = None
+    """Why an answer could not be kept: no fault of its site."""
 
     def refuse(self, site: str, reason: str, status: str = REFUSED) -> None:
         self.fates[site] = {"status": status, "reason": plain_line(reason)}
@@ -222,7 +224,10 @@ class RoundController(ModelController):
             last = model.meta.get("personalized_round")
             last = last if type(last) is int and 0 <= last <= order.round_index else order.round_index
             about = {"samples": model.meta["samples"], "metrics": keep_metrics(model.meta), "norm": norm}
-            spool.add(site, difference, {**about, "personalized_round": last})
+            try:
+                spool.add(site, difference, {**about, "personalized_round": last})
+            except OSError as error:
+                asked.failure = error  # raised below: FLARE would only log it, in the thread that received the answer
 
         asked = _Asked(accept, heard=set(spool.sites))
         data = FLModel(
@@ -233,6 +238,8 @@ class RoundController(ModelController):
             meta=order.to_meta(),
         )
         self._ask(task_name, data, asked)
+        if asked.failure is not None:
+            raise asked.failure
         return asked
 
     def _publish(self, order: Order) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from fl_bridge.federation_file import client_name
-from fl_bridge.persistor import FederationState
+from fl_bridge.persistor import RECORD, FederationState
 from fl_bridge.supervisor import STATE
 from iopfl.core.signing import Keyring
 from label_server import PACKAGES, LabelServer, running_server, start_process, stop_process, wait_until
@@ -45,6 +45,11 @@ class Production:
     @property
     def state(self) -> FederationState:
         return FederationState.open(self.server_kit / STATE)
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds that count; 0 before the federation began."""
+        return self.state.rounds_done if (self.server_kit / STATE / RECORD).is_file() else 0
 
     def provision(self, settings: Mapping[str, Any], sites: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Write federation.yaml, make the kits, and have every site trust the federation's banks."""

@@ -14,6 +14,7 @@ import torch
 
 from fl_bridge.aggregation import aggregate
 from fl_bridge.cli import main
+from fl_bridge.job import JobOptions
 from fl_bridge.persistor import FederationState
 from fl_bridge.simulate import run_federation, simulate
 from fl_bridge.trainer import InProcessTrainer
@@ -143,7 +144,7 @@ def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(data, task_file, 
     here = str(Path(__file__).parent)
     monkeypatch.syspath_prepend(here)
     monkeypatch.setenv("PYTHONPATH", here)
-    from faulty_trainer import FaultyTrainer
+    from faulty_site import FAULTS, FaultyFilter, FaultyTrainer
 
     write_site(data / "new", images=6, seed=5, labels=2)
     folder = tmp_path / "state"
@@ -159,17 +160,27 @@ def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(data, task_file, 
     run_federation(
         folder,
         trainers,
-        rounds=3,
+        rounds=len(FAULTS),
         bank=tmp_path / "bank",
         keys=tmp_path / "keys",
-        packages=("fl_bridge", "faulty_trainer"),
+        packages=("fl_bridge", "faulty_site"),
+        options=JobOptions(result_filters=(FaultyFilter("south-2"),)),
     )
     state = FederationState.open(folder)
     fates = [record["sites"] for record in state.rounds]
-    assert [fate["north"]["status"] for fate in fates] == ["averaged"] * 3
-    assert [fate["south"]["status"] for fate in fates] == ["refused", "refused", "failed"]
-    assert "NaN" in fates[0]["south"]["reason"] and "norm" in fates[1]["south"]["reason"]
-    assert fates[2]["south"]["reason"] == "unexpected RuntimeError; the site's own log has the details"
+    assert [fate["north"]["status"] for fate in fates] == ["averaged"] * len(FAULTS)
+    south = dict(zip(FAULTS, (fate["south"] for fate in fates), strict=True))
+    said = {
+        "NaN": "NaN",
+        "thousandfold": "norm",
+        "shape": "expected (4, 1, 3, 3)",
+        "missing": "missing",
+        "stale": "stale",
+    }
+    for fault, word in said.items():
+        assert south[fault]["status"] == "refused" and word in south[fault]["reason"], (fault, south[fault])
+    assert south["raises"]["status"] == "failed"
+    assert south["raises"]["reason"] == "unexpected RuntimeError; the site's own log has the details"
     assert {fate["new"]["status"] for fate in fates} == {"sat out"}
     assert "waiting for labels" in fates[0]["new"]["reason"]
     assert state.shared["sites"]["new"]["status"] == "sat out"

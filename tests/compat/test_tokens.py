@@ -12,10 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from fastapi import HTTPException
 
 from app.site import SPOT, conf_of, make_site_bank, write_picture
+from iopfl.compat import tokens
 from label_server import PACKAGES, running_server
 
 ROUND = "/iopfl/federations/spot/fed-1/rounds/0/train?base_hash=x"
@@ -102,6 +104,9 @@ def test_forged_and_stale_tokens_are_refused_in_plain_words(server, realm):
         "of another realm": realm.token("monailabel-admin", iss="http://elsewhere/realms/hospital"),
         "unsigned": jwt.encode({"exp": time.time() + 600}, None, algorithm="none"),
         "signed with the public key": b".".join([head, body, seal]).decode(),
+        "of another kind of key": realm.token(
+            "monailabel-admin", key=ec.generate_private_key(ec.SECP256R1()), algorithm="ES256"
+        ),
         "nonsense": "a.b.c",
     }
     for what, token in forged.items():
@@ -128,3 +133,21 @@ def test_a_federations_token_opens_the_rounds_and_nothing_else(server, realm):
             if status not in (401, 403) and not path.startswith(("/iopfl/federations/", "/auth/")):
                 opened.append((method, path, status))
     assert opened == []
+
+
+def test_a_rotated_key_is_asked_for_again_and_a_realm_that_is_away_is_said(monkeypatch):
+    realm = Realm()
+    keys = tokens._RealmKey(realm.uri, timeout=2)
+    old = realm.token("monailabel-user")
+    assert keys.decode(old)["iss"] == realm.uri
+    realm.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    monkeypatch.setattr(tokens, "_SECONDS_BETWEEN_FETCHES", 0)
+    new = realm.token("monailabel-user")
+    assert keys.decode(new)["iss"] == realm.uri
+    with pytest.raises(HTTPException, match="not valid here"):
+        keys.decode(old)
+    realm.close()
+    assert keys.decode(new)["iss"] == realm.uri, "the key that is known still serves"
+    with pytest.raises(HTTPException, match="does not answer") as refusal:
+        tokens._RealmKey(realm.uri, timeout=2).decode(new)
+    assert refusal.value.status_code == 503

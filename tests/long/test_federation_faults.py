@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -100,9 +105,9 @@ def test_a_site_that_was_away_comes_back(federation):
     federation.start_all()
     supervisor = federation.start("federation", "run")
     away = SITES[2]
-    wait_until(lambda: federation.state.rounds_done >= 1, 200, what="a round with all")
+    wait_until(lambda: federation.rounds_done >= 1, 200, what="a round with all")
     stop_process(federation.running[away])
-    wait_until(lambda: federation.state.rounds_done >= 3, 300, what="two rounds without one")
+    wait_until(lambda: federation.rounds_done >= 3, 300, what="two rounds without one")
     federation.start(away)
     wait_until(lambda: supervisor.poll() is not None, 300, what="the federation's end")
     statuses = [entry["sites"][away]["status"] for entry in federation.state.rounds]
@@ -122,3 +127,33 @@ def test_a_site_of_another_federation_is_refused(federation, tmp_path):
     strangers.start("south")
     wait_until(lambda: "CERTIFICATE_VERIFY_FAILED" in strangers.log("south-site"), 60, what="the refusal")
     assert "south@" not in federation.log("server-server")
+
+
+def test_a_full_disk_at_the_server_holds_the_federation_up_until_there_is_room(federation):
+    federation.provision({"rounds": 2, "min_sites": 3, "round_timeout": 120})
+    with small_disk(federation.server_kit / "state") as disk:
+        filler = disk / "filler"
+        with contextlib.suppress(OSError):  # room for the state and an update or two, not for three
+            filler.write_bytes(bytes(shutil.disk_usage(disk).free - 120_000))
+        federation.start_all()
+        supervisor = federation.start("federation", "run")
+        wait_until(lambda: "No space left" in federation.log("federation-run"), 300, what="word of the full disk")
+        assert supervisor.poll() is None, "it waits for room"
+        filler.unlink()
+        wait_until(lambda: supervisor.poll() is not None, 400, what="the federation's end")
+        assert supervisor.returncode == 0, federation.log("federation-run")
+        assert [entry["round_index"] for entry in federation.state.rounds] == [0, 1]
+        assert {fate["status"] for entry in federation.state.rounds for fate in entry["sites"].values()} == {"averaged"}
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of its own in a folder, of few megabytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a small disk needs the right to mount one: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)

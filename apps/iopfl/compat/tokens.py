@@ -17,8 +17,8 @@ from iopfl.compat._patching import once
 
 logger = logging.getLogger(__name__)
 
-ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "ES256"]
-"""Asymmetric ones alone: with another, the realm's public key could sign."""
+ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"]
+"""Asymmetric ones alone, as with another the realm's public key could sign; and of those, the realm's are RSA."""
 _SECONDS_BETWEEN_FETCHES = 30.0
 
 
@@ -70,7 +70,7 @@ class _RealmKey:
                 return self._verify(token, renewed)
         except jwt.ExpiredSignatureError as error:
             raise _refuse(401, "the token has expired: sign in again") from error
-        except (jwt.InvalidTokenError, ValueError) as error:
+        except (jwt.PyJWTError, ValueError) as error:
             logger.info("a token was refused: %s", type(error).__name__)
             raise _refuse(401, "the token is not valid here: sign in again") from error
 

@@ -29,6 +29,7 @@ from iopfl.core.errors import CancelledError, TooFewLabelsError, TrainingError
 from iopfl.core.inference import predict
 from iopfl.core.losses import build_segmentation_loss
 from iopfl.core.metrics import region_dice
+from iopfl.core.precision import autocast
 from iopfl.core.sites import Case
 from iopfl.core.task import Task
 from iopfl.core.transforms import Preprocessing, read_image, read_label, to_instances
@@ -145,6 +146,7 @@ def train(
     device: torch.device | str = "cpu",
     steps: int | None = None,
     proximal_weight: float = 0.0,
+    proximal_to: Weights | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> TrainingResult:
@@ -154,9 +156,10 @@ def train(
         network: the task's.
         images: what to train on; they carry the task.
         seed: of the order and augmentation. The same seed, data and weights give the same result on a CPU.
-        device: where to train; CUDA trains in mixed precision.
+        device: where to train, in mixed precision where it has that (`precision.autocast`).
         steps: optimizer steps; None = the task's `local_steps`.
-        proximal_weight: FedProx's mu (Li et al., MLSys 2020): pulls toward the starting weights.
+        proximal_weight: FedProx's mu (Li et al., MLSys 2020): pulls toward `proximal_to`.
+        proximal_to: weights of the same network; None = those it starts from.
         progress: told after each step.
         cancelled: asked before each step.
 
@@ -168,7 +171,7 @@ def train(
     steps = steps or settings.local_steps or -(-len(images.instances) // settings.batch_size)
     device = torch.device(device)
     network.to(device).train()
-    start = [parameter.detach().clone() for parameter in network.parameters()] if proximal_weight else []
+    toward = _references(network, proximal_to) if proximal_weight else []
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, amsgrad=True)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     loss_function = build_segmentation_loss()
@@ -176,11 +179,11 @@ def train(
     for batch in _batches(images, seed=seed, steps=steps):
         if cancelled():
             raise CancelledError(f"training stopped after {len(losses)} of {steps} steps")
-        with torch.autocast(device.type, enabled=device.type == "cuda"):
+        with autocast(device):
             logits = network(batch["image"].to(device))
         loss = loss_function(logits.float(), batch["label"].to(device))
         if proximal_weight:
-            pulls = zip(network.parameters(), start, strict=True)
+            pulls = zip(network.parameters(), toward, strict=True)
             loss = loss + proximal_weight / 2 * sum((now - then).square().sum() for now, then in pulls)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -193,6 +196,12 @@ def train(
             progress(len(losses), steps, losses[-1])
     network.eval()
     return TrainingResult(snapshot(network), steps, float(np.mean(losses[-max(1, steps // 5) :])))
+
+
+def _references(network: nn.Module, weights: Weights | None) -> list[Tensor]:
+    """Copies of the network's parameters, or those of other weights in their order."""
+    named = network.named_parameters()
+    return [(weights[name].to(value) if weights else value.detach().clone()) for name, value in named]
 
 
 def validate(network: nn.Module, images: LabeledImages, *, device: torch.device | str = "cpu") -> float:

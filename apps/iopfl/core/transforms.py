@@ -230,7 +230,7 @@ def _read(path: Path, *, colors: bool = True) -> MetaTensor:
         ) from error
     if image.ndim == 3:  # a picture: one slice; the affine of a picture says nothing
         affine = torch.eye(4) if is_picture(path) else image.affine
-        image = MetaTensor(image.as_tensor()[..., None], affine=affine, meta=image.meta)
+        image = MetaTensor(image.as_tensor()[..., None], meta={**image.meta, "affine": affine})
     if image.ndim != 4:
         raise SeriesError(f"{path.name}: expected an image or a volume, given {image.ndim - 1} dimensions")
     return image

@@ -1,0 +1,1 @@
+"""How the sites of a federation train: one module each, with its source."""
