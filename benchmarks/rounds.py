@@ -183,12 +183,13 @@ def _measure_growth(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def server_memory() -> int:
-    """Bytes of the simulator's own process, in which its server runs; its clients have processes of their own."""
-    for child in psutil.Process().children():
+    """Bytes of the process in which the simulator runs its server: the largest of its own; clients have others."""
+    found = [0]
+    for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if "fl_bridge.simulator" in child.cmdline():
-                return child.memory_info().rss
-    return 0
+                found.append(child.memory_info().rss)
+    return max(found)
 
 
 def _measure_encryption(weights: dict[str, torch.Tensor]) -> None:
