@@ -6,6 +6,7 @@ It goes when its parent goes, however that ended, and takes its clients and the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
@@ -24,19 +25,21 @@ def end_tree(pid: int) -> None:
         family = [*process.children(recursive=True), process]
     except psutil.NoSuchProcess:
         return
+    end_family(family)
+
+
+def end_family(family: list[psutil.Process]) -> None:
+    """Kill processes, and wait until they are gone."""
     for member in family:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(family, timeout=10)
 
 
 def _end_with(parent: int, scratch: Path) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
+    end_family(psutil.Process().children(recursive=True))
     shutil.rmtree(scratch, ignore_errors=True)
     os._exit(1)
 
@@ -47,8 +50,12 @@ def main() -> int:
     define_simulator_parser(parser)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
-    threading.Thread(target=_end_with, args=(arguments.parent, Path(arguments.job_folder).parent), daemon=True).start()
-    return run_simulator(arguments)
+    watch = threading.Thread(target=_end_with, args=(arguments.parent, Path(arguments.job_folder).parent), daemon=True)
+    watch.start()
+    status = run_simulator(arguments)
+    if os.getppid() != arguments.parent:
+        watch.join()  # FLARE returns as soon as its clients are killed, before the run directory is gone
+    return status
 
 
 if __name__ == "__main__":
