@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from iopfl.core.locks import hold_one
@@ -56,9 +57,20 @@ class Setup:
         split = split_cases(find_cases(folder), self.task, site_folder=folder)
         return {part: labeled(cases) for part, cases in split.items()}
 
+    def at(self, site: str) -> Setup:
+        """One site by itself."""
+        return replace(self, sites=(site,))
+
+    def build(self, weights: Weights) -> nn.Module:
+        """The task's network with these weights."""
+        network = build_network(self.task)
+        network.load_state_dict(weights)
+        return network.to(self.device).eval()
+
     def folder(self, strategy: Strategy) -> Path:
         """Where its models are cached."""
         training = {key: value for key, value in self.task.to_dict().items() if key != "adaptation"}
+        training["training"].pop("fine_tune_epochs")  # after the rounds
         who = [self.data.resolve().name, sorted(self.sites), strategy.__name__, dict(strategy.SETTINGS)]
         configuration = json.dumps([who, training, self.rounds, self.seed, 2], sort_keys=True)
         return self.cache / hashlib.sha256(configuration.encode()).hexdigest()[:16]

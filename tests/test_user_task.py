@@ -37,7 +37,7 @@ network:
   name: UNet
   args: {channels: [4, 8, 8], strides: [2, 2], norm: batch}
 training: {local_steps: 6, batch_size: 4, learning_rate: 0.01, min_labels: 4, augment: false}
-adaptation: {max_instances: 2, target_views: 2, max_views: 2}
+adaptation: {max_instances: 2, max_views: 2}
 """
 
 

@@ -33,4 +33,4 @@ def find_normalization(task: Task) -> set[str]:
 
 def with_own(shared: Weights, own: Weights, keys: set[str]) -> Weights:
     """Shared weights, with some entries of a site's own."""
-    return {key: own[key] if key in keys else value for key, value in shared.items()}
+    return {key: (own[key] if key in keys else value).clone() for key, value in shared.items()}

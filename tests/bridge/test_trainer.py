@@ -80,7 +80,7 @@ def test_a_crash_between_two_writes_loses_and_doubles_nothing(build, global_weig
     assert found.round_index == 1
     assert distance(expected.weights, found.weights) == 0
     assert dict(expected.metrics) == dict(found.metrics)
-    assert again.metrics["dice"] == found.metrics["dice"]
+    assert again.metrics["dice_local"] == found.metrics["dice_local"]
 
 
 def test_a_round_cut_off_before_accumulation_is_accumulated_in_the_next(build, global_weights, monkeypatch, tmp_path):
@@ -97,6 +97,26 @@ def test_a_round_cut_off_before_accumulation_is_accumulated_in_the_next(build, g
         PersonalizedModel.load(tmp_path / state / "north" / "disk-1" / "personalized.safetensors") for state in "ab"
     ]
     assert distance(personalized[0].weights, personalized[1].weights) == 0
+
+
+def test_what_is_shared_is_fine_tuned_once_where_that_validates_no_worse(build, global_weights, monkeypatch, tmp_path):
+    trainer, order = build(), order_of(global_weights)
+    trainer.train(global_weights, order)
+    accumulated = PersonalizedModel.load(tmp_path / "state" / "north" / "disk-1" / "personalized.safetensors").weights
+    tuned = []
+    fine_tune = rounds_module.fine_tune
+    monkeypatch.setattr(rounds_module, "fine_tune", lambda *a, **k: tuned.append(fine_tune(*a, **k)) or tuned[-1])
+    shared, again = (trainer.personalized(global_weights, order) for _ in range(2))
+    assert len(tuned) == 1 and distance(tuned[0], accumulated) > 0
+    assert distance(shared.weights, again.weights) == 0
+    after = PersonalizedModel.load(tmp_path / "state" / "north" / "disk-1" / "personalized.safetensors").weights
+    assert distance(after, accumulated) == 0, "rounds go on from P_k itself"
+    for dice, expected in ((0.6, "tuned"), (0.4, "accumulated")):
+        monkeypatch.setattr(
+            SiteRounds, "_validate", lambda self, w, dice=dice: 0.5 if distance(w, accumulated) == 0 else dice
+        )
+        later = trainer.personalized(global_weights, order_of(global_weights, 1 if dice > 0.5 else 2))
+        assert distance(later.weights, accumulated if expected == "accumulated" else tuned[-1]) == 0
 
 
 def test_other_global_weights_are_another_order(build, global_weights, trained):

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iopfl.core import adaptation, published
-from iopfl.core.adaptation import RoutingAdapter, final_views, sample_instances
+from iopfl.core import published
+from iopfl.core.adaptation import RoutingAdapter, count_views, divide_views, sample_instances
 from iopfl.core.errors import CancelledError
-from iopfl.core.inference import predict, predict_instances
+from iopfl.core.inference import magnify, predict_instances
 from iopfl.core.networks import build_network
 from iopfl.core.published import adapt_published, predict_published
 from iopfl.core.routers import SampleRouter
@@ -24,9 +24,9 @@ from .tiny import BALL, DISK, STACK, TASKS, make_experts, make_volume, same_weig
 IDS = [task.name for task in TASKS]
 
 
-def make_adapter(task, **settings):
+def make_adapter(task, experts=None, **settings):
     task = with_settings(task, **settings)
-    return RoutingAdapter(route_network(build_network(task), make_experts(task)), task)
+    return RoutingAdapter(route_network(build_network(task), experts or make_experts(task)), task)
 
 
 def state_of(adapter):
@@ -35,9 +35,17 @@ def state_of(adapter):
     return {key: value.detach().clone() for key, value in [*network.named_parameters(), *network.named_buffers()]}
 
 
-def keep_adapted(monkeypatch):
-    """Turn the guard off."""
-    monkeypatch.setattr(adaptation, "_is_better", lambda *_: True)
+def vote_by(adapter, monkeypatch, agreement):
+    """Have the experts agree as a function of share and zoom says, each expert alike or as its list says."""
+    make = type(adapter)._vote
+
+    def vote(self, instances, share, zoom=1.0):
+        result = make(self, instances, share, zoom)
+        values = torch.as_tensor(agreement(share, zoom), dtype=torch.float32)
+        return replace(result, by_expert=values.expand_as(result.by_expert).clone())
+
+    monkeypatch.setattr(type(adapter), "_vote", vote)
+    return adapter
 
 
 @pytest.mark.parametrize("function", [RoutingAdapter.__init__, RoutingAdapter.__call__, adapt_published])
@@ -47,138 +55,126 @@ def test_adaptation_takes_no_labels(function):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=IDS)
-def test_the_result_is_a_plain_network_that_segments(task):
+def test_the_result_is_made_of_plain_networks_that_segment(task):
     adapted = make_adapter(task)(make_volume(task))
-    assert not any(isinstance(module, RoutedLayer) for module in adapted.network.modules())
-    assert type(adapted.network) is type(build_network(task))
-    probabilities = predict(adapted.network, make_volume(task), task, views=adapted.views)
+    for part in adapted.parts:
+        assert not any(isinstance(module, RoutedLayer) for module in part.network.modules())
+        assert type(part.network) is type(build_network(task))
+    probabilities = adapted.predict(make_volume(task), task)
     assert torch.isfinite(probabilities).all()
-    assert probabilities.shape[0] == task.num_classes
+    assert probabilities.shape == (task.num_classes, *make_volume(task).shape[1:])
+    torch.testing.assert_close(probabilities.sum(0), torch.ones(probabilities.shape[1:]), atol=1e-4, rtol=0)
     assert 0 <= adapted.quality <= 1
     assert adapted.share in task.adaptation.shares
-    assert adapted.mean_routing_weights().sum().item() == pytest.approx(1)
-    assert len(adapted.mean_routing_weights()) == 3
+    assert adapted.parts[0].zoom == 1.0
+    assert adapted.routing_weights.sum().item() == pytest.approx(1)
+    assert adapted.routing_weights.shape == (3,)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=IDS)
-def test_only_routers_and_offsets_move_and_every_one_of_them(task, monkeypatch):
-    keep_adapted(monkeypatch)
-    adapter = make_adapter(task, steps=2)
-    before, during = state_of(adapter), {}
-    freeze = adapter.network.freeze_statistics
-    monkeypatch.setattr(adapter.network, "freeze_statistics", lambda b: (during.update(state_of(adapter)), freeze(b)))
-    adapter(make_volume(task))
-    moved = {key for key, value in before.items() if not torch.equal(value, during[key])}
-    assert moved == set(adapter.parameters())
-    norms = len(adapter.network.batch_norms())
-    assert len(moved) == len(adapter.network.routed_layers()) + norms
-    assert norms > 0
-
-
-@pytest.mark.parametrize("task", TASKS, ids=IDS)
-def test_afterwards_the_adapter_is_as_it_was_bit_for_bit(task, monkeypatch):
-    keep_adapted(monkeypatch)
-    adapter = make_adapter(task, shares=(0.5,))
+def test_afterwards_the_adapter_is_as_it_was_bit_for_bit(task):
+    adapter = make_adapter(task)
     before = state_of(adapter)
     adapter(make_volume(task))
     assert same_weights(state_of(adapter), before)
     for norm in adapter.network.batch_norms():
         assert (norm.share, norm.series, norm.batch) == (0.0, None, None)
-    assert all(parameter.grad is None for parameter in adapter.parameters().values())
 
 
 @pytest.mark.parametrize("task", TASKS, ids=IDS)
-def test_two_series_in_either_order_give_the_same(task, monkeypatch):
-    keep_adapted(monkeypatch)
+def test_two_series_in_either_order_give_the_same(task):
     first, second = make_volume(task, seed=1), 3 + 2 * make_volume(task, seed=2)
-    one, other = make_adapter(task), make_adapter(task)
+    one, other = make_adapter(task, shares=(1.0,)), make_adapter(task, shares=(1.0,))
     forth = [one(first), one(second)]
     back = [other(second), other(first)][::-1]
     for a, b in zip(forth, back, strict=True):
-        assert same_weights(snapshot(a.network), snapshot(b.network))
+        assert same_weights(snapshot(a.parts[0].network), snapshot(b.parts[0].network))
         assert (a.share, a.quality) == (b.share, b.quality)
-    assert not same_weights(snapshot(forth[0].network), snapshot(forth[1].network))
+    assert not same_weights(snapshot(forth[0].parts[0].network), snapshot(forth[1].parts[0].network))
 
 
-def test_a_seed_gives_one_result_whatever_the_callers_random_state(monkeypatch):
-    keep_adapted(monkeypatch)
-    results = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(len(results))
-        adapter = make_adapter(DISK, seed=seed, steps=3)
-        results.append(snapshot(adapter(make_volume(DISK)).network))
-    assert same_weights(results[0], results[1])
-    assert not same_weights(results[0], results[2])
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_adaptation_works_where_gradients_are_off(mode, monkeypatch):
-    keep_adapted(monkeypatch)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_adaptation_works_whatever_the_callers_gradient_mode(mode):
     for task in (DISK, BALL):
         expected = make_adapter(task)(make_volume(task))
         adapter = make_adapter(task)
         with mode():
             adapted = adapter(make_volume(task))
-        assert same_weights(snapshot(adapted.network), snapshot(expected.network))
-        assert adapted.is_adapted
+        assert same_weights(snapshot(adapted.parts[0].network), snapshot(expected.parts[0].network))
 
 
-def inconsistency(network, task, volume):
-    """Mean squared difference of the views' predictions from their mean."""
+def test_an_expert_that_disagrees_counts_less():
+    experts = make_experts(DISK, 1) * 3
+    odd = {key: -value if value.ndim > 1 else value for key, value in experts[0].items()}
+    weights = make_adapter(DISK, [*experts, odd])(make_volume(DISK)).routing_weights
+    torch.testing.assert_close(weights[:3], weights[:1].expand(3))
+    assert weights[3] < weights[0]
+    alike = make_adapter(DISK, experts)(make_volume(DISK))
+    torch.testing.assert_close(alike.routing_weights, torch.full((3,), 1 / 3))
+    assert alike.quality == pytest.approx(1)
+
+
+def test_experts_beyond_the_voters_count_as_their_mean_and_cost_nothing():
+    adapter = make_adapter(DISK, make_experts(DISK, 7), max_voters=3, zooms=(1.0,))
+    passes = []
+    adapter.network.register_forward_hook(lambda *_: passes.append(1))
+    weights = adapter(make_volume(DISK)).routing_weights
+    torch.testing.assert_close(weights[3:], torch.full((4,), 1 / 7))
+    assert weights.sum().item() == pytest.approx(1)
+    assert len(passes) == 3 * len(DISK.adaptation.shares) + 1
+
+
+@pytest.mark.parametrize(
+    ("stored", "own", "chosen"),
+    [(0.8, 0.9, 1.0), (0.8, 0.795, 1.0), (0.8, 0.78, 0.0), (0.0, 0.0, 0.0), (0.0, 0.3, 1.0)],
+)
+def test_own_statistics_are_used_unless_the_experts_agree_clearly_more_without(stored, own, chosen, monkeypatch):
+    adapter = vote_by(make_adapter(DISK), monkeypatch, lambda share, zoom: own if share else stored)
+    assert adapter(make_volume(DISK)).share == chosen
+
+
+@pytest.mark.parametrize(("magnified", "expected"), [(0.9, [1.0, 1.5]), (0.795, [1.0, 1.5]), (0.7, [1.0])])
+def test_a_magnified_view_joins_in_where_the_experts_agree_as_well_on_it(magnified, expected, monkeypatch):
+    adapter = vote_by(make_adapter(DISK), monkeypatch, lambda share, zoom: magnified if zoom > 1 else 0.8)
+    adapted = adapter(make_volume(DISK))
+    assert [part.zoom for part in adapted.parts] == expected
+
+
+@pytest.mark.parametrize("task", [DISK, STACK], ids=["disk", "stack"])
+def test_statistics_of_the_series_at_each_magnification_are_folded_in(task, monkeypatch):
+    volume = 5 + 3 * make_volume(task)
+    adapter = vote_by(make_adapter(task, shares=(1.0,)), monkeypatch, lambda share, zoom: [0.5, 0.7, 0.9])
+    adapted = adapter(volume)
+    assert len(adapted.parts) == 2
     instances = sample_instances(volume, task, 3)
-    with torch.no_grad():
-        answers = torch.stack([predict_instances(network, instances, task, views=[v]) for v in views_of(task)])
-    return (answers - answers.mean(0)).square().mean().item()
-
-
-@pytest.mark.parametrize("task", [DISK, BALL], ids=["disk", "ball"])
-def test_steps_make_the_views_agree_more(task, monkeypatch):
-    keep_adapted(monkeypatch)
-    volume = 1 + 2 * make_volume(task)
-    free = {"anchor_weight": 0.0, "shape_weight": 0.0, "shares": (0.5,)}
-    start = make_adapter(task, steps=0, **free)(volume)
-    adapted = make_adapter(task, steps=20, **free)(volume)
-    assert not start.is_adapted
-    assert inconsistency(adapted.network, task, volume) < inconsistency(start.network, task, volume)
+    adapter.network.route(adapted.routing_weights)
+    for part in adapted.parts:
+        adapter.network.set_share(1.0)
+        with torch.no_grad():
+            expected = adapter.network(magnify(instances, task, part.zoom)).softmax(1)
+            found = part.network(magnify(instances, task, part.zoom)).softmax(1)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=IDS)
-def test_harmful_adaptation_is_thrown_away(task):
-    volume = make_volume(task)
-    start = make_adapter(task, steps=0)(volume)
-    harmful = make_adapter(task, steps=3, learning_rate=1e3, anchor_weight=0.0)(volume)
-    assert not harmful.is_adapted
-    assert same_weights(snapshot(harmful.network), snapshot(start.network))
-    assert harmful.quality == start.quality
-
-
-def test_the_guard_keeps_more_agreement_and_refuses_less_and_collapse():
-    experts = torch.tensor([0.1, 0.9]).view(1, 1, 2, 1, 1).expand(3, 2, 2, 8, 8)
-    start = torch.tensor([0.4, 0.6]).view(1, 2, 1, 1).expand(2, 2, 8, 8)
-    better = torch.tensor([0.15, 0.85]).view(1, 2, 1, 1).expand(2, 2, 8, 8)
-    worse = torch.tensor([0.6, 0.4]).view(1, 2, 1, 1).expand(2, 2, 8, 8)
-    empty = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(2, 2, 8, 8)
-    verdicts = [adaptation._is_better(experts, adapted, start) for adapted in (better, worse, empty, start)]
-    assert verdicts == [True, False, False, False]
-
-
-def test_the_share_is_the_one_under_which_the_experts_agree_most(monkeypatch):
-    scores = iter([0.2, 0.7, 0.4, 0.0])
-    monkeypatch.setattr(adaptation, "expert_agreement", lambda *_: next(scores))
-    assert make_adapter(DISK, shares=(0.0, 0.3, 1.0), steps=0)(make_volume(DISK)).share == 0.3
-
-
-def test_statistics_of_the_series_are_folded_in():
-    volume = 5 + 3 * make_volume(DISK)
-    adapter = make_adapter(DISK, shares=(1.0,), steps=0)
-    adapted = adapter(volume)
-    adapter.network.set_share(1.0)
+def test_a_magnified_prediction_comes_back_on_the_images_grid(task):
+    network = build_network(task, seed=0).eval()
+    instances = sample_instances(make_volume(task), task, 1)
     with torch.no_grad():
-        expected = adapter.network(sample_instances(volume, DISK, 3))
-        torch.testing.assert_close(adapted.network(sample_instances(volume, DISK, 3)), expected, atol=1e-4, rtol=1e-3)
+        plain, magnified = (predict_instances(network, instances, task, zoom=zoom) for zoom in (1.0, 2.0))
+    assert magnified.shape == plain.shape
+    assert not torch.equal(magnified, plain)
+    torch.testing.assert_close(magnified.sum(1), torch.ones_like(magnified[:, 0]), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("after", range(5))
+def test_magnification_is_of_an_edge_in_2d_and_costs_the_same_in_3d():
+    assert magnify(torch.zeros(1, 1, 256, 256), DISK, 1.5).shape[2:] == (384, 384)
+    assert magnify(torch.zeros(1, 1, 64, 96, 64), BALL, 1.5).shape[2:] == (80, 128, 80)
+    image = torch.rand(1, 1, 32, 32)
+    assert magnify(image, DISK, 1.0) is image
+
+
+@pytest.mark.parametrize("after", range(4))
 def test_cancel_stops_and_leaves_nothing(after):
     adapter = make_adapter(DISK)
     before = state_of(adapter)
@@ -191,17 +187,17 @@ def test_cancel_stops_and_leaves_nothing(after):
 
 def test_progress_goes_from_nothing_up():
     seen = []
-    make_adapter(DISK, steps=2)(make_volume(DISK), progress=seen.append)
+    make_adapter(DISK)(make_volume(DISK), progress=seen.append)
     assert seen[0] == 0
     assert seen == sorted(seen)
     assert seen[-1] <= 1
 
 
 def test_a_spent_time_budget_answers_with_what_was_found_by_then():
-    adapted = make_adapter(DISK, seconds=0.0, shares=(0.5, 0.0, 1.0))(make_volume(DISK))
+    adapted = make_adapter(DISK, seconds=0.0, shares=(0.5, 1.0))(make_volume(DISK))
     assert adapted.share == 0.5
-    assert not adapted.is_adapted
-    assert torch.isfinite(predict(adapted.network, make_volume(DISK), DISK)).all()
+    assert [part.zoom for part in adapted.parts] == [1.0]
+    assert torch.isfinite(adapted.predict(make_volume(DISK), DISK)).all()
 
 
 @pytest.mark.parametrize("task", TASKS, ids=IDS)
@@ -209,14 +205,45 @@ def test_a_spent_time_budget_answers_with_what_was_found_by_then():
 def test_one_constant_slice_does_not_break_it(task, value):
     volume = torch.full_like(make_volume(task, depth=1), value)
     adapted = make_adapter(task)(volume)
-    assert torch.isfinite(predict(adapted.network, volume, task, views=adapted.views)).all()
+    assert torch.isfinite(adapted.predict(volume, task)).all()
     assert 0 <= adapted.quality <= 1
 
 
-def test_a_long_series_gets_fewer_views_and_never_none():
+def test_where_no_expert_finds_anything_stored_statistics_answer():
+    experts = make_experts(DISK)
+    for expert in experts:
+        last = [key for key, value in expert.items() if value.ndim == 1 and len(value) == 2][-1]
+        expert[last] = torch.tensor([100.0, -100.0])  # background, whatever comes
+    adapted = make_adapter(DISK, experts)(torch.zeros_like(make_volume(DISK)))
+    assert (adapted.share, adapted.quality) == (0.0, 0.0)
+    assert [part.zoom for part in adapted.parts] == [1.0]
+    assert (adapted.predict(make_volume(DISK), DISK).argmax(0) == 0).all()
+
+
+def test_a_long_series_gets_fewer_passes_and_one_at_least():
     task = with_settings(DISK, max_views=8, max_passes=12)
-    assert [len(final_views(task, n)) for n in (1, 4, 12, 500)] == [4, 3, 1, 1]  # a disk's mirrors give four
-    assert final_views(task, 500)[0].flips == ()
+    assert [count_views(task, n) for n in (1, 4, 12, 500)] == [8, 3, 1, 1]
+    adapted = RoutingAdapter(route_network(build_network(task), make_experts(task)), task)(make_volume(task, depth=12))
+    assert [(part.zoom, len(part.views)) for part in adapted.parts] == [(1.0, 1)]
+
+
+def test_magnifications_share_the_passes_and_see_different_views():
+    task = replace(DISK, rotations=True)
+    assert len(divide_views(task, 8, 1.0, among=1)) == 8
+    plain, magnified = (divide_views(task, 8, zoom, among=2) for zoom in (1.0, 1.5))
+    assert (len(plain), len(magnified)) == (4, 2)
+    assert plain[0].flips == () and not set(plain) & set(magnified)
+
+
+def test_fast_takes_a_third_of_the_passes():
+    counts = []
+    for fast in (False, True):
+        adapter = make_adapter(replace(DISK, rotations=True), make_experts(DISK, 4), fast=fast, tolerance=1.0)
+        passes = []
+        adapter.network.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        adapted = adapter(make_volume(DISK, depth=1))
+        counts.append(len(passes) + sum(len(part.views) for part in adapted.parts))
+    assert counts == [4 * 3 + 2 + 4 + 2, 2 * 2 + 1 + 5]
 
 
 def test_adaptation_looks_at_instances_spread_over_the_series():

@@ -14,7 +14,7 @@ from iopfl.core.errors import CancelledError, TooFewLabelsError, TrainingError
 from iopfl.core.networks import build_network
 from iopfl.core.sites import find_cases
 from iopfl.core.task import Network, read_task
-from iopfl.core.training import LabeledImages, build_augmentation, train, validate
+from iopfl.core.training import LabeledImages, build_augmentation, fine_tune, train, validate
 from iopfl.core.transforms import to_instances
 from iopfl.core.weights import distance, snapshot
 
@@ -70,6 +70,23 @@ def test_the_result_is_a_snapshot(disks):
     assert same_weights(snapshot(network), kept)
     train(network, disks, seed=1, steps=2)
     assert same_weights(result.weights, kept)
+
+
+def test_fine_tuning_trains_a_copy_for_its_epochs_with_a_falling_learning_rate(disks, monkeypatch):
+    rates = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda self, *a, **k: rates.append(self.param_groups[0]["lr"]) or step(self, *a, **k)
+    )
+    weights = snapshot(start(DISK))
+    kept = {key: value.clone() for key, value in weights.items()}
+    tuned = fine_tune(weights, disks, seed=0)
+    epoch = -(-len(disks.instances) // DISK.training.batch_size)
+    assert len(rates) == DISK.training.fine_tune_epochs * epoch
+    assert rates == sorted(rates, reverse=True) and rates[0] == DISK.training.learning_rate and rates[-1] < rates[0] / 4
+    assert same_weights(weights, kept) and not same_weights(tuned, weights)
+    untouched = LabeledImages(disks._cases.data, replace(DISK, training=replace(DISK.training, fine_tune_epochs=0)))
+    assert same_weights(fine_tune(weights, untouched, seed=0), weights)
 
 
 def test_every_instance_is_seen_once_an_epoch(phantom_sites, monkeypatch):

@@ -32,7 +32,7 @@ from iopfl.web import router, routes  # noqa: E402
 from iopfl.web.answers import Answers  # noqa: E402
 
 NETWORK = Network("BasicUNet", {"features": [4, 4, 8, 8, 8, 4], "norm": "batch"})
-ADAPTATION = Adaptation(shares=(0.0, 1.0), max_instances=2, target_views=2, max_views=2)
+ADAPTATION = Adaptation(zooms=(1.0,), max_instances=2, max_views=2)
 FUNDUS = Task(
     name="fundus",
     description="Rim and cup",

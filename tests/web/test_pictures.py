@@ -12,7 +12,7 @@ from PIL import Image
 
 from iopfl.core.errors import ConfigError
 from iopfl.core.task import Task
-from iopfl.web.pictures import count_slices, find_best_slice, label_colors, overlay, routing_heat_map, to_png
+from iopfl.web.pictures import count_slices, find_best_slice, label_colors, overlay, to_png
 
 TASK = Task(name="t", labels={"a": 1, "b": 2}, spatial_dims=2)
 
@@ -91,13 +91,6 @@ def test_what_does_not_fit_is_refused():
         overlay(image, None, TASK, slice_index=6)
     with pytest.raises(ConfigError, match="expected the image's grid"):
         overlay(image, torch.zeros(3, 3, 3), TASK)
-    with pytest.raises(ConfigError, match="2 experts"):
-        routing_heat_map({"conv": torch.ones(3) / 3}, ["global", "north"])
-
-
-def test_a_heat_map_of_a_uniform_average_is_pale():
-    drawn = routing_heat_map({"conv": torch.ones(2) / 2, "final": torch.ones(2) / 2}, ["global", "north"])
-    assert np.asarray(drawn)[:100].mean() > 200
 
 
 def test_png_is_without_loss():

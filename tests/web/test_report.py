@@ -21,7 +21,7 @@ def make_evaluation(site: str, kind: str, dice: list[float], unit: str = "mm") -
         CaseScore(
             f"case{index}", {"disc": value, "cup": value}, {"disc": 4.25, "cup": math.nan}, {"disc": 1.5, "cup": 1.5},
             unit,
-            Answer("fundus", "1-abc", kind, 0.5, weights, quality=0.77, is_adapted=index > 0),
+            Answer("fundus", "1-abc", kind, 0.5, weights, quality=0.77, share=float(index > 0), zooms=(1.0, 1.5)),
         )
         for index, value in enumerate(dice)
     ]  # fmt: skip
@@ -54,7 +54,7 @@ def test_a_report_is_one_file_that_fetches_nothing(banks, example, tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
     sources = re.findall(r'src="([^"]{30})', page)
-    assert len(sources) == 7  # two charts, the image, two models, the reference, the heat map
+    assert len(sources) == 6  # two charts, the image, two models, the reference
     assert all(source.startswith("data:image/") for source in sources)
     assert "not for clinical use" in page
 
@@ -84,7 +84,7 @@ def test_the_summary_says_whether_routing_helped(banks, routed, sentence):
     report = make_report(banks["fundus"], routed)
     assert any(sentence in line for line in summarize(report))
     assert sentence in render_report(report)
-    assert len(routed) == 2 or any("kept for 4 of 5 images" in line for line in summarize(report))
+    assert len(routed) == 2 or any("own statistics for 4 of 5 images" in line for line in summarize(report))
 
 
 def test_comparison_pairs_images_and_leaves_out_undefined_ones():

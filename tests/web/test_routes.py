@@ -80,10 +80,8 @@ def test_routing_weights_are_shares_of_the_experts(client):
     answer = client.get(ANSWER, params=VOLUME).json()
     assert list(answer["params"]["routing_weights"]) == ["global", "north", "south"]
     assert sum(answer["params"]["routing_weights"].values()) == pytest.approx(1, abs=1e-3)
-    assert all(len(layer["weights"]) == 3 for layer in answer["layers"])
     assert answer["slices"] == 5
     assert answer["labels"][0]["unit"] == "mL"
-    assert open_png(client.get("/iopfl/routing.png", params=VOLUME)).width > 200
 
 
 def test_every_slice_of_a_volume_has_a_picture_in_its_proportions(client):
@@ -112,7 +110,6 @@ def test_each_answer_is_computed_once_and_anew_for_a_new_bank(client, app):
     for _ in range(2):
         client.get(ANSWER, params=PICTURE)
         client.get("/iopfl/overlay.png", params=PICTURE)
-        client.get("/iopfl/routing.png", params=PICTURE)
     assert app.models.computed == [("fundus", "routed")]
     old = app.models.predictors["fundus"]
     app.models.predictors["fundus"] = Predictor(old.bank, site="south")

@@ -1,30 +1,30 @@
-"""Outside personalization: adapt a routed network to one series, without labels (IOP-FL, section III-C).
+"""Outside personalization: route a bank to one series by the agreement of its experts, without labels (IOP-FL, III-C).
 
-The form is tent's: configure, collect, loss, step, reset, and one callable.
-Where the paper leads and where this leaves it:
+The paper adapts routers by gradient; here the experts vote, which costs
+forward passes only, has nothing to tune at a site and cannot collapse:
 
-1. start at the uniform average of the experts, normalization included;
-2. use that share of the series' own statistics under which the experts agree most;
-3. step on the consistency loss over views, with the shape constraint, anchored to the start;
-4. a guard keeps the step only if the experts agree more with it than with the start;
-5. freeze the statistics and fold: what is left is a plain network.
+1. each expert segments a few instances, with the stored statistics of normalization and with the series' own;
+   the own ones are used unless the experts agree clearly more without;
+2. an expert counts by its agreement with the mean of those that vote: that is the router;
+3. a magnified view of the series joins in where the experts agree as well on it;
+4. the mixture, with the series' statistics frozen, is folded into plain networks, one a magnification.
 
 Episodic: every series starts anew. `published` holds the published recipe.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from iopfl.core.agreement import expert_agreement, soft_agreement
+from iopfl.core.agreement import agreements
 from iopfl.core.errors import CancelledError
-from iopfl.core.inference import predict_instances
-from iopfl.core.losses import consistency_loss, shape_constraint
+from iopfl.core.inference import magnify, predict, predict_instances
 from iopfl.core.routing import RoutedNetwork
 from iopfl.core.task import Task
 from iopfl.core.transforms import to_instances, to_windows
@@ -33,10 +33,20 @@ from iopfl.core.views import View, views_of
 Progress = Callable[[float], None]
 """Called with the share of the work that is done, 0 to 1."""
 
-_BOUNDARY_PIXELS = 5
-"""Window of the shape constraint's pooling."""
-_GUARD_MASS = 0.5
-"""An adapted answer with less than this share of the start's foreground, or more than its inverse, is a collapse."""
+
+@dataclass(frozen=True)
+class Part:
+    """A plain network of the series' mixture, and what it is to see.
+
+    Attributes:
+        network: folded; the series' statistics at this magnification are in it.
+        zoom: magnification of the image.
+        views: what its prediction averages over.
+    """
+
+    network: nn.Module
+    zoom: float
+    views: tuple[View, ...]
 
 
 @dataclass(frozen=True)
@@ -44,26 +54,37 @@ class AdaptedSeries:
     """What adaptation gives for one series.
 
     Attributes:
-        network: plain, folded; the series' statistics are in it.
-        views: what the final prediction averages over.
+        parts: count alike in the prediction.
         share: of the series' own statistics that was chosen.
-        is_adapted: whether the guard kept the adapted routing, or went back to the start.
-        quality: agreement of the experts with the answer, 0 to 1, on the instances looked at.
-        routing_weights: layer name -> (E,).
+        quality: agreement of the experts with their mean, 0 to 1, on the instances looked at.
+        routing_weights: (E,), of every layer.
         seconds: that it took.
     """
 
-    network: nn.Module
-    views: tuple[View, ...]
+    parts: tuple[Part, ...]
     share: float
-    is_adapted: bool
     quality: float
-    routing_weights: dict[str, Tensor]
+    routing_weights: Tensor
     seconds: float
 
-    def mean_routing_weights(self) -> Tensor:
-        """Mean over the layers, (E,): how much of each expert is in the answer."""
-        return torch.stack(list(self.routing_weights.values())).mean(0)
+    def predict(self, volume: Tensor, task: Task, *, device: torch.device | str = "cpu") -> Tensor:
+        """Class probabilities (K, X, Y, Z) of the series, a prepared image (C, X, Y, Z)."""
+        answers = [
+            predict(part.network, volume, task, device=device, views=part.views, zoom=part.zoom) for part in self.parts
+        ]
+        return torch.stack(answers).mean(0)
+
+
+@dataclass(frozen=True)
+class _Vote:
+    """What the experts say of the instances seen in one way: answers (E, N, K, *S), and agreement with their mean."""
+
+    share: float
+    by_expert: Tensor
+
+    @property
+    def agreement(self) -> float:
+        return float(self.by_expert.mean())
 
 
 class RoutingAdapter:
@@ -79,9 +100,10 @@ class RoutingAdapter:
         self.network = network.to(device).eval()
         self.task = task
         self.device = torch.device(device)
-        self.settings = task.adaptation
+        self.settings = task.adaptation.effective
+        self._voters = min(network.num_experts, self.settings.max_voters)
 
-    @torch.inference_mode(False)  # nor inside inference_mode, which forbids gradients for good
+    @torch.no_grad()
     def __call__(
         self, volume: Tensor, *, progress: Progress | None = None, cancelled: Callable[[], bool] = lambda: False
     ) -> AdaptedSeries:
@@ -97,102 +119,88 @@ class RoutingAdapter:
         """
         clock = _Clock(self.settings.seconds, progress or (lambda _: None), cancelled)
         instances = sample_instances(volume, self.task, self.settings.max_instances).to(self.device)
+        passes = count_views(self.task, to_instances(volume, self.task).shape[0])
         try:
-            self.reset()
-            share, experts = self._choose_share(instances, clock)
-            self.network.set_share(share)
-            views = views_of(self.task)[: max(1, self.settings.target_views)]
-            target, start = self._predict_views(instances, views)
-            clock.check(0.7)
-            answer, is_adapted = start, False
-            if self.settings.steps and len(views) > 1 and not clock.is_over:
-                self._step(instances, views, target, clock)
-                adapted, _ = self._predict_views(instances, views[:1])
-                is_adapted = _is_better(experts, adapted, start)
-                answer = adapted if is_adapted else start
-            if not is_adapted:
-                self.reset()
-                self.network.set_share(share)
-            clock.check(0.9)
-            self.network.freeze_statistics([_channels_last(instances, self.task)])
-            return AdaptedSeries(
-                network=self.network.fold(),
-                views=tuple(final_views(self.task, to_instances(volume, self.task).shape[0])),
-                share=share,
-                is_adapted=is_adapted,
-                quality=expert_agreement(experts, answer),
-                routing_weights={name: weights.cpu() for name, weights in self.network.routing_weights().items()},
-                seconds=clock.seconds,
-            )
+            vote = self._choose_share(instances, clock)
+            zooms = self._choose_zooms(instances, vote, clock) if passes > 1 else [1.0]
+            routing_weights = self._weigh(vote)
+            self.network.route(routing_weights)
+            parts = []
+            for zoom in zooms:
+                clock.check(0.9)
+                self.network.set_share(vote.share)
+                self.network.freeze_statistics([magnify(instances, self.task, zoom)])
+                views = divide_views(self.task, passes, zoom, among=len(zooms))
+                parts.append(Part(self.network.fold(), zoom, tuple(views)))
+            return AdaptedSeries(tuple(parts), vote.share, vote.agreement, routing_weights, clock.seconds)
         finally:
             self.reset()
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """What adaptation moves: routing logits and normalization offsets, by name. Nothing else."""
-        moved = ("router.logits", "offsets")
-        return {name: value for name, value in self.network.named_parameters() if name.endswith(moved)}
-
-    @torch.no_grad()
     def reset(self) -> None:
         """Back to the uniform average and the stored statistics, bit for bit."""
-        for parameter in self.parameters().values():
-            parameter.zero_()
-            parameter.grad = None
+        self.network.route(None)
         self.network.set_share(0.0)
 
-    @torch.no_grad()
-    def _choose_share(self, instances: Tensor, clock: _Clock) -> tuple[float, Tensor]:
-        """The share of the series' statistics under which the experts agree most, with their answers (E, N, K, *S)."""
-        best: tuple[float, float, Tensor] | None = None
-        for index, share in enumerate(self.settings.shares):
-            if best is not None and clock.is_over:
+    def _choose_share(self, instances: Tensor, clock: _Clock) -> _Vote:
+        """The largest share of the series' statistics under which the experts agree about as much as under the best.
+
+        Where no expert finds anything there is no evidence, and the smallest share stays.
+        """
+        votes: list[_Vote] = []
+        for index, share in enumerate(sorted(self.settings.shares)):
+            if votes and clock.is_over:
                 break
-            clock.check(0.6 * index / len(self.settings.shares))
-            self.network.set_share(share)
-            answers = []
-            for expert in range(self.network.num_experts):
-                with self.network.only(expert):
-                    answers.append(predict_instances(self.network, instances, self.task))
-            experts = torch.stack(answers)  # (E, N, K, *S)
-            agreement = expert_agreement(experts, experts.mean(0))
-            if best is None or agreement > best[0]:
-                best = (agreement, share, experts)
-        assert best is not None  # a task has at least one share
-        return best[1], best[2]
+            clock.check(0.5 * index / len(self.settings.shares))
+            votes.append(self._vote(instances, share))
+        best = max(vote.agreement for vote in votes)
+        if best == 0:
+            return votes[0]
+        return [vote for vote in votes if vote.agreement >= best - self.settings.tolerance][-1]
 
-    @torch.no_grad()
-    def _predict_views(self, instances: Tensor, views: list[View]) -> tuple[Tensor, Tensor]:
-        """Mean over views and the first of them, (N, K, *S) each."""
-        first = predict_instances(self.network, instances, self.task, views=views[:1])
-        if len(views) == 1:
-            return first, first
-        others = predict_instances(self.network, instances, self.task, views=views[1:])
-        return (first + (len(views) - 1) * others) / len(views), first
+    def _choose_zooms(self, instances: Tensor, vote: _Vote, clock: _Clock) -> list[float]:
+        """The image as it is, and the magnifications under which the experts agree about as much."""
+        chosen = [1.0]
+        for zoom in self.settings.zooms:
+            if clock.is_over or zoom == 1.0 or vote.agreement == 0:
+                continue
+            clock.check(0.7)
+            if self._vote(instances, vote.share, zoom).agreement >= vote.agreement - self.settings.tolerance:
+                chosen.append(zoom)
+        return chosen
 
-    @torch.enable_grad()  # the caller may be inside no_grad
-    def _step(self, instances: Tensor, views: list[View], target: Tensor, clock: _Clock) -> None:
-        """Optimizer steps of each view toward the mean of all, anchored to the start."""
-        parameters = list(self.parameters().values())
-        optimizer = torch.optim.Adam(parameters, lr=self.settings.learning_rate)
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        for _ in range(self.settings.steps):
-            clock.check(0.8)
-            if clock.is_over:
-                return
-            view = views[int(torch.randint(len(views), (), generator=generator))]
-            answer = predict_instances(self.network, instances, self.task, views=[view])
-            loss = consistency_loss(answer, target)
-            loss = loss + self.settings.shape_weight * shape_constraint(1 - answer[:, 0], kernel_size=_BOUNDARY_PIXELS)
-            loss = loss + self.settings.anchor_weight * sum(p.square().mean() for p in parameters) / len(parameters)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    def _weigh(self, vote: _Vote) -> Tensor:
+        """Routing weights (E,): of the voters by their agreement; an expert that did not vote counts as their mean."""
+        count = self.network.num_experts
+        weights = torch.full((count,), 1 / count)
+        weights[: self._voters] = (vote.by_expert / self.settings.temperature).softmax(0) * self._voters / count
+        return weights
+
+    def _vote(self, instances: Tensor, share: float, zoom: float = 1.0) -> _Vote:
+        self.network.set_share(share)
+        answers = []
+        for expert in range(self._voters):
+            with self.network.only(expert):
+                answers.append(predict_instances(self.network, instances, self.task, zoom=zoom))
+        experts = torch.stack(answers)  # (E, N, K, *S)
+        return _Vote(share, agreements(experts, experts.mean(0)))
 
 
-def final_views(task: Task, num_instances: int) -> list[View]:
-    """Views of the final prediction: as many as the budget of passes allows, the image itself first."""
-    allowed = max(1, min(task.adaptation.max_views, task.adaptation.max_passes // num_instances))
-    return views_of(task)[:allowed]
+def count_views(task: Task, num_instances: int) -> int:
+    """Passes over the series that the final prediction may take: fewer for a long series, one at least."""
+    settings = task.adaptation.effective
+    return max(1, min(settings.max_views, settings.max_passes // num_instances))
+
+
+def divide_views(task: Task, passes: int, zoom: float, *, among: int) -> Sequence[View]:
+    """The views of one magnification, of `among` that share the passes; those of the image itself come first.
+
+    A magnified pass costs more, so there are fewer; they begin at the other end, to see what the others do not.
+    """
+    views = views_of(task)
+    if among == 1:
+        return views[:passes]
+    share = max(1, passes // among)
+    return views[:share] if zoom == 1.0 else views[::-1][: math.ceil(share / zoom**2)]
 
 
 def sample_instances(volume: Tensor, task: Task, count: int) -> Tensor:
@@ -202,18 +210,6 @@ def sample_instances(volume: Tensor, task: Task, count: int) -> Tensor:
         instances = to_windows(instances, task)
     positions = ((torch.arange(min(count, len(instances))) + 0.5) * len(instances) / min(count, len(instances))).long()
     return instances[positions]
-
-
-def _is_better(experts: Tensor, adapted: Tensor, start: Tensor) -> bool:
-    """The guard: more agreement of the experts, and no collapse of the foreground."""
-    mass, before = adapted[:, 1:].sum().item(), start[:, 1:].sum().item()
-    collapsed = not _GUARD_MASS * before <= mass <= before / _GUARD_MASS
-    after, at_start = (expert_agreement(experts, answer, pairwise=soft_agreement) for answer in (adapted, start))
-    return not collapsed and after > at_start
-
-
-def _channels_last(instances: Tensor, task: Task) -> Tensor:
-    return instances.contiguous(memory_format=torch.channels_last) if task.spatial_dims == 2 else instances
 
 
 class _Clock:

@@ -2,14 +2,11 @@
 
 How far the bank's experts, each on its own, give the mask that the answer
 gives. Of masks rather than probabilities: soft Dice is near 1 wherever the
-experts are equally sure, right or wrong. Only the guard, which judges a step
-that hardly moves a mask, looks at probabilities. It is evidence, not proof:
-experts that fail in the same way agree.
+experts are equally sure, right or wrong. It is evidence, not proof: experts
+that fail in the same way agree.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,21 +26,16 @@ def mask_agreement(first: Tensor, second: Tensor) -> float:
     return 2 * ((a == b) & (a > 0)).sum().item() / size if size else 0.0
 
 
-def soft_agreement(first: Tensor, second: Tensor) -> float:
-    """As `mask_agreement`, of probabilities: soft Dice of the foregrounds, 0 where both are below a pixel or so."""
-    a, b = first[:, 1:], second[:, 1:]
-    mass = (a.square().sum() + b.square().sum()).item()
-    return 2 * (a * b).sum().item() / mass if mass > 1.0 else 0.0
-
-
-def expert_agreement(
-    experts: Tensor, answer: Tensor, *, pairwise: Callable[[Tensor, Tensor], float] = mask_agreement
-) -> float:
-    """Mean agreement of each expert with the answer, 0 to 1.
+def agreements(experts: Tensor, answer: Tensor) -> Tensor:
+    """Agreement of each expert with the answer, (E,), 0 to 1.
 
     Args:
         experts: (E, N, K, *S) class probabilities.
         answer: (N, K, *S).
-        pairwise: of masks, or `soft_agreement`.
     """
-    return float(torch.tensor([pairwise(expert, answer) for expert in experts]).mean())
+    return torch.tensor([mask_agreement(expert, answer) for expert in experts])
+
+
+def expert_agreement(experts: Tensor, answer: Tensor) -> float:
+    """Mean agreement of the experts with the answer: the quality score. Shapes as in `agreements`."""
+    return float(agreements(experts, answer).mean())

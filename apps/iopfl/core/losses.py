@@ -1,8 +1,4 @@
-"""Losses: of local training (MONAI's), and of test-time adaptation (IOP-FL, section III-C).
-
-Nothing here reads a label in adaptation. `published.py` holds the published
-recipe's own forms where they differ.
-"""
+"""Losses: of local training (MONAI's), and what the published adaptation's shape constraint is made of."""
 
 from __future__ import annotations
 
@@ -16,32 +12,12 @@ def build_segmentation_loss() -> DiceCELoss:
     return DiceCELoss(softmax=True, include_background=False, batch=True)
 
 
-def consistency_loss(probabilities: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference; no gradient reaches the target.
-
-    Args:
-        probabilities: (B, K, *S) of one view.
-        target: (B, K, *S), what it should agree with.
-    """
-    return (probabilities - target.detach()).square().mean()
-
-
-def shape_constraint(foreground: Tensor, *, kernel_size: int) -> Tensor:
-    """Mean thickness of the predicted boundary: max-pool minus min-pool of the foreground.
-
-    A compact, decided foreground has a short and thin boundary. Source:
-    IOP-FL, section III-C; there the Euclidean norm of the whole map, which
-    grows with the image; here the mean, which does not.
-
-    Args:
-        foreground: probability, (B, *S), in 2 or 3 spatial dimensions.
-        kernel_size: of the pooling window, in pixels; odd.
-    """
-    return boundary(foreground, kernel_size=kernel_size).mean()
-
-
 def boundary(foreground: Tensor, *, kernel_size: int) -> Tensor:
-    """Max-pool plus max-pool of the negative, (B, *S) to (B, *S): high where the foreground changes."""
+    """Max-pool plus max-pool of the negative, (B, *S) to (B, *S): high where the foreground changes.
+
+    Source: the shape constraint of IOP-FL, section III-C: a compact, decided
+    foreground has a short and thin boundary.
+    """
     pool = torch.nn.functional.max_pool2d if foreground.ndim == 3 else torch.nn.functional.max_pool3d
     image = foreground[:, None]
     padding = kernel_size // 2

@@ -49,7 +49,7 @@ class Answer:
         routing_weights: expert name -> share of it in the answer, summing to 1; empty where one model answered.
         quality: agreement of the experts with the answer, 0 to 1; None if not asked for.
         share: of the series' own normalization statistics, for `routed`.
-        is_adapted: whether adaptation was kept, for `routed`.
+        zooms: magnifications that the answer averages over, for `routed`.
         reason: why this model answered, where there was a choice.
         metrics: validation Dice behind that choice.
     """
@@ -61,13 +61,13 @@ class Answer:
     routing_weights: Mapping[str, float] = field(default_factory=dict)
     quality: float | None = None
     share: float | None = None
-    is_adapted: bool | None = None
+    zooms: tuple[float, ...] = ()
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_params(self) -> dict[str, Any]:
         """As plain values, without what does not apply."""
-        values = {key: value for key, value in vars(self).items() if value not in (None, "", {})}
+        values = {key: value for key, value in vars(self).items() if value not in (None, "", {}, ())}
         for key in ("routing_weights", "metrics"):
             if key in values:
                 values[key] = {name: round(float(number), 4) for name, number in values[key].items()}
@@ -83,13 +83,11 @@ class Segmentation:
         mask: the task's label values, (X, Y, Z) uint8; Z = 1 for a picture.
         image: the source as read, (C, X, Y, Z), with its affine.
         answer: where the mask comes from.
-        routing_weights: layer -> (E,), for `routed`.
     """
 
     mask: Tensor
     image: MetaTensor
     answer: Answer
-    routing_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -174,14 +172,12 @@ class Predictor:
         prepared = self._prepare(image)
         volume = prepared.as_tensor()
         details: dict[str, Any] = {}
-        layers: Mapping[str, Tensor] = {}
         if kind == "routed":
             series = self._adapt(volume, progress, cancelled)
-            network, views, layers = series.network, series.views, series.routing_weights
-            mean = series.mean_routing_weights().tolist()
-            details = {"quality": series.quality, "share": series.share, "is_adapted": series.is_adapted}
-            details["routing_weights"] = dict(zip(self.bank.names, mean, strict=True))
-            probabilities = predict(network, volume, self.task, device=self.device, views=views)
+            details = {"quality": series.quality, "share": series.share}
+            details["zooms"] = tuple(part.zoom for part in series.parts)
+            details["routing_weights"] = dict(zip(self.bank.names, series.routing_weights.tolist(), strict=True))
+            probabilities = series.predict(volume, self.task, device=self.device)
         elif kind == "published":
             probabilities = predict_published(self._publish([volume]), volume, self.task, device=self.device)
         else:
@@ -194,7 +190,7 @@ class Predictor:
         mask = to_mask(self._prepare.inverse(probabilities, like=prepared).as_tensor(), self.task)
         seconds = time.monotonic() - started
         answer = Answer(task=self.task.name, bank=self.bank.label, model=kind, seconds=seconds, **details)
-        return Segmentation(mask, image, answer, layers)
+        return Segmentation(mask, image, answer)
 
     def adapt_site(self, paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> None:
         """Adapt `published` to all images of a site at once, as the paper does; otherwise it sees one series."""

@@ -25,12 +25,13 @@ from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.personalization import PersonalizedModel
 from iopfl.core.sites import Case, labeled
 from iopfl.core.task import Task
-from iopfl.core.training import LabeledImages, Progress, train, validate
+from iopfl.core.training import LabeledImages, Progress, fine_tune, train, validate
 from iopfl.core.weights import Weights, check_weights, complete, floating, read_weights, write_bytes, write_weights
 
 logger = logging.getLogger(__name__)
 
-LOCAL, PERSONALIZED, ROUND, PROGRESS = "local.safetensors", "personalized.safetensors", "round.json", "progress.json"
+LOCAL, PERSONALIZED, SHARED = "local.safetensors", "personalized.safetensors", "shared.safetensors"
+ROUND, PROGRESS = "round.json", "progress.json"
 _PROGRESS_SECONDS = 0.5
 
 
@@ -39,7 +40,8 @@ class SiteRounds:
 
     State of each federation, in `folder/<federation>/`: `local.safetensors`
     (W_k and what it answers), `personalized.safetensors` (P_k), `round.json`
-    (the finished answer), written in this order, each whole or not at all.
+    (the finished answer), written in this order, each whole or not at all; and
+    `shared.safetensors`, P_k fine-tuned, once it was asked for.
     """
 
     def __init__(
@@ -119,10 +121,11 @@ class SiteRounds:
     def personalized(
         self, global_weights: Weights, order: Order, *, cancelled: Callable[[], bool] = lambda: False
     ) -> SharedModel:
-        """P_k, with the validation Dice of P_k, W_k and the given global weights.
+        """P_k, fine-tuned if the site's validation labels favour that, and its validation Dice beside W_k's and W^t's.
 
         Raises:
             SitsOutError: the site has trained in no round of this federation.
+            CancelledError: `cancelled` said so.
         """
         global_weights = self._complete(global_weights, order)
         with self._open(order.federation, cancelled) as folder:
@@ -131,8 +134,29 @@ class SiteRounds:
             if kept is None:
                 raise SitsOutError("has no personalized model: it trained in no round")
             personalized = PersonalizedModel.load(folder / PERSONALIZED)
-            dice = self._validate_all(global_weights, kept[0], personalized.weights)
-            return SharedModel(personalized.weights, personalized.round_index, kept[1]["samples"], dice)
+            weights = self._fine_tune(folder, personalized, order, cancelled)
+            dice = self._validate_all(global_weights, kept[0], weights)
+            return SharedModel(weights, personalized.round_index, kept[1]["samples"], dice)
+
+    def _fine_tune(
+        self, folder: Path, personalized: PersonalizedModel, order: Order, cancelled: Callable[[], bool]
+    ) -> Weights:
+        """P_k, or P_k fine-tuned where its validation Dice is no lower; the same for the same order."""
+        path = folder / SHARED
+        if path.is_file():
+            weights, metadata = read_weights(path)
+            if json.loads(metadata["order"]) == order.to_meta():
+                return weights
+        weights = personalized.weights
+        with contextlib.suppress(TooFewLabelsError):  # labels were taken back since
+            seed = _derive_seed(self._seed, f"{self._site}/fine-tune", order.round_index)
+            report = _report_to(folder / PROGRESS, order.round_index)
+            images = self._load("train")
+            tuned = fine_tune(weights, images, seed=seed, device=self._device, progress=report, cancelled=cancelled)
+            if not self._validate(tuned) < self._validate(weights):  # NaN where there is nothing to validate on
+                weights = tuned
+        write_weights(path, weights, {"order": json.dumps(order.to_meta())})
+        return weights
 
     def _complete(self, global_weights: Weights, order: Order) -> Weights:
         """Global weights with the integer buffers that do not travel."""

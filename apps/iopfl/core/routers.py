@@ -10,13 +10,21 @@ class SeriesRouter(nn.Module):
     """Ours: one softmax vector for a whole series.
 
     Its logits start at zero, that is, exactly at the uniform average of the
-    experts. It does not look at features: a series is adapted as a whole, and
-    so its layers fold into plain ones afterwards.
+    experts. It does not look at features: the experts' agreement over the
+    series sets it (`point_at`), and so its layers fold into plain ones.
     """
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(num_experts))
+
+    @torch.no_grad()
+    def point_at(self, routing_weights: Tensor | None) -> None:
+        """Give these routing weights (E,) from now on; they sum to 1. None = the uniform average."""
+        if routing_weights is None:
+            self.logits.zero_()
+        else:
+            self.logits.copy_(routing_weights.log())  # a weight of 0 is a logit of minus infinity
 
     def forward(self, features: Tensor) -> Tensor:
         """Routing weights (E,), which sum to 1, whatever the features."""

@@ -48,6 +48,7 @@ class Training:
         batch_size: instances a step.
         learning_rate: of Adam (amsgrad), as published.
         alpha: weight of the history in the personalized model, alpha in the paper.
+        fine_tune_epochs: of the personalized model at its site before it is shared; 0 = as published.
         min_labels: labeled images below which a site does not train.
         validation_share: share of a site's training subjects that only validates.
         augment: random affine, contrast and noise besides the task's symmetries.
@@ -57,6 +58,7 @@ class Training:
     batch_size: int = 4
     learning_rate: float = 1e-3
     alpha: float = 0.1
+    fine_tune_epochs: int = 5
     min_labels: int = 5
     validation_share: float = 0.2
     augment: bool = True
@@ -68,29 +70,38 @@ class Adaptation:
 
     Attributes:
         shares: candidate shares of the series' own normalization statistics, each in [0, 1].
-        steps: optimizer steps on the consistency loss; 0 = none.
-        learning_rate: of Adam on routers and normalization offsets.
-        shape_weight: weight of the shape constraint beside the consistency loss.
-        anchor_weight: weight of the squared distance to the start.
-        max_instances: instances (slices, or windows of a volume) that adaptation looks at.
-        target_views: views whose mean prediction adaptation trains toward.
+        zooms: magnifications of the image, from 1: of an edge in 2D; in 3D its 2/3 power, at the same cost.
+        tolerance: difference of the experts' agreement up to which two ways to see the series are as good.
+        temperature: difference of an expert's agreement that changes its routing weight by a factor e.
+        max_voters: experts that vote, the first of the bank; the others count as the mean of those. So the cost
+            stays flat when the bank grows.
+        max_instances: instances (slices, or windows of a volume) that the experts look at.
         max_views: views of the final prediction, at most all the task's symmetries give.
         max_passes: instance passes of the final prediction; a long series gets fewer views.
         seconds: time budget of adaptation; when it is spent, what was found by then is used.
-        seed: of everything random in it.
+        fast: a third of the passes: two voters, no magnification, five views.
+        seed: of the published baseline's dropout and noise; the default has nothing random.
     """
 
-    shares: tuple[float, ...] = (0.0, 0.5, 1.0)
-    steps: int = 1
-    learning_rate: float = 0.05
-    shape_weight: float = 0.01
-    anchor_weight: float = 0.1
+    shares: tuple[float, ...] = (0.0, 1.0)
+    zooms: tuple[float, ...] = (1.0, 1.5)
+    tolerance: float = 0.01
+    temperature: float = 0.1
+    max_voters: int = 4
     max_instances: int = 3
-    target_views: int = 4
     max_views: int = 8
     max_passes: int = 48
     seconds: float = 20.0
+    fast: bool = False
     seed: int = 0
+
+    @property
+    def effective(self) -> Adaptation:
+        """These settings, with what `fast` stands for."""
+        if not self.fast:
+            return self
+        voters, views = min(2, self.max_voters), min(5, self.max_views)
+        return dataclasses.replace(self, fast=False, zooms=(1.0,), max_voters=voters, max_views=views)
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,11 @@ class Task:
                 "training.validation_share: 0 to below 1",
                 self.training.validation_share,
             ),
+            (
+                self.training.fine_tune_epochs >= 0,
+                "training.fine_tune_epochs: 0 or more",
+                self.training.fine_tune_epochs,
+            ),
             (self.training.batch_size > 0, "training.batch_size: positive", self.training.batch_size),
             (self.training.local_steps >= 0, "training.local_steps: 0 or more", self.training.local_steps),
             (self.adaptation.max_instances > 0, "adaptation.max_instances: positive", self.adaptation.max_instances),
@@ -169,6 +185,9 @@ class Task:
                 "adaptation.shares: numbers from 0 to 1",
                 self.adaptation.shares,
             ),
+            (all(1 <= zoom <= 4 for zoom in self.adaptation.zooms), "adaptation.zooms: 1 to 4", self.adaptation.zooms),
+            (self.adaptation.max_voters > 0, "adaptation.max_voters: positive", self.adaptation.max_voters),
+            (self.adaptation.temperature > 0, "adaptation.temperature: positive", self.adaptation.temperature),
         )
         for holds, expected, given in checks:
             if not holds:

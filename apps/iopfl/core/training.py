@@ -29,6 +29,7 @@ from iopfl.core.errors import CancelledError, TooFewLabelsError, TrainingError
 from iopfl.core.inference import predict
 from iopfl.core.losses import build_segmentation_loss
 from iopfl.core.metrics import region_dice
+from iopfl.core.networks import build_network
 from iopfl.core.precision import autocast
 from iopfl.core.sites import Case
 from iopfl.core.task import Task
@@ -147,6 +148,7 @@ def train(
     steps: int | None = None,
     proximal_weight: float = 0.0,
     proximal_to: Weights | None = None,
+    decay: bool = False,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> TrainingResult:
@@ -160,6 +162,7 @@ def train(
         steps: optimizer steps; None = the task's `local_steps`.
         proximal_weight: FedProx's mu (Li et al., MLSys 2020): pulls toward `proximal_to`.
         proximal_to: weights of the same network; None = those it starts from.
+        decay: whether the learning rate falls to zero, linearly.
         progress: told after each step.
         cancelled: asked before each step.
 
@@ -173,6 +176,7 @@ def train(
     network.to(device).train()
     toward = _references(network, proximal_to) if proximal_weight else []
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, amsgrad=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps if decay else 1.0)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     loss_function = build_segmentation_loss()
     losses: list[float] = []
@@ -189,6 +193,7 @@ def train(
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
+        schedule.step()
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):
             raise TrainingError(f"the loss became {losses[-1]} at step {len(losses)}: lower training.learning_rate")
@@ -196,6 +201,35 @@ def train(
             progress(len(losses), steps, losses[-1])
     network.eval()
     return TrainingResult(snapshot(network), steps, float(np.mean(losses[-max(1, steps // 5) :])))
+
+
+def fine_tune(
+    weights: Weights,
+    images: LabeledImages,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Weights:
+    """A site's model after the task's `fine_tune_epochs` on its own images, the learning rate falling to zero.
+
+    Rounds end at a high learning rate, where a model still moves from step to
+    step; this brings it to rest at the site it is for.
+
+    Raises:
+        CancelledError: `cancelled` said so.
+        TrainingError: the loss became NaN or infinite.
+    """
+    settings = images.task.training
+    network = build_network(images.task)
+    network.load_state_dict(weights)
+    steps = settings.fine_tune_epochs * -(-len(images.instances) // settings.batch_size)
+    if steps == 0:
+        return snapshot(network)
+    return train(
+        network, images, seed=seed, device=device, steps=steps, decay=True, progress=progress, cancelled=cancelled
+    ).weights
 
 
 def _references(network: nn.Module, weights: Weights | None) -> list[Tensor]:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from iopfl.core.errors import ConfigError, TooFewLabelsError, WeightsError
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order, Refusal
-from iopfl.core.rounds import LOCAL, PERSONALIZED, PROGRESS, SiteRounds, federation_folder, read_answer
+from iopfl.core.rounds import LOCAL, PROGRESS, SHARED, SiteRounds, federation_folder, read_answer
 from iopfl.core.sites import Case
 from iopfl.core.task import Task
 from iopfl.core.weights import check_weights, floating, read_weights, write_bytes, write_weights
@@ -122,14 +122,14 @@ class FederationRounds:
         return {"status": "ready"}
 
     def answer_file(self, order: Order, kind: str) -> Path:
-        """The weights that answer an order: W_k of a round, or P_k.
+        """The weights that answer an order: W_k of a round, or P_k as it is shared.
 
         Raises:
             WeightsError: it is not answered.
         """
         if self._read_answer(order, kind) is None:
             raise WeightsError(f"round {order.round_index}: expected an answered order, this one is not: start it")
-        return federation_folder(self.folder, order.federation) / (LOCAL if kind == TRAIN else PERSONALIZED)
+        return federation_folder(self.folder, order.federation) / (LOCAL if kind == TRAIN else SHARED)
 
     def carry_out(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Do what an order asks, in the training's process; a refusal is kept for the bridge to read.

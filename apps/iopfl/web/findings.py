@@ -61,7 +61,7 @@ class Example:
     Attributes:
         site: where it comes from.
         stem: of the image.
-        segmentations: kind of the model -> its answer; `routed` brings its routing weights.
+        segmentations: kind of the model -> its answer; `routed` says whose knowledge is in it.
         reference: the clinician's label values, (X, Y, Z), or None.
         dice: kind of the model -> mean Dice of this image.
     """
@@ -154,11 +154,11 @@ def summarize(report: Report) -> list[str]:
         for kind in ("global", "average", "published"):
             if kind in models:
                 sentences.append(_judge(compare(models["routed"], models[kind]), f"{site} (outside)", "Routing", kind))
-        adapted = [case.answer.is_adapted for case in models["routed"].cases if case.answer.is_adapted is not None]
-        if adapted:
+        own = [case.answer.share for case in models["routed"].cases if case.answer.share is not None]
+        if own:
             sentences.append(
-                f"{site} (outside): adaptation was kept for {sum(adapted)} of {len(adapted)} images; for the others "
-                "the start was better, where every expert counts the same."
+                f"{site} (outside): the experts chose the image's own statistics for {sum(share > 0 for share in own)} "
+                f"of {len(own)} images, the stored ones for the others."
             )
     for site, models in by_site(report.inside).items():
         if "personalized" in models and "global" in models:

@@ -1,4 +1,4 @@
-"""Pictures of results: a slice with its mask, and the routing weights of a series.
+"""Pictures of results: a slice with its mask.
 
 Pure functions. A volume is turned upright by its affine and shown the
 radiological way: axial, anterior up, the patient's right on the left. A
@@ -8,15 +8,13 @@ picture is shown as it was taken, in its own colors.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import contourpy
 import matplotlib
 import nibabel as nib
 import numpy as np
-import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from PIL import Image, ImageDraw
@@ -40,8 +38,6 @@ _THIN = 12.0
 """A structure narrower than this many pixels of the overlay gets a finer line."""
 _DASH, _GAP = 9.0, 6.0
 """Of the reference's contour, in pixels of the overlay."""
-_LEAST_SPAN = 0.02
-"""The heat map's scale reaches at least this far from the average, so that noise stays pale."""
 
 
 def label_colors(task: Task) -> dict[str, str]:
@@ -118,51 +114,6 @@ def overlay(
         for value in task.labels.values():
             _draw_contour(drawn, plane == value, REFERENCE_COLOR, is_dashed=True)
     return drawn
-
-
-def routing_heat_map(routing_weights: Mapping[str, Tensor], names: Sequence[str]) -> Image.Image:
-    """Draw routing weights as a table of layers and experts.
-
-    The numbers are shares in percent; the color is the difference from the
-    uniform average, where adapted weights often stay close.
-
-    Args:
-        routing_weights: layer -> (E,), non-negative.
-        names: of the experts, E of them.
-
-    Raises:
-        ConfigError: no layer, or not one name an expert.
-    """
-    if not routing_weights or any(len(weights) != len(names) for weights in routing_weights.values()):
-        raise ConfigError(f"expected the weights of {len(names)} experts ({', '.join(names)}) for at least one layer")
-    weights = torch.stack([values.detach().cpu().float() for values in routing_weights.values()])  # (layers, E)
-    shares = (weights / weights.sum(1, keepdim=True).clamp_min(1e-12)).numpy()
-    differences = shares - 1 / len(names)
-    span = max(_LEAST_SPAN, float(np.abs(differences).max()))
-
-    layers, experts = shares.shape
-    figure = Figure(figsize=(2.6 + 0.95 * experts, 1.5 + 0.21 * layers), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    colors = axes.imshow(100 * differences, cmap="PuOr", vmin=-100 * span, vmax=100 * span, aspect="auto")
-    axes.set_xticks(range(experts), [_shorten(name) for name in names], rotation=25, ha="left", fontsize=9)
-    axes.set_yticks(range(layers), [_name_layer(layer) for layer in routing_weights], fontsize=8)
-    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.set_xticks(np.arange(experts - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(layers - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="minor", length=0)
-    for row in range(layers):
-        for column in range(experts):
-            ink = "white" if abs(differences[row, column]) > 0.65 * span else "#222222"
-            axes.text(column, row, f"{100 * shares[row, column]:.1f}", ha="center", va="center", fontsize=8, color=ink)
-    bar = figure.colorbar(colors, ax=axes, location="bottom", aspect=30, pad=0.02, shrink=0.9)
-    bar.set_label(f"percentage points from the uniform average ({100 / experts:.1f} %)", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
-    return figure_to_image(figure)
 
 
 def figure_to_image(figure: Figure) -> Image.Image:
@@ -287,12 +238,3 @@ def _cut(line: np.ndarray, dash: float, gap: float) -> Iterator[np.ndarray]:
         inner = along[(along > start) & (along < end)]
         positions = np.concatenate([[start], inner, [end]])
         yield np.stack([np.interp(positions, along, line[:, axis]) for axis in range(2)], axis=1)
-
-
-def _name_layer(layer: str) -> str:
-    """A module's path in a network, without what MONAI's blocks have in common."""
-    return layer.replace(".convs.", ".").replace(".adn.N", " norm").replace(".adn.A", " activation")
-
-
-def _shorten(name: str, length: int = 16) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -114,25 +114,26 @@ def _figures(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _expert_weights(report: Report) -> str:
-    """Each outside image's mean weights of the experts, and its quality score."""
+    """Each outside image's weights of the experts, how they chose to see it, and its quality score."""
     cases = [(e.site, case) for e in report.outside if e.kind == "routed" for case in e.cases]
     if not cases:
         return ""
     names = [entry.name for entry in report.bank.entries]
     dice = "Dice" if len(report.task.scored_regions) == 1 else "Mean Dice"
-    heads = ["Image", "Site", *names, "Adaptation", "Quality score", dice]
+    heads = ["Image", "Site", *names, "Own statistics", "Magnified", "Quality score", dice]
     rows = []
     for site, case in cases:
         weights = case.answer.routing_weights
         cells = [f'<th scope="row">{escape(case.stem)}</th><td>{escape(site)}</td>']
         cells += [_number(f"{100 * weights[name]:.1f} %" if name in weights else _NONE) for name in names]
-        kept = {True: "kept", False: "not kept", None: _NONE}[case.answer.is_adapted]
+        share = _NONE if case.answer.share is None else f"{100 * case.answer.share:.0f} %"
+        zoomed = "yes" if len(case.answer.zooms) > 1 else "no"
         quality = _NONE if case.answer.quality is None else f"{case.answer.quality:.2f}"
-        cells += [_number(kept), _number(quality), _number(_show(mean_dice(case)))]
+        cells += [_number(share), _number(zoomed), _number(quality), _number(_show(mean_dice(case)))]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     even = 100 / max(1, len(names))
-    caption = f"Share of each expert in the routed answer, mean over the layers; the uniform average is {even:.1f} %. "
-    caption += "The quality score is the agreement of the experts with the answer, and needs no label."
+    caption = f"Share of each expert in the routed answer; the uniform average is {even:.1f} %. "
+    caption += "The quality score is the agreement of the experts with their mean, and needs no label."
     table = _table(heads, rows, caption, first_number=2)
     return f"<details open><summary>Whose knowledge is in each routed answer</summary>{table}</details>"
 
@@ -147,7 +148,7 @@ def _examples(report: Report) -> str:
 
 
 def _example(example: Example, report: Report) -> str:
-    """A row of panels of the same slice, then the heat map of its routing weights."""
+    """A row of panels of the same slice."""
     if not example.segmentations:
         raise ConfigError(f"example {example.stem}: expected at least one segmentation to show")
     first = next(iter(example.segmentations.values()))
@@ -168,15 +169,10 @@ def _example(example: Example, report: Report) -> str:
             f"<figure>{_embed(drawn, about, is_photo=True)}<figcaption>{escape(name)}{small}</figcaption></figure>"
         )
     routed = example.segmentations.get("routed")
-    heat = ""
-    if routed is not None and routed.routing_weights:
-        drawn = pictures.routing_heat_map(routed.routing_weights, [entry.name for entry in report.bank.entries])
-        about = f"Routing weights of {example.stem}: layers by experts"
-        heat = f"<details><summary>Routing weights, layer by layer</summary>{_embed(drawn, about)}</details>"
     count = pictures.count_slices(first.image)
     where = f", slice {index + 1} of {count}" if count > 1 else ""
     title = f"{escape(example.stem)} <small>{escape(example.site)}{where}{_quality(routed)}</small>"
-    return f"<article><h3>{title}</h3><div class='panels'>{''.join(cells)}</div>{heat}</article>"
+    return f"<article><h3>{title}</h3><div class='panels'>{''.join(cells)}</div></article>"
 
 
 def _quality(routed: Segmentation | None) -> str:
@@ -218,7 +214,7 @@ def _settings(report: Report) -> str:
         "Network": f"{task.network.name}, {task.spatial_dims}D"
         + (f", {task.slices} neighbouring slices" if task.slices > 1 else ""),
         "Size": " x ".join(map(str, task.size)),
-        "Adaptation": f"{task.adaptation.steps} step(s), seed {task.adaptation.seed}",
+        "Adaptation": "fast" if task.adaptation.fast else "default",
         **report.settings,
     }
     rows = [f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in values.items()]

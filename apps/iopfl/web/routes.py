@@ -107,10 +107,6 @@ def answer(task: str, image: str, model: str = "routed") -> Response:
             "params": segmentation.answer.to_params(),
             "slices": pictures.count_slices(segmentation.image),
             "best_slice": pictures.find_best_slice(segmentation.image, segmentation.mask),
-            "layers": [
-                {"name": layer, "weights": [round(weight, 4) for weight in weights.tolist()]}
-                for layer, weights in segmentation.routing_weights.items()
-            ],
             "labels": _measure(segmentation, definition),
             "reference": {
                 "is_there": reference is not None,
@@ -133,13 +129,6 @@ def overlay(
     definition = app_instance().models.tasks[task]
     drawn = pictures.overlay(segmentation.image, segmentation.mask, definition, slice_index=slice, reference=label)
     return _png(pictures.to_png(drawn))
-
-
-@data.get("/routing.png", summary="Routing weights of an image, layer by layer", response_class=Response)
-def routing(task: str, image: str) -> Response:
-    segmentation = _segment(task, image, "routed")
-    names = list(segmentation.answer.routing_weights)
-    return _png(pictures.to_png(pictures.routing_heat_map(segmentation.routing_weights, names)))
 
 
 def _segment(task: str, image: str, model: str) -> Segmentation:

@@ -168,7 +168,6 @@ async function show() {
   history.replaceState(null, "", `?${address}`);
   tell(null);
   find("image-title").textContent = state.image;
-  find("layers").hidden = true;
   const figures = models.map((model) => {
     const picture = make("img", { alt: "" });
     const figure = make("figure", { className: "busy" }, picture, make("figcaption", {}, make("strong", {}, MODELS[model][0]), ` ${MODELS[model][1]}`));
@@ -191,7 +190,6 @@ async function show() {
     }
     showLabels(figures);
     work("");
-    if (state.model === "routed") await showLayers(mine);
   } catch (problem) {
     if (mine !== shown) return;
     work("");
@@ -268,8 +266,7 @@ function showKnowledge(answer) {
     return make("div", {}, make("div", { className: "name" }, make("span", {}, name), make("span", {}, text)), make("div", { className: "track", ariaHidden: "true" }, fill, mark));
   });
   box.append(make("div", { className: "bars" }, ...bars));
-  if (answer.params.is_adapted === false) box.append(make("p", {}, "Adaptation was not kept for this image: every expert counts the same."));
-  box.append(make("p", {}, make("small", {}, `Mean over the layers. The mark, and the number in brackets, compare with the uniform average (${percent(even)}).`)));
+  box.append(make("p", {}, make("small", {}, `An expert counts by its agreement with the others on this image. The mark, and the number in brackets, compare with the uniform average (${percent(even)}).`)));
 }
 
 function showResult(answer) {
@@ -277,7 +274,7 @@ function showResult(answer) {
   const facts = [];
   const fact = (name, value) => { if (value != null) facts.push(make("dt", {}, name), make("dd", {}, value)); };
   fact("Answered by", KINDS[params.model] ?? params.model);
-  if (params.is_adapted != null) fact("Adaptation", params.is_adapted ? "kept" : "not kept: the start was better");
+  if (params.zooms?.length > 1) fact("Seen at", params.zooms.map((zoom) => `${zoom} ×`).join(" and "));
   if (params.share != null) fact("Image's own statistics", `${Math.round(100 * params.share)} %`);
   fact("From file to mask", `${params.seconds.toFixed(1)} s`);
   fact("Bank version", params.bank);
@@ -309,14 +306,6 @@ function showLabels(figures) {
   const heads = ["", ...figures.map((one) => MODELS[one.model][0])].map((text, index) => make("th", { scope: "col", className: index ? "number" : "" }, text));
   find("labels").replaceChildren(make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows)));
   if (reference.problem) find("labels").append(make("p", { className: "soft" }, `This image's label cannot be compared: ${reference.problem}`));
-}
-
-async function showLayers(mine) {
-  const picture = await loadPicture("routing.png", { task: state.task, image: state.image });
-  if (mine !== shown) return;
-  find("heat-map").src = picture;
-  find("heat-map").alt = "Table of layers and experts: the share of each expert, colored by its difference from the uniform average";
-  find("layers").hidden = false;
 }
 
 // ---- wiring ----
