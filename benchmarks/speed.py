@@ -52,8 +52,7 @@ def build_sides(task: Task, volume: Tensor, experts: list[Weights], device: str)
     adapter = RoutingAdapter(route_network(plain, experts), task, device=device)
 
     def default() -> None:
-        adapted = adapter(volume)
-        predict(adapted.network, volume, task, device=device, views=adapted.views)
+        adapter(volume).predict(volume, task, device=device)
 
     def published() -> None:
         routed = adapt_published(plain, experts, [volume], task, device=device)
