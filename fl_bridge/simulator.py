@@ -52,10 +52,11 @@ def main() -> int:
     arguments = parser.parse_args()
     watch = threading.Thread(target=_end_with, args=(arguments.parent, Path(arguments.job_folder).parent), daemon=True)
     watch.start()
-    status = run_simulator(arguments)
-    if os.getppid() != arguments.parent:
-        watch.join()  # FLARE returns as soon as its clients are killed, before the run directory is gone
-    return status
+    try:
+        return run_simulator(arguments)
+    finally:
+        if os.getppid() != arguments.parent:
+            watch.join()  # FLARE ends, one way or another, when its processes are killed: the run directory is next
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class AdaptedSeries:
 
 @dataclass(frozen=True)
 class _Vote:
-    """What the experts say of the instances seen in one way: answers (E, N, K, *S), and agreement with their mean."""
+    """How far each expert agrees with the mean of those that vote, (E,), on the instances seen in one way."""
 
     share: float
     by_expert: Tensor
