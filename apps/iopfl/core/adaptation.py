@@ -4,7 +4,8 @@ The paper adapts routers by gradient; here the experts vote, which costs
 forward passes only, has nothing to tune at a site and cannot collapse:
 
 1. each expert segments a few instances, with the stored statistics of normalization and with the series' own;
-   the own ones are used unless the experts agree clearly more without;
+   the own ones are used unless the experts agree clearly more without; where they hardly agree either way,
+   nothing speaks for leaving the global model, which answers as it is;
 2. an expert counts by its agreement with the mean of those that vote: that is the router;
 3. a magnified view of the series joins in where the experts agree as well on it;
 4. the mixture, with the series' statistics frozen, is folded into plain networks, one a magnification.
@@ -122,17 +123,19 @@ class RoutingAdapter:
         passes = count_views(self.task, to_instances(volume, self.task).shape[0])
         try:
             vote = self._choose_share(instances, clock)
-            zooms = self._choose_zooms(instances, vote, clock) if passes > 1 else [1.0]
-            routing_weights = self._weigh(vote)
+            is_evident = vote.agreement >= self.settings.evidence
+            zooms = self._choose_zooms(instances, vote, clock) if is_evident and passes > 1 else [1.0]
+            routing_weights = self._weigh(vote) if is_evident else self._only_global()
+            share = vote.share if is_evident else 0.0
             self.network.route(routing_weights)
             parts = []
             for zoom in zooms:
                 clock.check(0.9)
-                self.network.set_share(vote.share)
+                self.network.set_share(share)
                 self.network.freeze_statistics([magnify(instances, self.task, zoom)])
                 views = divide_views(self.task, passes, zoom, among=len(zooms))
                 parts.append(Part(self.network.fold(), zoom, tuple(views)))
-            return AdaptedSeries(tuple(parts), vote.share, vote.agreement, routing_weights, clock.seconds)
+            return AdaptedSeries(tuple(parts), share, vote.agreement, routing_weights, clock.seconds)
         finally:
             self.reset()
 
@@ -142,10 +145,7 @@ class RoutingAdapter:
         self.network.set_share(0.0)
 
     def _choose_share(self, instances: Tensor, clock: _Clock) -> _Vote:
-        """The largest share of the series' statistics under which the experts agree about as much as under the best.
-
-        Where no expert finds anything there is no evidence, and the smallest share stays.
-        """
+        """The largest share of the series' statistics under which the experts agree about as much as under the best."""
         votes: list[_Vote] = []
         for index, share in enumerate(sorted(self.settings.shares)):
             if votes and clock.is_over:
@@ -153,20 +153,24 @@ class RoutingAdapter:
             clock.check(0.5 * index / len(self.settings.shares))
             votes.append(self._vote(instances, share))
         best = max(vote.agreement for vote in votes)
-        if best == 0:
-            return votes[0]
         return [vote for vote in votes if vote.agreement >= best - self.settings.tolerance][-1]
 
     def _choose_zooms(self, instances: Tensor, vote: _Vote, clock: _Clock) -> list[float]:
         """The image as it is, and the magnifications under which the experts agree about as much."""
         chosen = [1.0]
         for zoom in self.settings.zooms:
-            if clock.is_over or zoom == 1.0 or vote.agreement == 0:
+            if clock.is_over or zoom == 1.0:
                 continue
             clock.check(0.7)
             if self._vote(instances, vote.share, zoom).agreement >= vote.agreement - self.settings.tolerance:
                 chosen.append(zoom)
         return chosen
+
+    def _only_global(self) -> Tensor:
+        """Routing weights (E,) of the bank's first expert alone, which is the global model."""
+        weights = torch.zeros(self.network.num_experts)
+        weights[0] = 1.0
+        return weights
 
     def _weigh(self, vote: _Vote) -> Tensor:
         """Routing weights (E,): of the voters by their agreement; an expert that did not vote counts as their mean."""

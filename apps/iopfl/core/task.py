@@ -72,6 +72,7 @@ class Adaptation:
         shares: candidate shares of the series' own normalization statistics, each in [0, 1].
         zooms: magnifications of the image, from 1: of an edge in 2D; in 3D its 2/3 power, at the same cost.
         tolerance: difference of the experts' agreement up to which two ways to see the series are as good.
+        evidence: agreement below which the experts tell nothing, and the global model answers as it is.
         temperature: difference of an expert's agreement that changes its routing weight by a factor e.
         max_voters: experts that vote, the first of the bank; the others count as the mean of those. So the cost
             stays flat when the bank grows.
@@ -86,6 +87,7 @@ class Adaptation:
     shares: tuple[float, ...] = (0.0, 1.0)
     zooms: tuple[float, ...] = (1.0, 1.5)
     tolerance: float = 0.01
+    evidence: float = 0.75
     temperature: float = 0.1
     max_voters: int = 4
     max_instances: int = 3
