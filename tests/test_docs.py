@@ -210,7 +210,7 @@ def test_the_settings_that_the_algorithms_page_gives_are_the_defaults():
     settings = task.adaptation
     assert (task.training.alpha, task.training.fine_tune_epochs, task.training.min_labels) == (0.1, 5, 5)
     assert (settings.shares, settings.zooms, settings.tolerance, settings.temperature) == ((0, 1), (1, 1.5), 0.01, 0.1)
-    assert settings.evidence == 0.75
+    assert settings.evidence == 0.5
     assert (settings.max_instances, settings.max_voters, settings.max_views, settings.seconds) == (3, 4, 8, 20.0)
     assert (settings.effective, replace(settings, fast=True).effective.max_voters) == (settings, 2)
 

@@ -87,7 +87,7 @@ class Adaptation:
     shares: tuple[float, ...] = (0.0, 1.0)
     zooms: tuple[float, ...] = (1.0, 1.5)
     tolerance: float = 0.01
-    evidence: float = 0.75
+    evidence: float = 0.5
     temperature: float = 0.1
     max_voters: int = 4
     max_instances: int = 3
