@@ -282,7 +282,7 @@ function showResult(answer) {
   box.replaceChildren();
   if (params.quality != null) {
     box.append(make("h2", {}, "Quality score"), make("p", { className: "big" }, params.quality.toFixed(2)),
-      make("p", {}, make("small", {}, "How well the experts agree with this mask, 0 to 1. It needs no label; a low score asks for a closer look, a high one is no proof.")));
+      make("p", {}, make("small", {}, "How well the experts agree on this image, 0 to 1. It needs no label; a low score asks for a closer look, a high one is no proof.")));
   } else {
     box.append(make("h2", {}, "This answer"));
   }
