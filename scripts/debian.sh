@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Install the Debian packages that some tests use: Chromium, to look at the pages as a person does; Orthanc, a PACS;
-# DCMTK and dicom3tools, whose commands speak and check DICOM. Debian would start Orthanc, open to the network, at once:
+# DCMTK and dicom3tools, whose commands speak and check DICOM; a C compiler, to keep Orthanc on loopback. Debian would start Orthanc, open to the network, at once:
 # no service is started here, and none at the next boot.
 # As root it installs them; for others it prints the command. Tests that need what is absent are skipped with the reason.
 set -euo pipefail
 
-packages=(chromium orthanc orthanc-dicomweb dcmtk dicom3tools)
+packages=(chromium orthanc orthanc-dicomweb dcmtk dicom3tools gcc libc6-dev)
 missing=()
 for package in "${packages[@]}"; do
   dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
