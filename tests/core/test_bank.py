@@ -50,7 +50,7 @@ def contents(folder):
 
 def resign(folder, keys, **changes):
     """The served manifest with changes, signed again by whoever holds the keys."""
-    draft = replace(read_manifest(folder), signer=keys.public_key, **changes)
+    draft = replace(read_manifest(folder), signer=keys.public_key, written=b"", **changes)
     serve_manifest(folder, replace(draft, signature=keys.sign(draft.signed_content())))
 
 
@@ -166,6 +166,22 @@ def test_a_strangers_bank_is_refused_until_trusted(folder, keys, tmp_path):
     mine.trust(keys.public_key, "the consortium")
     assert ModelBank.open(folder, keys=mine).names == ["global", "north", "south"]
     assert mine.trusted() >= {keys.public_key}
+
+
+@pytest.mark.parametrize("written_by", ["an older iopfl", "a newer iopfl's spelling"])
+def test_a_bank_keeps_its_signature_when_tasks_have_gained_settings(written_by, folder, keys):
+    """A manifest is signed as its file says it, not as this version of iopfl would write it."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if written_by == "an older iopfl":
+        del manifest["task"]["adaptation"]["zooms"], manifest["task"]["rotations"]
+    else:
+        manifest["task"]["training"]["learning_rate"] = 1
+    content = json.dumps({k: v for k, v in manifest.items() if k != "signature"}, sort_keys=True).encode()
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "signature": keys.sign(content)}))
+    bank = ModelBank.open(folder, keys=keys)
+    assert bank.task.rotations is False
+    export_bank(folder, folder.parent / "bank.iopfl")
+    assert import_bank(folder.parent / "bank.iopfl", folder.parent / "other", keys=keys).label == bank.label
 
 
 def test_a_key_pair_is_made_once_and_only_its_owner_reads_it(tmp_path):

@@ -134,7 +134,7 @@ def check_same_task(bank_task: Task, task: Task, what: str) -> None:
     Raises:
         BankMismatchError: names the fields that differ.
     """
-    own = ("training", "adaptation", "description", "subject")
+    own = ("training", "adaptation", "description", "subject", "codes")
     theirs, ours = bank_task.to_dict(), task.to_dict()
     differing = [key for key in theirs if key not in own and theirs[key] != ours[key]]
     if differing:
@@ -181,7 +181,7 @@ def save_bank(folder: Path, models: Sequence[Model], *, task: Task, federation: 
             version=version,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             federation=federation,
-            task=Task.from_dict(task.to_dict()),  # as it will be read: 1 and 1.0 are signed differently
+            task=task,
             entries=tuple(entries),
             signer=keys.public_key,
         )

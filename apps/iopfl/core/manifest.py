@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from iopfl.core.errors import BankError, ConfigError
 from iopfl.core.task import Task
@@ -69,7 +70,11 @@ class BankEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says, without its signature."""
+    """What `manifest.json` says.
+
+    `written` is the signed content as it was read: a task's settings that this version
+    of iopfl has and the file does not must not change what was signed.
+    """
 
     version: int
     created: str
@@ -78,6 +83,7 @@ class Manifest:
     entries: tuple[BankEntry, ...]
     signer: str = ""
     signature: str = field(default="", compare=False)
+    written: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def content_id(self) -> str:
@@ -86,6 +92,8 @@ class Manifest:
 
     def signed_content(self) -> bytes:
         """The bytes that are signed: everything but the signature, keys sorted."""
+        if self.written:
+            return self.written
         values = {
             "format": FORMAT,
             "version": self.version,
@@ -95,7 +103,7 @@ class Manifest:
             "entries": [asdict(entry) for entry in self.entries],
             "signer": self.signer,
         }
-        return json.dumps(values, sort_keys=True, allow_nan=False).encode()
+        return _canonical(values)
 
     def to_json(self) -> bytes:
         """The file's content."""
@@ -121,10 +129,20 @@ class Manifest:
                 task=Task.from_dict(values["task"]),
                 entries=tuple(entries),
                 signer=str(values["signer"]),
-                signature=str(values["signature"]),
+                signature=str(values.pop("signature")),
+                written=_canonical(values),
             )
         except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
             raise BankError(f"{what}: expected a bank's manifest: {type(error).__name__}: {error}") from error
+
+
+def _canonical(values: Mapping[str, Any]) -> bytes:
+    """A manifest's values as the bytes that are signed.
+
+    Raises:
+        ValueError: NaN or infinity among them.
+    """
+    return json.dumps(values, sort_keys=True, allow_nan=False).encode()
 
 
 def read_manifest(folder: Path, *, version: int | None = None) -> Manifest:
