@@ -69,7 +69,7 @@ class Setup:
 
     def folder(self, strategy: Strategy) -> Path:
         """Where its models are cached."""
-        training = {key: value for key, value in self.task.to_dict().items() if key != "adaptation"}
+        training = {key: value for key, value in self.task.to_dict().items() if key not in ("adaptation", "codes")}
         training["training"].pop("fine_tune_epochs")  # after the rounds
         who = [self.data.resolve().name, sorted(self.sites), strategy.__name__, dict(strategy.SETTINGS)]
         configuration = json.dumps([who, training, self.rounds, self.seed, 2], sort_keys=True)

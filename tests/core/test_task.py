@@ -65,7 +65,7 @@ def test_a_users_file_changes_what_it_says_and_keeps_the_rest(tmp_path):
     task, base = read_task(file), read_task("prostate")
     assert (task.name, task.labels, task.training.alpha) == ("kidney", {"kidney": 3}, 0.5)
     assert task.training == replace(base.training, alpha=0.5)
-    assert replace(task, name=base.name, labels=base.labels, training=base.training) == base
+    assert replace(task, name=base.name, labels=base.labels, codes=base.codes, training=base.training) == base
 
 
 def test_a_base_may_be_a_file_beside_it_and_may_leave_a_section_empty(tmp_path):
@@ -160,3 +160,20 @@ def test_a_networks_seed_decides_its_weights_and_leaves_the_callers_random_state
     assert torch.equal(first[key], again[key])
     assert not torch.equal(first[key], other[key])
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_other_labels_than_the_bases_leave_its_codes_and_regions_behind(tmp_path):
+    path = tmp_path / "lesion.yaml"
+    path.write_text("base: optic_disc_cup\nname: lesion\nlabels: {lesion: 1}\n")
+    assert read_task(path).codes == read_task(path).regions == {}
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [("{other: [a, b, c]}", "codes: of labels"), ("{lesion: [a, b]}", "codes: .value, scheme, meaning. of each label")],
+)
+def test_a_code_is_complete_and_of_a_label(codes, message, tmp_path):
+    path = tmp_path / "lesion.yaml"
+    path.write_text(f"base: prostate\nname: lesion\nlabels: {{lesion: 1}}\ncodes: {codes}\n")
+    with pytest.raises(ConfigError, match=message):
+        read_task(path)

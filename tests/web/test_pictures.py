@@ -10,9 +10,10 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
+from iopfl.core.colors import label_colors
 from iopfl.core.errors import ConfigError
 from iopfl.core.task import Task
-from iopfl.web.pictures import count_slices, find_best_slice, label_colors, overlay, to_png
+from iopfl.web.pictures import count_slices, find_best_slice, overlay, to_png
 
 TASK = Task(name="t", labels={"a": 1, "b": 2}, spatial_dims=2)
 

@@ -124,6 +124,8 @@ class Task:
             99.5th, then z-scored).
         flips: spatial axes along which the anatomy may be mirrored: augmentation and views.
         rotations: whether in-plane quarter turns are harmless too.
+        codes: label -> (code value, coding scheme, meaning) of what it is, as a DICOM SEG says it (PS3.3, C.8.20.4);
+            a label without one is written as tissue.
         regions: what is scored, name -> label names taken together; empty = each label.
         subject: regular expression whose first group finds the subject in a file name; empty = one
             subject a file.
@@ -141,6 +143,7 @@ class Task:
     intensity: str = "zscore"
     flips: tuple[int, ...] = ()
     rotations: bool = False
+    codes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     subject: str = ""
     network: Network = field(default_factory=Network)
@@ -168,6 +171,12 @@ class Task:
             (self.intensity in _INTENSITIES, f"intensity: one of {', '.join(_INTENSITIES)}", self.intensity),
             (all(0 <= axis < self.spatial_dims for axis in self.flips), "flips: spatial axes from 0", self.flips),
             (set().union(*self.regions.values()) <= set(self.labels), "regions: made of labels", dict(self.regions)),
+            (set(self.codes) <= set(self.labels), "codes: of labels", dict(self.codes)),
+            (
+                all(len(code) == 3 and all(code) and len(code[0]) <= 16 for code in self.codes.values()),
+                "codes: [value, scheme, meaning] of each label, e.g. [41216001, SCT, Prostate]",
+                dict(self.codes),
+            ),
             (0 <= self.training.alpha <= 1, "training.alpha: 0 to 1", self.training.alpha),
             (
                 0 <= self.training.validation_share < 1,
@@ -283,8 +292,8 @@ def _read_values(name_or_path: str | Path, seen: Sequence[Path]) -> dict[str, An
 
 
 def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values over base; the nested settings key by key, everything else whole."""
-    merged = dict(base)
+    """Values over base; the nested settings key by key, all else whole. Other labels have other codes and regions."""
+    merged = {key: value for key, value in base.items() if "labels" not in values or key not in ("codes", "regions")}
     for key, value in values.items():
         below = base.get(key)
         nested = key in ("training", "adaptation") and isinstance(value, Mapping | None)

@@ -20,12 +20,11 @@ from monai.data import MetaTensor
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from iopfl.core.colors import label_colors
 from iopfl.core.errors import ConfigError
 from iopfl.core.task import Task
 from iopfl.core.transforms import is_picture
 
-LABEL_COLORS = ("#56B4E9", "#E69F00", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
-"""One a label, in the task's order, then from the start again. Source: Okabe and Ito, Color Universal Design (2008)."""
 REFERENCE_COLOR = "#FFFFFF"
 
 _LONGEST_SIDE = 960
@@ -38,11 +37,6 @@ _THIN = 12.0
 """A structure narrower than this many pixels of the overlay gets a finer line."""
 _DASH, _GAP = 9.0, 6.0
 """Of the reference's contour, in pixels of the overlay."""
-
-
-def label_colors(task: Task) -> dict[str, str]:
-    """Label name -> `#RRGGBB`, as `overlay` draws it."""
-    return {name: LABEL_COLORS[index % len(LABEL_COLORS)] for index, name in enumerate(task.labels)}
 
 
 def count_slices(image: Tensor) -> int:

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
+from iopfl.core.colors import label_colors
 from iopfl.core.errors import ConfigError, DatasetError
 from iopfl.core.evaluation import Evaluation
 from iopfl.core.predictor import Segmentation
@@ -141,7 +142,7 @@ def _expert_weights(report: Report) -> str:
 def _examples(report: Report) -> str:
     legend = "".join(
         f"<li><span class='swatch' style='background:{color}'></span>{escape(name)}</li>"
-        for name, color in pictures.label_colors(report.task).items()
+        for name, color in label_colors(report.task).items()
     )
     blocks = [_example(example, report) for example in report.examples]
     return f"<ul class='legend'>{legend}</ul>{''.join(blocks)}"

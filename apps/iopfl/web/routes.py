@@ -23,6 +23,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.utils.app import app_instance
 from torch import Tensor
 
+from iopfl.core.colors import label_colors
 from iopfl.core.errors import IOPFLError, SeriesError
 from iopfl.core.metrics import region_dice
 from iopfl.core.predictor import Segmentation
@@ -74,7 +75,7 @@ def status() -> Response:
             "name": name,
             "description": task.description,
             "modality": task.modality,
-            "labels": [{"name": label, "color": color} for label, color in pictures.label_colors(task).items()],
+            "labels": [{"name": label, "color": color} for label, color in label_colors(task).items()],
         }
         try:
             about["federations"] = FederationRounds(models, task).last()
@@ -169,7 +170,7 @@ def _measure(segmentation: Segmentation, task: Task) -> list[dict[str, Any]]:
     is_volume = segmentation.mask.shape[-1] > 1
     voxel = float(nib.affines.voxel_sizes(segmentation.image.affine.numpy()).prod()) / 1000
     found = []
-    for name, color in pictures.label_colors(task).items():
+    for name, color in label_colors(task).items():
         count = int((segmentation.mask == task.labels[name]).sum())
         amount = count * voxel if is_volume else 100 * count / segmentation.mask.numel()
         found.append(
