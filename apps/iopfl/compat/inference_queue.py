@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,18 +24,22 @@ WAITING_LIMIT = 16
 class InferenceQueue:
     """Lets a few inferences run, some wait, and refuses the rest.
 
+    People take turns: whoever asked for many at once waits for everybody else's next one in between.
+
     Args:
         running: how many may run at once.
         waiting: how many more may wait.
     """
 
     def __init__(self, running: int, waiting: int = WAITING_LIMIT) -> None:
-        self._running = threading.Semaphore(running)
-        self._admitted = threading.Semaphore(running + waiting)
+        self._free = running
+        self._limit = waiting
+        self._waiting: OrderedDict[str, deque[threading.Event]] = OrderedDict()  # whose turn is next comes first
+        self._lock = threading.Lock()
         self._thread = threading.local()
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, who: str = "") -> Iterator[None]:
         """Wait for a turn. Within a turn, another one of the same thread is free.
 
         Raises:
@@ -43,17 +48,34 @@ class InferenceQueue:
         if getattr(self._thread, "in_turn", False):
             yield
             return
-        if not self._admitted.acquire(blocking=False):
-            raise busy(f"{WAITING_LIMIT} inferences are waiting already: try again in a minute")
+        self._enter(who)
+        self._thread.in_turn = True
         try:
-            with self._running:
-                self._thread.in_turn = True
-                try:
-                    yield
-                finally:
-                    self._thread.in_turn = False
+            yield
         finally:
-            self._admitted.release()
+            self._thread.in_turn = False
+            self._leave()
+
+    def _enter(self, who: str) -> None:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            if sum(map(len, self._waiting.values())) >= self._limit:
+                raise busy(f"{self._limit} inferences are waiting already: try again in a minute")
+            mine = threading.Event()
+            self._waiting.setdefault(who, deque()).append(mine)
+        mine.wait()
+
+    def _leave(self) -> None:
+        with self._lock:
+            if not self._waiting:
+                self._free += 1
+                return
+            who, events = self._waiting.popitem(last=False)
+            events.popleft().set()
+            if events:
+                self._waiting[who] = events  # at the end
 
 
 @once
@@ -67,7 +89,7 @@ def apply() -> None:
 
     @functools.wraps(original)
     def infer(self: Any, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        with queue.turn():
+        with queue.turn(str(request.get("client_id") or "")):
             return original(self, request, datastore)
 
     MONAILabelApp.infer = infer

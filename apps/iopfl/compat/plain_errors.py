@@ -25,6 +25,8 @@ from iopfl.core import errors
 logger = logging.getLogger(__name__)
 
 BUSY = "BUSY"
+RETRY_SECONDS = "10"
+"""When to ask again, as a 503 says it: a routed answer takes about as long."""
 
 # The first that fits counts, hence subclasses first.
 STATUS_OF_ERROR: tuple[tuple[type[errors.IOPFLError], int], ...] = (
@@ -69,7 +71,9 @@ def apply() -> None:
     def explain(request: Request, error: Any) -> JSONResponse:
         message = getattr(error, "msg", None) or str(error)
         logger.info("%s %s: %s", request.method, request.url.path, message)
-        return JSONResponse({"detail": message}, status_code=status_of(error))
+        status = status_of(error)
+        headers = {"Retry-After": RETRY_SECONDS} if status == 503 else None
+        return JSONResponse({"detail": message}, status, headers)
 
     def refer_to_log(request: Request, error: Exception) -> JSONResponse:
         # The text of an unforeseen exception may hold paths or patient data: it stays in the log.

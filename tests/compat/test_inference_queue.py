@@ -1,0 +1,97 @@
+"""The queue of inferences: nobody waits behind all of another's, and no more wait than it says."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import pytest
+
+from iopfl import compat
+
+compat.apply_early()  # before MONAI Label is imported
+
+from iopfl.compat.inference_queue import InferenceQueue  # noqa: E402
+from iopfl.compat.plain_errors import RETRY_SECONDS, busy, status_of  # noqa: E402
+from label_server import wait_until  # noqa: E402
+
+
+class Crowd:
+    """People at a queue: `order` is who got a turn, one after the other."""
+
+    def __init__(self, queue: InferenceQueue) -> None:
+        self._queue = queue
+        self.order: list[str] = []
+        self.inside = Counter()
+        self.most = 0
+        self._threads: list[threading.Thread] = []
+
+    def ask(self, who: str, until: threading.Event | None = None) -> None:
+        """Ask for a turn in a thread; returns once it waits, or has its turn."""
+        before = len(self._queue._waiting.get(who, ())) + len(self.order)
+
+        def wait_and_run() -> None:
+            with self._queue.turn(who):
+                self.order.append(who)
+                self.inside["now"] += 1
+                self.most = max(self.most, self.inside["now"])
+                if until is not None:
+                    until.wait(30)
+                self.inside["now"] -= 1
+
+        thread = threading.Thread(target=wait_and_run, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+        wait_until(lambda: len(self._queue._waiting.get(who, ())) + len(self.order) > before, 30, what="the queue")
+
+    def finish(self) -> None:
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def test_people_take_turns_and_each_ones_own_requests_keep_their_order():
+    crowd, gate = Crowd(InferenceQueue(running=1)), threading.Event()
+    crowd.ask("first", gate)
+    for who in ("busy", "busy", "busy", "calm", "other"):
+        crowd.ask(who)
+    gate.set()
+    crowd.finish()
+    assert crowd.order == ["first", "busy", "calm", "other", "busy", "busy"]
+    assert crowd.most == 1
+
+
+def test_as_many_run_at_once_as_it_says():
+    crowd, gate = Crowd(InferenceQueue(running=2)), threading.Event()
+    for who in "abc":
+        crowd.ask(who, gate)
+    assert crowd.order == ["a", "b"]
+    gate.set()
+    crowd.finish()
+    assert crowd.most == 2
+
+
+def test_beyond_the_bound_one_is_told_to_come_back_and_a_place_that_was_left_is_free_again():
+    queue = InferenceQueue(running=1, waiting=2)
+    crowd, gate = Crowd(queue), threading.Event()
+    crowd.ask("a", gate)
+    crowd.ask("b")
+    crowd.ask("c")
+    with pytest.raises(Exception, match="2 inferences are waiting already: try again") as refused, queue.turn("d"):
+        pass
+    assert status_of(refused.value) == status_of(busy("")) == 503
+    assert int(RETRY_SECONDS) > 0
+    gate.set()
+    crowd.finish()
+    with queue.turn("d"), queue.turn("d"):  # the second of a thread is free: no deadlock
+        crowd.order.append("d")
+    assert crowd.order == ["a", "b", "c", "d"]
+
+
+def test_an_inference_that_fails_gives_its_turn_back():
+    queue = InferenceQueue(running=1)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), queue.turn():
+            raise ZeroDivisionError
+    with queue.turn():
+        pass
