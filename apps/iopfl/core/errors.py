@@ -56,3 +56,7 @@ class AdaptationError(IOPFLError):
 
 class CancelledError(IOPFLError):
     """The caller asked to stop."""
+
+
+class AuditError(IOPFLError):
+    """The audit log was altered."""
