@@ -103,6 +103,13 @@ def test_adaptation_works_whatever_the_callers_gradient_mode(mode):
         assert same_weights(snapshot(adapted.parts[0].network), snapshot(expected.parts[0].network))
 
 
+@pytest.mark.parametrize(("spacing", "zooms"), [(None, (1.0, 1.5)), ((1.0, 1.0), (1.0,))])
+def test_an_image_is_magnified_only_where_it_does_not_say_how_large_things_are(spacing, zooms):
+    alike = make_experts(DISK, 1) * 3  # they agree at any magnification
+    adapted = make_adapter(replace(DISK, spacing=spacing), alike, tolerance=1.0)(make_volume(DISK))
+    assert tuple(part.zoom for part in adapted.parts) == zooms
+
+
 def test_an_expert_that_disagrees_counts_less():
     experts = make_experts(DISK, 1) * 3
     odd = {key: -value if value.ndim > 1 else value for key, value in experts[0].items()}

@@ -158,6 +158,8 @@ class RoutingAdapter:
     def _choose_zooms(self, instances: Tensor, vote: _Vote, clock: _Clock) -> list[float]:
         """The image as it is, and the magnifications under which the experts agree about as much."""
         chosen = [1.0]
+        if self.task.spacing is not None:  # resampled to mm: anatomy has one size already
+            return chosen
         for zoom in self.settings.zooms:
             if clock.is_over or zoom == 1.0:
                 continue

@@ -70,7 +70,8 @@ class Adaptation:
 
     Attributes:
         shares: candidate shares of the series' own normalization statistics, each in [0, 1].
-        zooms: magnifications of the image, from 1: of an edge in 2D; in 3D its 2/3 power, at the same cost.
+        zooms: magnifications of the image, from 1: of an edge in 2D; in 3D its 2/3 power, at the same cost. For
+            tasks without `spacing` alone, whose images do not say how large things are.
         tolerance: difference of the experts' agreement up to which two ways to see the series are as good.
         evidence: agreement below which the experts tell nothing, and the global model answers as it is.
         temperature: difference of an expert's agreement that changes its routing weight by a factor e.
