@@ -1,0 +1,66 @@
+"""What is said of each frame of an instance, wherever it is said: in functional groups or in the instance itself."""
+
+from __future__ import annotations
+
+import math
+
+from pydicom import Dataset
+
+from iopfl.core.errors import SeriesError
+from iopfl.dicomio.geometry import Plane
+
+_PLACE = (
+    ("PlanePositionSequence", "ImagePositionPatient", 3),
+    ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+    ("PixelMeasuresSequence", "PixelSpacing", 2),
+)
+_USUAL_THICKNESS = 1.0  # mm, where nothing is said
+
+
+def count_frames(ds: Dataset) -> int:
+    """Number of Frames, 1 where it is not said."""
+    return int(ds.get("NumberOfFrames") or 1)
+
+
+def find_group(ds: Dataset, index: int, macro: str) -> Dataset:
+    """What holds a frame's attributes of a functional group macro (PS3.3 C.7.6.16).
+
+    Args:
+        ds: single or multi-frame.
+        index: of the frame, from 0.
+        macro: its sequence, e.g. `PlanePositionSequence`.
+
+    Returns:
+        The frame's own item, or the shared one, or the instance itself.
+    """
+    per_frame = ds.get("PerFrameFunctionalGroupsSequence") or []
+    shared = ds.get("SharedFunctionalGroupsSequence") or []
+    for holder in [*([per_frame[index]] if index < len(per_frame) else []), *shared[:1]]:
+        items = holder.get(macro)
+        if items:
+            return items[0]
+    return ds
+
+
+def find_plane(ds: Dataset, index: int = 0) -> Plane:
+    """Where a frame lies in the patient.
+
+    Raises:
+        SeriesError: it does not say, or says what cannot be.
+    """
+    position, orientation, spacing = (_find_numbers(ds, index, *which) for which in _PLACE)
+    return Plane(position, orientation[:3], orientation[3:], spacing[::-1])
+
+
+def find_thickness(ds: Dataset, index: int = 0) -> float:
+    """Distance to assume between slices where there is one only, in mm."""
+    measures = find_group(ds, index, "PixelMeasuresSequence")
+    said = [abs(float(measures.get(keyword) or 0)) for keyword in ("SpacingBetweenSlices", "SliceThickness")]
+    return next((value for value in said if 0 < value < math.inf), _USUAL_THICKNESS)
+
+
+def _find_numbers(ds: Dataset, index: int, macro: str, keyword: str, length: int) -> tuple[float, ...]:
+    value = find_group(ds, index, macro).get(keyword)
+    if value is None or len(value) != length:
+        raise SeriesError(f"expected {keyword} of every slice, but it is missing; send the original series")
+    return tuple(float(number) for number in value)

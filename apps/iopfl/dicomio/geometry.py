@@ -1,0 +1,160 @@
+"""Where slices lie in the patient: order, spacing, affine. The only place where LPS becomes RAS.
+
+DICOM gives each slice a position and two directions in LPS (PS3.3 C.7.6.2);
+a volume here has one affine, voxel index (x, y, z) -> RAS mm: x runs along a
+row, y down a column, z along the normal, so that its determinant is positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from iopfl.core.errors import SeriesError
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""Its own inverse."""
+
+SPACING_TOLERANCE = 0.05
+"""Share of the slice distance by which a slice may lie beside its place in an even stack."""
+
+DIRECTION_TOLERANCE = 1e-3
+"""Difference of direction cosines up to which two slices count as parallel."""
+
+_UNIT_TOLERANCE = 0.01  # of the directions' length and right angle: scanners round to 3 digits
+_SAME_POSITION = 1e-3  # mm
+_FARTHEST = 1e5  # mm: no scanner is larger; beyond it, a number is broken
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A slice in the patient.
+
+    Attributes:
+        position: center of the first pixel, LPS in mm.
+        row: direction of a row (from column to column), LPS, length 1.
+        column: direction of a column (from row to row), LPS, length 1.
+        spacing: in mm, between columns and between rows: (x, y), the reverse of DICOM's Pixel Spacing.
+    """
+
+    position: tuple[float, ...]
+    row: tuple[float, ...]
+    column: tuple[float, ...]
+    spacing: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        numbers = np.array([*self.position, *self.row, *self.column, *self.spacing])
+        if not np.isfinite(numbers).all() or np.abs(numbers).max() > _FARTHEST:
+            raise SeriesError("a slice's position, orientation or spacing is no plausible number of mm; send it again")
+        if min(self.spacing) <= 0:
+            raise SeriesError(f"expected a positive Pixel Spacing, came {self.spacing}; send the original series")
+        row, column = np.array(self.row), np.array(self.column)
+        lengths = np.array([np.linalg.norm(row), np.linalg.norm(column)])
+        if np.abs(lengths - 1).max() > _UNIT_TOLERANCE or abs(row @ column) > _UNIT_TOLERANCE:
+            raise SeriesError(
+                f"expected two perpendicular directions of length 1 as Image Orientation, came {self.row} and "
+                f"{self.column}; send the original series"
+            )
+
+    @property
+    def normal(self) -> np.ndarray:
+        """Direction from slice to slice: row x column, LPS, (3,)."""
+        return np.cross(self.row, self.column)
+
+    def is_parallel(self, other: Plane) -> bool:
+        """Whether both have the same directions."""
+        mine, its = np.array([*self.row, *self.column]), np.array([*other.row, *other.column])
+        return bool(np.abs(mine - its).max() <= DIRECTION_TOLERANCE)
+
+
+def order_slices(planes: Sequence[Plane]) -> list[int]:
+    """Indices of slices along their normal.
+
+    Raises:
+        SeriesError: they are not parallel, differ in spacing, or share a position.
+    """
+    first = planes[0]
+    if not all(first.is_parallel(plane) for plane in planes):
+        raise SeriesError("expected parallel slices, came several orientations; send one stack a series")
+    if not all(np.allclose(first.spacing, plane.spacing, rtol=1e-3) for plane in planes):
+        raise SeriesError("expected one pixel spacing, came several; send one stack a series")
+    along = _along(planes)
+    order = [int(index) for index in np.argsort(along, kind="stable")]
+    shared = int((np.diff(along[order]) < _SAME_POSITION).sum())
+    if shared:
+        raise SeriesError(
+            f"expected each position once, but {shared} of {len(planes)} slices lie where another does; "
+            "the series holds several volumes (echoes, times, diffusion weights): send one of them"
+        )
+    return order
+
+
+def build_affine(planes: Sequence[Plane], *, thickness: float) -> np.ndarray:
+    """Voxel index to RAS mm, of slices in order.
+
+    The distance of slices is that of their positions, never Slice Thickness:
+    slices may overlap or have gaps. A constant sideways shift (gantry tilt)
+    becomes a sheared affine.
+
+    Args:
+        planes: in order of the normal, each position once.
+        thickness: distance assumed where there is one slice only, in mm.
+
+    Returns:
+        (4, 4) float64.
+
+    Raises:
+        SeriesError: the distances differ, hence slices are missing or the stack is bent.
+    """
+    first = planes[0]
+    step = first.normal * thickness if len(planes) == 1 else _find_step(planes)
+    return LPS_TO_RAS @ stack_affine(first, step)
+
+
+def stack_affine(plane: Plane, step: np.ndarray) -> np.ndarray:
+    """Voxel index to LPS mm of slices that begin with a plane and go on by a step (3,) in mm: (4, 4)."""
+    affine = np.eye(4)
+    affine[:3, 0] = np.array(plane.row) * plane.spacing[0]
+    affine[:3, 1] = np.array(plane.column) * plane.spacing[1]
+    affine[:3, 2] = step
+    affine[:3, 3] = plane.position
+    return affine
+
+
+def _find_step(planes: Sequence[Plane]) -> np.ndarray:
+    """From one slice to the next, LPS in mm, (3,)."""
+    positions = np.array([plane.position for plane in planes])
+    count = len(planes)
+    step = (positions[-1] - positions[0]) / (count - 1)
+    off = np.linalg.norm(positions - (positions[0] + np.arange(count)[:, None] * step), axis=1)
+    distance = float(planes[0].normal @ step)
+    if off.max() > SPACING_TOLERANCE * distance:
+        raise SeriesError(_describe_gaps(planes))
+    if np.linalg.norm(step - planes[0].normal * distance) > distance:
+        raise SeriesError("expected slices on top of each other, but they shift sideways by more than their distance")
+    return step
+
+
+def _describe_gaps(planes: Sequence[Plane]) -> str:
+    along = _along(planes)
+    distances = np.diff(along)
+    usual = float(np.median(distances))
+    wide = [index for index in range(len(distances)) if distances[index] > (1 + SPACING_TOLERANCE) * usual]
+    gaps = [f"{along[index]:.2f} and {along[index + 1]:.2f}" for index in wide[:_SHOWN]]
+    more = f" and {len(wide) - _SHOWN} more" if len(wide) > _SHOWN else ""
+    missing = round(sum(distances[index] / usual - 1 for index in wide))
+    if wide and missing and np.abs(distances / usual - np.round(distances / usual)).max() <= SPACING_TOLERANCE:
+        what = f"{missing} slices are missing, between {', '.join(gaps)} mm{more} along the normal"
+    else:
+        what = f"the distances range from {distances.min():.2f} to {distances.max():.2f} mm" + (
+            f", widest between {', '.join(gaps)} mm{more} along the normal" if gaps else ", or slices shift sideways"
+        )
+    return f"expected evenly spaced slices, here one every {usual:.2f} mm, but {what}; send the whole series"
+
+
+def _along(planes: Sequence[Plane]) -> np.ndarray:
+    """Positions along the first slice's normal, in mm, (N,)."""
+    return np.array([plane.position for plane in planes]) @ planes[0].normal

@@ -1,0 +1,107 @@
+"""Bringing frames drawn on any grid onto a series' grid, each voxel taking the nearest one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from iopfl.core.errors import SeriesError
+from iopfl.dicomio.geometry import LPS_TO_RAS, SPACING_TOLERANCE, Plane, stack_affine
+
+MAX_VOXELS = 1 << 31
+"""Of a grid that frames are spread over, so that two frames far apart cannot fill the memory."""
+
+_ALIGNED = 0.05  # voxels by which aligned grids may drift apart over their whole extent
+_TIE = 1e-3  # voxels: a center on the border of two voxels belongs to the upper one, whatever the rounding
+
+
+def place_frames(planes: Sequence[Plane], thickness: float, affine: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """Put frames on an even grid, on which some slices may be missing.
+
+    Args:
+        planes: of the frames, in any order; several may share a place.
+        thickness: distance of slices that the frames claim, in mm.
+        affine: of the series, (4, 4) RAS.
+
+    Returns:
+        The slice of the grid that each frame is, and the grid's affine, (4, 4) RAS.
+
+    Raises:
+        SeriesError: the frames are not parallel or not on one even grid.
+    """
+    first = planes[0]
+    if not all(first.is_parallel(plane) and np.allclose(first.spacing, plane.spacing, rtol=1e-3) for plane in planes):
+        raise SeriesError("expected parallel frames of one pixel spacing, came several orientations or spacings")
+    positions = np.array([plane.position for plane in planes])
+    along = positions @ first.normal
+    base = int(along.argmin())
+    for step in _steps(first, along, thickness, affine):
+        numbers = np.rint((along - along[base]) / (first.normal @ step))
+        off = np.linalg.norm(positions - (positions[base] + numbers[:, None] * step), axis=1)
+        if off.max() <= SPACING_TOLERANCE * np.linalg.norm(step):
+            return numbers.astype(int).tolist(), LPS_TO_RAS @ stack_affine(planes[base], step)
+    raise SeriesError("expected frames on one even grid, but their positions have no common distance")
+
+
+def _steps(first: Plane, along: np.ndarray, thickness: float, affine: np.ndarray) -> Iterator[np.ndarray]:
+    """From slice to slice, LPS: as the frames claim, as the series has it, as the positions suggest."""
+    yield first.normal * thickness
+    series_step = (LPS_TO_RAS @ affine)[:3, 2]
+    if first.normal @ series_step > (1 - SPACING_TOLERANCE) * np.linalg.norm(series_step):
+        yield series_step
+    distances = np.diff(np.unique(along))
+    distances = distances[distances > SPACING_TOLERANCE * thickness]
+    if distances.size:
+        yield first.normal * distances.min()
+
+
+def resample_nearest(volume: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], onto: np.ndarray) -> np.ndarray:
+    """A label volume on another grid; nothing (0) where it does not reach.
+
+    Args:
+        volume: (X', Y', Z') label values.
+        affine: of the volume, (4, 4) RAS.
+        shape: (X, Y, Z) of the result.
+        onto: affine of the result, (4, 4) RAS.
+    """
+    between = np.linalg.inv(affine) @ onto  # index of the result to index of the volume
+    linear, offset = between[:3, :3], between[:3, 3]
+    main = np.abs(linear).argmax(axis=1)  # axis of the result along which each axis of the volume runs
+    drift = np.abs(linear) * np.array(shape)
+    drift[np.arange(3), main] = 0
+    if drift.max() <= _ALIGNED and sorted(main) == [0, 1, 2]:
+        return _take_axes(volume, linear, offset, main, shape)
+    x, y = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
+    result = np.zeros(shape, volume.dtype)
+    for z in range(shape[2]):
+        places = linear @ np.stack([x.ravel(), y.ravel(), np.full(x.size, z)]) + offset[:, None]  # (3, X * Y)
+        indices = _nearest(places)
+        inside = np.all((indices >= 0) & (indices < np.array(volume.shape)[:, None]), axis=0)
+        flat = np.zeros(x.size, volume.dtype)
+        flat[inside] = volume[tuple(indices[:, inside])]
+        result[..., z] = flat.reshape(shape[:2])
+    return result
+
+
+def _take_axes(
+    volume: np.ndarray, linear: np.ndarray, offset: np.ndarray, main: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """The same for aligned grids: one index list an axis."""
+    result = np.zeros(shape, volume.dtype)
+    taken, filled = [], [np.empty(0, int)] * 3
+    for axis in range(3):
+        count = shape[main[axis]]
+        center = np.delete((np.array(shape) - 1) / 2, main[axis])
+        drift = np.delete(linear[axis], main[axis]) @ center
+        indices = _nearest(linear[axis, main[axis]] * np.arange(count) + offset[axis] + drift)
+        inside = np.flatnonzero((indices >= 0) & (indices < volume.shape[axis]))
+        taken.append(indices[inside])
+        filled[main[axis]] = inside
+    block = volume[np.ix_(*taken)].transpose(np.argsort(main))
+    result[np.ix_(*filled)] = block
+    return result
+
+
+def _nearest(places: np.ndarray) -> np.ndarray:
+    return np.floor(np.clip(places, -(1 << 30), 1 << 30) + 0.5 + _TIE).astype(np.int64)

@@ -1,0 +1,122 @@
+"""Decoding one instance's frames: sizes checked before anything is allocated, colors as RGB, modality rescale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from pydicom import Dataset
+from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
+
+from iopfl.core.errors import SeriesError
+from iopfl.dicomio.frames import count_frames, find_group
+
+COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "PALETTE COLOR")
+"""Photometric interpretations that become RGB (PS3.3 C.7.6.3.1.2)."""
+
+GRAYS = ("MONOCHROME1", "MONOCHROME2")
+
+MAX_SERIES_BYTES = 8 << 30
+"""Decoded size beyond which a series is refused: 512 x 512 x 8192 voxels of 4 bytes."""
+
+MAX_RATIO = 1000
+"""Decoded bytes an encoded byte may stand for, so that a small file cannot fill the memory."""
+
+_ALWAYS_DECODED = 64 << 20  # bytes: an empty image may be compressed better than MAX_RATIO
+
+
+def is_color(ds: Dataset) -> bool:
+    """Whether an instance's frames become RGB."""
+    return str(ds.get("PhotometricInterpretation", "")) in COLORS
+
+
+def decoded_dtype(ds: Dataset) -> np.dtype:
+    """Type of an instance's voxels as `decode_frames` gives them, headers only.
+
+    Raises:
+        SeriesError: bits or colors that are not read.
+    """
+    interpretation = str(ds.get("PhotometricInterpretation", ""))
+    if interpretation not in GRAYS and interpretation not in COLORS:
+        raise SeriesError(f"expected gray or RGB, YBR or palette colors, came {interpretation or 'no interpretation'}")
+    if interpretation in COLORS:
+        return np.dtype(np.uint8)
+    bits = int(ds.BitsAllocated)
+    if bits not in (8, 16, 32) or int(ds.get("SamplesPerPixel", 1)) != 1:
+        raise SeriesError(f"expected gray pixels of 8, 16 or 32 bits, came {bits} bits")
+    if _is_rescaled(ds):
+        return np.dtype(np.float32)
+    return np.dtype(f"{'i' if int(ds.PixelRepresentation) else 'u'}{bits // 8}")
+
+
+def check_size(ds: Dataset) -> None:
+    """Check an instance's claimed size against the bytes it has, before they are decoded.
+
+    Raises:
+        SeriesError: truncated, or a few bytes claim to be a huge image.
+    """
+    pixels = ds.get("PixelData")
+    if not pixels:
+        raise SeriesError("expected pixel data, came none; send the instance again")
+    samples, bits = int(ds.get("SamplesPerPixel", 1)), int(ds.BitsAllocated)
+    rows, columns, frames = int(ds.Rows), int(ds.Columns), count_frames(ds)
+    if min(rows, columns, samples, frames, bits) < 1:
+        raise SeriesError(f"expected a positive size, came {columns} x {rows} x {frames}, {samples} samples")
+    decoded = (frames * rows * columns * samples * bits + 7) // 8
+    if not ds.file_meta.TransferSyntaxUID.is_compressed:
+        stored = decoded * 2 // 3 if str(ds.get("PhotometricInterpretation")) == "YBR_FULL_422" else decoded
+        if len(pixels) < stored:
+            raise SeriesError(
+                f"truncated: {columns} x {rows} x {frames} pixels are {stored} bytes, came {len(pixels)}; send it again"
+            )
+    elif decoded > max(_ALWAYS_DECODED, MAX_RATIO * len(pixels)):
+        raise SeriesError(
+            f"{len(pixels)} compressed bytes claim to be {decoded}: more than {MAX_RATIO} for one; send it uncompressed"
+        )
+
+
+def decode_frames(ds: Dataset) -> Iterator[np.ndarray]:
+    """Frames of an instance, one after the other, in stored order.
+
+    Returns:
+        Each (rows, columns), rescaled and with high values bright, or (rows, columns, 3) uint8 RGB.
+
+    Raises:
+        SeriesError: truncated, or too large for its bytes. Decoders raise what they like besides.
+    """
+    check_size(ds)
+    decoder = get_decoder(ds.file_meta.TransferSyntaxUID)
+    for index, (frame, _) in enumerate(decoder.iter_array(ds, raw=False)):
+        yield _to_rgb(frame, ds) if is_color(ds) else _to_intensities(frame, ds, index)
+
+
+def _is_rescaled(ds: Dataset) -> bool:
+    if "ModalityLUTSequence" in ds:
+        return True
+    return any(_rescale(ds, index) != (1.0, 0.0) for index in range(count_frames(ds)))
+
+
+def _rescale(ds: Dataset, index: int) -> tuple[float, float]:
+    """Slope and intercept of a frame."""
+    source = find_group(ds, index, "PixelValueTransformationSequence")
+    slope, intercept = source.get("RescaleSlope"), source.get("RescaleIntercept")
+    return (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
+
+
+def _to_intensities(frame: np.ndarray, ds: Dataset, index: int) -> np.ndarray:
+    if str(ds.PhotometricInterpretation) == "MONOCHROME1":
+        bits = int(ds.BitsStored)
+        lowest = -(1 << bits - 1) if int(ds.PixelRepresentation) else 0
+        frame = (2 * lowest + (1 << bits) - 1) - frame.astype(np.int64)
+    if "ModalityLUTSequence" in ds:
+        return apply_modality_lut(frame, ds).astype(np.float32)
+    slope, intercept = _rescale(ds, index)
+    return frame if (slope, intercept) == (1.0, 0.0) else (frame * slope + intercept).astype(np.float32)
+
+
+def _to_rgb(frame: np.ndarray, ds: Dataset) -> np.ndarray:
+    bits = int(ds.BitsStored)
+    if str(ds.PhotometricInterpretation) == "PALETTE COLOR":
+        frame = apply_color_lut(frame, ds)
+        bits = 8 * frame.dtype.itemsize
+    return (frame >> max(0, bits - 8)).astype(np.uint8) if bits > 8 else frame.astype(np.uint8)

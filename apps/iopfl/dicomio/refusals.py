@@ -1,0 +1,139 @@
+"""Which DICOM instances are images to segment, and why the others are not; headers only, hence cheap."""
+
+from __future__ import annotations
+
+from pydicom import Dataset, uid
+from pydicom.uid import UID
+
+from iopfl.core.errors import SeriesError
+
+LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")
+"""Label Map Segmentation Storage, which pydicom 3.0 does not name."""
+
+SLICES = frozenset(
+    (
+        uid.CTImageStorage,
+        uid.MRImageStorage,
+        uid.PositronEmissionTomographyImageStorage,
+    )
+)
+"""One instance a slice, placed in the patient (PS3.3 C.7.6.2)."""
+
+VOLUMES = frozenset(
+    (
+        uid.EnhancedCTImageStorage,
+        uid.EnhancedMRImageStorage,
+        uid.EnhancedPETImageStorage,
+        uid.LegacyConvertedEnhancedCTImageStorage,
+        uid.LegacyConvertedEnhancedMRImageStorage,
+        uid.LegacyConvertedEnhancedPETImageStorage,
+        uid.OphthalmicTomographyImageStorage,
+    )
+)
+"""Multi-frame, each frame placed by its functional groups (PS3.3 C.7.6.16)."""
+
+PICTURES = frozenset(
+    (
+        uid.OphthalmicPhotography8BitImageStorage,
+        uid.OphthalmicPhotography16BitImageStorage,
+        uid.VLPhotographicImageStorage,
+        uid.DermoscopicPhotographyImageStorage,
+        uid.ComputedRadiographyImageStorage,
+        uid.DigitalXRayImageStorageForPresentation,
+        uid.DigitalXRayImageStorageForProcessing,
+        uid.DigitalMammographyXRayImageStorageForPresentation,
+        uid.DigitalMammographyXRayImageStorageForProcessing,
+        uid.UltrasoundImageStorage,
+        uid.XRayAngiographicImageStorage,
+    )
+)
+"""One picture an instance, without a place in the patient."""
+
+IMAGES = SLICES | VOLUMES | PICTURES
+"""Every SOP class that is read."""
+
+_OBJECTS = {
+    uid.SegmentationStorage: "a segmentation (SEG)",
+    LABEL_MAP: "a label map segmentation (SEG)",
+    uid.SurfaceSegmentationStorage: "a surface segmentation",
+    uid.RTStructureSetStorage: "a radiotherapy structure set (RTSTRUCT)",
+    uid.RTDoseStorage: "a radiotherapy dose",
+    uid.RTPlanStorage: "a radiotherapy plan",
+    uid.RTImageStorage: "a radiotherapy image",
+    uid.KeyObjectSelectionDocumentStorage: "a key object selection",
+    uid.EncapsulatedPDFStorage: "a PDF document",
+    uid.RawDataStorage: "raw data",
+    uid.SpatialRegistrationStorage: "a registration",
+    uid.DeformableSpatialRegistrationStorage: "a registration",
+    uid.RealWorldValueMappingStorage: "a real world value mapping",
+    uid.ParametricMapStorage: "a parametric map",
+    uid.MRSpectroscopyStorage: "a spectroscopy",
+    uid.MediaStorageDirectoryStorage: "a directory (DICOMDIR)",
+}
+_FAMILIES = {
+    "1.2.840.10008.5.1.4.1.1.11.": "a presentation state",
+    "1.2.840.10008.5.1.4.1.1.88.": "a structured report",
+    "1.2.840.10008.5.1.4.1.1.9.": "a waveform",
+    "1.2.840.10008.5.1.4.1.1.104.": "an encapsulated document",
+    "1.2.840.10008.5.1.4.1.1.481.": "a radiotherapy object",
+}
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_LOCALIZERS = frozenset(("LOCALIZER", "SCOUT", "TOPOGRAM"))
+_ACCEPTED = "expected a CT, MR or PET image, an ophthalmic or other photograph, or a radiograph"
+
+
+def find_refusal(ds: Dataset) -> str | None:
+    """Why an instance is no image to segment, or None.
+
+    Args:
+        ds: its header; that of a DICOMweb answer will do.
+    """
+    sop_class = UID(str(ds.get("SOPClassUID", "")))
+    kinds = {str(kind).upper() for kind in as_list(ds.get("ImageType"))}
+    if not sop_class:
+        return f"it has no SOP Class UID; {_ACCEPTED}"
+    if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(_SECONDARY_CAPTURE + "."):
+        return f"it is a secondary capture, a picture of an image; {_ACCEPTED}: send the original series"
+    if is_other_object(ds):
+        return f"it is {_describe(sop_class)}; {_ACCEPTED}"
+    if sop_class not in IMAGES:
+        return f"its SOP class {sop_class} ({sop_class.name}) is none that is read; {_ACCEPTED}"
+    if kinds & _LOCALIZERS:
+        return "it is a localizer (Image Type); send the series that was planned on it"
+    if "MOSAIC" in kinds:
+        return (
+            "it is a Siemens mosaic, many slices in one picture; export it as enhanced multi-frame, or one slice each"
+        )
+    return None
+
+
+def check_instance(ds: Dataset) -> None:
+    """Check that an instance is an image to segment.
+
+    Raises:
+        SeriesError: it is none; the message says why.
+    """
+    reason = find_refusal(ds)
+    if reason:
+        raise SeriesError(f"instance {ds.get('SOPInstanceUID', 'without UID')} is not segmented: {reason}")
+
+
+def is_other_object(ds: Dataset) -> bool:
+    """Whether an instance is no image at all: a SEG, a report, a plan, a directory."""
+    return bool(_describe(UID(str(ds.get("SOPClassUID", "")))))
+
+
+def _describe(sop_class: UID) -> str:
+    family = next((name for prefix, name in _FAMILIES.items() if sop_class.startswith(prefix)), "")
+    return _OBJECTS.get(sop_class, family)
+
+
+def as_list(value: object) -> list:
+    """The values of an element, whatever its multiplicity.
+
+    >>> as_list(None), as_list("AXIAL"), as_list(["ORIGINAL", "PRIMARY"])
+    ([], ['AXIAL'], ['ORIGINAL', 'PRIMARY'])
+    """
+    if value is None or value == "":
+        return []
+    return [value] if isinstance(value, str | int | float) or not hasattr(value, "__iter__") else list(value)
