@@ -183,7 +183,7 @@ def train(
     for batch in _batches(images, seed=seed, steps=steps):
         if cancelled():
             raise CancelledError(f"training stopped after {len(losses)} of {steps} steps")
-        with autocast(device):
+        with autocast(device, spatial_dims=images.task.spatial_dims):
             logits = network(batch["image"].to(device))
         loss = loss_function(logits.float(), batch["label"].to(device))
         if proximal_weight:
