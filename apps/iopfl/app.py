@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from monailabel.config import settings as monailabel
 from monailabel.interfaces.app import MONAILabelApp
@@ -15,10 +17,14 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.random import Random
 
 from iopfl import __version__
+from iopfl.core.errors import ConfigError, LeaseError
 from iopfl.core.sites import IMAGE_SUFFIXES
 from iopfl.lib.activelearning import ExpertDisagreement
-from iopfl.lib.datastore import CheckedDatastore
+from iopfl.lib.annotators import find_annotator
+from iopfl.lib.datastore import FINAL
 from iopfl.lib.infers import RoutedSegmentation, SiteSegmentation
+from iopfl.lib.label_store import VersionedDatastore
+from iopfl.lib.leases import LeaseStore, Offered
 from iopfl.lib.models import SiteModels
 from iopfl.lib.scoring import ExpertAgreement, SubmittedDice
 from iopfl.lib.settings import AppSettings
@@ -32,11 +38,14 @@ class IOPFLApp(MONAILabelApp):
 
     Attributes:
         models: what the server answers with.
+        leases: which image is lent to whom.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         settings = AppSettings.from_conf(conf, default_state=Path.home() / ".iopfl")
         self.models = SiteModels(settings)
+        self._labels = settings.state / "labels" / _folder_name(studies)
+        self.leases = LeaseStore(self._labels / "leases.json", minutes=settings.lease_minutes)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -80,10 +89,74 @@ class IOPFLApp(MONAILabelApp):
         if monailabel.MONAI_LABEL_DATASTORE_FILE_EXT == _DEFAULT_EXTENSIONS:  # they leave out .jpeg, .tiff, .bmp, .mha
             suffixes = [f"*{suffix}" for suffix in IMAGE_SUFFIXES]
             monailabel.MONAI_LABEL_DATASTORE_FILE_EXT = list(dict.fromkeys([*_DEFAULT_EXTENSIONS, *suffixes]))
-        return CheckedDatastore(
+        return VersionedDatastore(
             self.studies,
             extensions=monailabel.MONAI_LABEL_DATASTORE_FILE_EXT,
             auto_reload=monailabel.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=monailabel.MONAI_LABEL_DATASTORE_READ_ONLY,
             tasks=self.models.tasks,
+            labels=self._labels,
+            rule=self.models.settings.final_label,
         )
+
+    def on_init_complete(self) -> None:
+        """In the server, not in its children: what a crash left half done is done now."""
+        super().on_init_complete()
+        self.datastore().repair()
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Segment, and remember who was answered what: a label that comes back may have started from it."""
+        result = super().infer(request, datastore)
+        image = request.get("image")
+        if isinstance(image, str):
+            self.datastore().answers.note(str(request.get("client_id") or ""), image, result.get("params") or {})
+        return result
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Choose an image to label next, and lend it to whoever asks.
+
+        One that is lent to somebody else is not offered. Who asks again gets another one, and only
+        when there is no other, one of those that they have already.
+
+        Raises:
+            LeaseError: all that is left is lent to others.
+        """
+        annotator = find_annotator(request)
+        while True:
+            leases = self.leases.active()
+            lent = {lease.image for lease in leases}
+            others = {lease.image for lease in leases if lease.annotator != annotator}
+            result = self._choose(request, lent) or (self._choose(request, others) if lent > others else {})
+            if not result:
+                self._check_lent(others)
+                return {}
+            if self.leases.lend(result["id"], annotator):
+                return {**result, "path": self.datastore().get_image_uri(result["id"])}
+
+    def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
+        """A label came: an image with a final one is lent no more."""
+        if FINAL in self.datastore().get_labels_by_image_id(image_id):
+            self.leases.end(image_id)
+        return {}
+
+    def _choose(self, request: dict[str, Any], hidden: set[str]) -> dict[str, Any]:
+        name = request.get("strategy") or "random"
+        if name not in self._strategies:
+            raise ConfigError(f"no strategy {name!r}: expected one of {', '.join(self._strategies)}")
+        return self._strategies[name]({**request, "strategy": name}, Offered(self.datastore(), hidden)) or {}
+
+    def _check_lent(self, others: set[str]) -> None:
+        unlabeled = others & set(self.datastore().get_unlabeled_images())
+        if unlabeled:
+            minutes = self.models.settings.lease_minutes
+            raise LeaseError(
+                f"all {len(unlabeled)} images without a label are lent to others, for {minutes:g} minutes each: "
+                "ask again later, or open an image by its name"
+            )
+
+
+def _folder_name(studies: str) -> str:
+    """Where what belongs to these studies lies in the state folder: told apart by their place, and recognizable."""
+    is_url = studies.startswith(("http://", "https://"))
+    place = studies.rstrip("/") if is_url else str(Path(studies).resolve())
+    return f"{'pacs' if is_url else Path(place).name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"

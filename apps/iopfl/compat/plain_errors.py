@@ -35,6 +35,9 @@ STATUS_OF_ERROR: tuple[tuple[type[errors.IOPFLError], int], ...] = (
     (errors.BankError, 409),
     (errors.TrainingError, 409),
     (errors.CancelledError, 409),
+    (errors.LabelVersionError, 409),
+    (errors.LeaseError, 409),
+    (errors.PACSError, 502),
     (errors.IOPFLError, 400),
 )
 

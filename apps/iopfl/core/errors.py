@@ -60,3 +60,19 @@ class CancelledError(IOPFLError):
 
 class AuditError(IOPFLError):
     """The audit log was altered."""
+
+
+class LabelVersionError(IOPFLError):
+    """A label's history has no such version, or nothing to undo."""
+
+
+class LeaseError(IOPFLError):
+    """Every image that is left is lent to somebody else."""
+
+
+class PACSError(IOPFLError):
+    """The PACS does not answer, refuses, or answers something else than was asked."""
+
+
+class AssociationError(IOPFLError):
+    """A DICOM peer cannot be reached, refuses the association, or does not answer within it."""

@@ -24,11 +24,19 @@ SPLITS = ("train", "validation", "test", "all")
 
 @dataclass(frozen=True)
 class Case:
-    """One image of a site, with its label where there is one."""
+    """One image of a site, with its label where there is one.
+
+    Attributes:
+        stem: the image's file name without its suffix.
+        image: the image.
+        label: its label.
+        subject: whose image it is; empty = the task finds it in the stem.
+    """
 
     stem: str
     image: Path
     label: Path | None = None
+    subject: str = ""
 
 
 def find_suffix(name: str) -> str | None:
@@ -98,14 +106,14 @@ def split_cases(cases: Sequence[Case], task: Task, *, site_folder: Path) -> dict
         DatasetError: `splits.json` is not as documented, or puts a subject on both sides.
     """
     listed = _read_split(site_folder)
+    subjects = {case.stem: case.subject or task.find_subject(case.stem) for case in cases}
     if listed is None:
-        subjects = {task.find_subject(case.stem) for case in cases}
-        testing = _share_of(subjects, TEST_SHARE, salt="test")
-        test = {case.stem for case in cases if task.find_subject(case.stem) in testing}
+        testing = _share_of(set(subjects.values()), TEST_SHARE, salt="test")
+        test = {stem for stem, subject in subjects.items() if subject in testing}
     else:
         test = set(listed["test"])
-    trained = {task.find_subject(case.stem) for case in cases if case.stem not in test}
-    both = trained & {task.find_subject(stem) for stem in test}
+    trained = {subject for stem, subject in subjects.items() if stem not in test}
+    both = trained & {subjects.get(stem) or task.find_subject(stem) for stem in test}
     if both:
         raise DatasetError(
             f"splits.json: {len(both)} subject(s) of {site_folder.name} both train and test: keep a subject's "
@@ -114,7 +122,7 @@ def split_cases(cases: Sequence[Case], task: Task, *, site_folder: Path) -> dict
     validating = _share_of(trained, task.training.validation_share, salt="validation")
     split: dict[str, list[Case]] = {"train": [], "validation": [], "test": [], "all": list(cases)}
     for case in cases:
-        inner = "validation" if task.find_subject(case.stem) in validating else "train"
+        inner = "validation" if subjects[case.stem] in validating else "train"
         split["test" if case.stem in test else inner].append(case)
     return split
 

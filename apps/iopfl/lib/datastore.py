@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from iopfl.core.sites import Case, find_stem, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
 from iopfl.lib.models import as_client_error
+
+FINAL = DefaultLabelTag.FINAL.value
 
 
 class CheckedDatastore(LocalDatastore):
@@ -29,21 +31,32 @@ class CheckedDatastore(LocalDatastore):
         Raises:
             MONAILabelException: what does not fit, in plain words; nothing was saved.
         """
-        if label_tag == DefaultLabelTag.FINAL and self._tasks:
-            self._check(Path(self.get_image_uri(image_id)), Path(label_filename))
+        if label_tag == FINAL:
+            self.find_task(image_id, [Path(label_filename)])
         return super().save_label(image_id, label_filename, label_tag, label_info)
 
-    def _check(self, image: Path, label: Path) -> None:
-        problem: SeriesError | None = None
+    def find_task(self, image_id: str, labels: Iterable[Path]) -> Task:
+        """The first task that all these labels of an image fit.
+
+        Raises:
+            MONAILabelException: what does not fit the last task.
+        """
+        image, labels = Path(self.get_image_uri(image_id)), list(labels)
+        problem = SeriesError("expected a task to label for, this server has none: give it a bank")
         for task in self._tasks:
             try:
-                read_label(label, task, like=read_image(image, task))
+                like = read_image(image, task)
+                for label in labels:
+                    read_label(label, task, like=like)
             except SeriesError as error:
                 problem = error
             else:
-                return
-        if problem is not None:
-            raise as_client_error(problem) from problem
+                return task
+        raise as_client_error(problem) from problem
+
+    def find_subject(self, image_id: str) -> str:
+        """Whose image it is; "" = to be found in the image's id."""
+        return ""
 
 
 def split_labeled(datastore: Datastore, task: Task) -> dict[str, list[Case]]:
@@ -55,5 +68,7 @@ def split_labeled(datastore: Datastore, task: Task) -> dict[str, list[Case]]:
     pairs = [(Path(pair["image"]), Path(pair["label"])) for pair in datastore.datalist()]
     if not pairs:
         raise TooFewLabelsError(f"no labeled image, {task.name} needs {task.training.min_labels}: submit some")
-    cases = sorted((Case(find_stem(image.name), image, label) for image, label in pairs), key=lambda case: case.stem)
-    return split_cases(cases, task, site_folder=pairs[0][0].parent)
+    find = datastore.find_subject if isinstance(datastore, CheckedDatastore) else lambda _: ""
+    stems = [find_stem(image.name) for image, _ in pairs]
+    cases = [Case(stem, *pair, subject=find(stem)) for stem, pair in zip(stems, pairs, strict=True)]
+    return split_cases(sorted(cases, key=lambda case: case.stem), task, site_folder=pairs[0][0].parent)

@@ -27,6 +27,7 @@ from iopfl.core.sites import Case
 from iopfl.core.task import Task
 from iopfl.core.weights import check_weights, floating, read_weights, write_bytes, write_weights
 from iopfl.lib.datastore import split_labeled
+from iopfl.lib.label_store import describe_used, summarize_used, write_used
 from iopfl.lib.models import SiteModels
 
 logger = logging.getLogger(__name__)
@@ -176,13 +177,16 @@ class FederationRounds:
             seed=int(about.get("seed", 0)),
         )
         if kind == TRAIN:
+            split = self._split(datastore)
+            used = describe_used(datastore, (case.stem for case in [*split["train"], *split["validation"]]))
             update = rounds.train(
                 weights,
                 order,
                 min_new_labels=int(about.get("min_new_labels", 0)),
                 proximal_weight=float(about.get("proximal_weight", 0.0)),
             )
-            return {"samples": update.samples, "metrics": dict(update.metrics)}
+            write_used(self._file(order, kind, "labels.json"), used, order=order.to_meta())
+            return {"samples": update.samples, "metrics": dict(update.metrics), "labels": summarize_used(used)}
         shared = rounds.personalized(weights, order)
         answer = {"samples": shared.samples, "metrics": dict(shared.metrics), "personalized_round": shared.round_index}
         kept = {"order": order.to_meta(), **answer}

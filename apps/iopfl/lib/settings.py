@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from iopfl.core.errors import ConfigError
 from iopfl.core.signing import default_keys
 from iopfl.core.task import Task, read_task
+from iopfl.lib.final_labels import FinalRule
 
 
 def check_device(name: str) -> str:
@@ -39,6 +41,11 @@ class AppSettings:
         state: folder of all that must not be lost.
         keys: folder of the keyring that says whose banks are trusted.
         device: where to compute, `cpu` or `cuda`.
+        final_label: which of an image's labels is the final one.
+        lease_minutes: how long an image that was offered to one annotator is offered to no other.
+        pacs_cache_gb: what the images of a PACS may take on the disk, in GB.
+        pacs_credentials: YAML file with `token`, or `username` and `password`; None = from the environment, or none.
+        pacs_ca: PEM file of the authority that signed the PACS's certificate; None = the system's.
     """
 
     tasks: Mapping[str, Task]
@@ -47,6 +54,11 @@ class AppSettings:
     state: Path
     keys: Path
     device: str
+    final_label: FinalRule
+    lease_minutes: float
+    pacs_cache_gb: float
+    pacs_credentials: Path | None
+    pacs_ca: Path | None
 
     @classmethod
     def from_conf(cls, conf: Mapping[str, str], *, default_state: Path) -> AppSettings:
@@ -77,8 +89,32 @@ class AppSettings:
             state=Path(conf.get("state") or default_state),
             keys=Path(conf.get("keys") or default_keys()),
             device=check_device(conf.get("device") or "cpu"),
+            final_label=FinalRule.parse(conf.get("final_label") or "newest"),
+            lease_minutes=_read_positive(conf, "lease_minutes", 30.0),
+            pacs_cache_gb=_read_positive(conf, "pacs_cache_gb", 20.0),
+            pacs_credentials=_read_file(conf, "pacs_credentials"),
+            pacs_ca=_read_file(conf, "pacs_ca"),
         )
 
 
 def _split(value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _read_positive(conf: Mapping[str, str], key: str, default: float) -> float:
+    try:
+        value = float(conf.get(key) or default)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{key}: expected a number above 0, given {conf[key]!r}")
+    return value
+
+
+def _read_file(conf: Mapping[str, str], key: str) -> Path | None:
+    if not conf.get(key):
+        return None
+    path = Path(conf[key]).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{key}: expected a file, {path} is none")
+    return path

@@ -23,6 +23,7 @@ from iopfl.core.task import Task
 from iopfl.core.training import LabeledImages, train, validate
 from iopfl.core.weights import hash_weights, write_bytes
 from iopfl.lib.datastore import split_labeled
+from iopfl.lib.label_store import describe_used, summarize_used, write_used
 from iopfl.lib.models import SiteModels, as_client_error
 from iopfl.lib.rounds import ROUND_KEY, FederationRounds
 from iopfl.lib.settings import check_device
@@ -68,6 +69,7 @@ class LocalTraining(TrainTask):
         seed = _read_number(request, "seed")
         device = check_device(str(request.get("device") or self._models.settings.device))
         split = split_labeled(datastore, task)
+        used = describe_used(datastore, (case.stem for case in split["train"] + split["validation"]))
         print(f"{len(split['train'])} labeled images train, {len(split['validation'])} validate", flush=True)  # noqa: T201
         if len(split["train"]) + len(split["validation"]) < task.training.min_labels:
             raise TooFewLabelsError(
@@ -103,12 +105,20 @@ class LocalTraining(TrainTask):
                 own = {} if math.isnan(dice) else {"local": dice}
                 self._models.publish_local(name, LocalModel(result.weights, {**metrics, **own}))
                 published = hash_weights(result.weights)[:12]
+                write_used(self._models.stats_file(name).with_suffix(".labels.json"), used, model=published)
             others = ", ".join(f"{kind} {value:.3f}" for kind, value in metrics.items())
             line = f"epoch {epoch + 1}/{epochs}: loss {result.loss:.4f}, validation Dice {dice:.3f}"
             print(f"{line} (best {best:.3f}; {others})", flush=True)  # noqa: T201  # read by GET /train/
             stats = _stats(epoch, epochs, started, best, 0.0 if math.isnan(dice) else dice, result.loss, metrics)
+            stats["labels"] = summarize_used(used)
             write_bytes(self._models.stats_file(name), json.dumps(stats, allow_nan=False).encode())
-        return {"task": name, "best_metric": best, "model": published, "metrics": metrics}
+        return {
+            "task": name,
+            "best_metric": best,
+            "model": published,
+            "metrics": metrics,
+            "labels": summarize_used(used),
+        }
 
 
 def _read_number(request: Mapping[str, Any], key: str) -> int:

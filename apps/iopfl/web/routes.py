@@ -33,6 +33,7 @@ from iopfl.web import pictures
 from iopfl.web.answers import MODELS, Answers, BusyError
 from iopfl.web.federation_routes import banks
 from iopfl.web.federation_routes import router as federation
+from iopfl.web.label_routes import router as labels
 
 STATIC = Path(__file__).parent / "static"
 _FILES = {"style.css": "text/css", "page.css": "text/css", "page.js": "text/javascript"}
@@ -207,5 +208,6 @@ def _finite(value: Any) -> Any:
 router = APIRouter()
 router.include_router(pages)
 router.include_router(data)
+router.include_router(labels)
 router.include_router(federation)
 router.include_router(banks)

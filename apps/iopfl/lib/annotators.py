@@ -1,0 +1,96 @@
+"""Whose request it is, and which answer a label may have started from."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+_KEPT = 1000
+_LONGEST = 64
+_ORIGIN = ("task", "model", "bank")
+
+_annotator: ContextVar[str | None] = ContextVar("annotator", default=None)
+
+
+def find_annotator(params: Mapping[str, Any] | None = None) -> str:
+    """Name of who sent the request at hand: the signed-in user, else what the client calls itself, else "".
+
+    Args:
+        params: the request's own, for calls that come from no endpoint.
+    """
+    known = _annotator.get()
+    return known if known is not None else _client(params)
+
+
+def name_annotator(user: str, params: Mapping[str, Any] | None = None) -> str:
+    """The same for a route of ours: MONAI Label calls everybody admin where nobody has to sign in."""
+    from monailabel.config import settings
+
+    return user if settings.MONAI_LABEL_AUTH_ENABLE else _client(params)
+
+
+def tell_annotators() -> None:
+    """Let MONAI Label's endpoints that save, remove or lend say whose request it is; they keep it to themselves."""
+    from monailabel.endpoints import activelearning, datastore
+
+    for module, names in ((datastore, ("save_label", "remove_label", "remove_image")), (activelearning, ("sample",))):
+        for name in names:
+            setattr(module, name, _telling(getattr(module, name)))
+
+
+class RecentAnswers:
+    """The last answer that each client got for an image: a label that it submits afterwards started from it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answers: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+
+    def note(self, client: str, image: str, params: Mapping[str, Any]) -> None:
+        """Remember an answer's `params`."""
+        with self._lock:
+            self._answers[client, image] = {key: params[key] for key in _ORIGIN if key in params}
+            self._answers.move_to_end((client, image))
+            while len(self._answers) > _KEPT:
+                self._answers.popitem(last=False)
+
+    def find(self, client: str, image: str) -> dict[str, Any]:
+        """`task`, `model` and `bank` of the last answer; empty where there was none since the server's start."""
+        with self._lock:
+            return dict(self._answers.get((client, image), {}))
+
+
+def _telling(function: Callable) -> Callable:
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def told(*arguments: Any, **options: Any) -> Any:
+        bound = signature.bind(*arguments, **options).arguments
+        token = _annotator.set(name_annotator(bound.get("user") or "", _parse(bound.get("params"))))
+        try:
+            return function(*arguments, **options)
+        finally:
+            _annotator.reset(token)
+
+    return told
+
+
+def _client(params: Mapping[str, Any] | None) -> str:
+    """What a client calls itself, as far as it can be printed."""
+    name = str((params or {}).get("client_id") or "")
+    return "".join(character for character in name if character.isprintable()).strip()[:_LONGEST]
+
+
+def _parse(params: Any) -> Mapping[str, Any]:
+    """Parameters as an endpoint gets them: JSON or not, valid or not (the endpoint says so)."""
+    if isinstance(params, str):
+        try:
+            params = json.loads(params)
+        except ValueError:
+            return {}
+    return params if isinstance(params, Mapping) else {}

@@ -1,0 +1,307 @@
+"""A datastore that keeps every label that it took.
+
+`labels/final` holds what the rule makes the final label of an image (`final_labels`): a copy of one of its versions
+in the state folder (`versions`). A file that somebody puts there by hand becomes a version of its own, one
+that somebody takes away counts as deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monailabel.datastore.local import DataModel
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
+
+from iopfl.core.errors import IOPFLError, LabelVersionError
+from iopfl.core.predictor import Answer, Segmentation
+from iopfl.core.sites import find_suffix
+from iopfl.core.transforms import read_image, read_label
+from iopfl.core.weights import write_bytes
+from iopfl.core.writers import mask_name, write_mask
+from iopfl.lib.annotators import RecentAnswers, find_annotator
+from iopfl.lib.datastore import FINAL, CheckedDatastore
+from iopfl.lib.final_labels import FinalRule, find_consensus
+from iopfl.lib.versions import CONSENSUS, DELETED, FOLDER, UNDONE, History, LabelVersion, VersionStore
+
+logger = logging.getLogger(__name__)
+
+
+class VersionedDatastore(CheckedDatastore):
+    """A site folder with the history of its labels.
+
+    Attributes:
+        versions: all labels that ever were.
+        rule: which of them are final.
+        answers: what clients were answered, from which their labels may have started.
+    """
+
+    def __init__(self, *arguments: Any, labels: Path, rule: FinalRule, **options: Any) -> None:
+        """Args:
+        arguments: of `CheckedDatastore`.
+        labels: folder of the versions.
+        rule: which version is final.
+        options: of `CheckedDatastore`.
+        """
+        super().__init__(*arguments, **options)
+        self.versions = VersionStore(labels)
+        self.rule = rule
+        self.answers = RecentAnswers()
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Keep a label as a version of its annotator, and let the rule say which one is final.
+
+        Raises:
+            ImageNotFoundException: no such image.
+            MONAILabelException: the label does not fit; nothing was kept.
+        """
+        if label_tag != FINAL:
+            return super().save_label(image_id, label_filename, label_tag, label_info)
+        self.submit(image_id, Path(label_filename), label_info or {})
+        return image_id
+
+    def submit(self, image_id: str, label: Path, info: dict[str, Any]) -> LabelVersion:
+        """Keep a label; what `save_label` does with a final one.
+
+        Returns:
+            Its version.
+        """
+        self._check_image(image_id)
+        self.find_task(image_id, [label])
+        origin = self.answers.find(str(info.get("client_id") or ""), image_id)
+        with self.versions.hold(image_id):
+            self._take_in(image_id)
+            version = self.versions.add(image_id, label, annotator=find_annotator(info), origin=origin, info=info)
+            self._publish(image_id)
+        return version
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove a label; of a final one, all annotators' versions stay in the history, and count no more."""
+        if label_tag != FINAL:
+            super().remove_label(label_id, label_tag)
+            return
+        with self.versions.hold(label_id):
+            self._take_in(label_id)
+            self.versions.withdraw(label_id, self.versions.history(label_id).counting, why=DELETED, by=find_annotator())
+            self._publish(label_id)
+
+    def remove_image(self, image_id: str) -> None:
+        """Remove an image with its labels; the history stays."""
+        self._check_image(image_id)
+        with self.versions.hold(image_id):  # before the index is locked: saving a label takes them in this order
+            self.remove_label(image_id, FINAL)
+            super().remove_image(image_id)
+
+    def history(self, image_id: str) -> History:
+        """What is known of an image's labels, those in its folder included.
+
+        Raises:
+            ImageNotFoundException: no such image.
+        """
+        self._check_image(image_id)
+        with self.versions.hold(image_id):
+            self._take_in(image_id)
+            self._publish(image_id)
+            return self.versions.history(image_id)
+
+    def undo(self, image_id: str, annotator: str) -> LabelVersion:
+        """Let an annotator's version before the newest one count again; with none before, none does.
+
+        Returns:
+            The version that was taken back.
+
+        Raises:
+            LabelVersionError: there is none to take back.
+        """
+        self._check_image(image_id)
+        with self.versions.hold(image_id):
+            self._take_in(image_id)
+            own = self.versions.history(image_id).of(annotator)
+            if not own:
+                raise LabelVersionError(f"nothing to undo: {annotator or 'nobody'} has no label of this image")
+            self.versions.withdraw(image_id, own[-1:], why=UNDONE, by=annotator)
+            self._publish(image_id)
+        return own[-1]
+
+    def choose(self, image_id: str, number: int | None, reviewer: str) -> None:
+        """Make a version the final label whatever the rule says; None = let the rule say.
+
+        Raises:
+            LabelVersionError: no such version, or one that was withdrawn.
+        """
+        self._check_image(image_id)
+        with self.versions.hold(image_id):
+            self._take_in(image_id)
+            history = self.versions.history(image_id)
+            if number is not None and history.find(number).number in history.withdrawn:
+                why = history.withdrawn[number]
+                raise LabelVersionError(f"version {number} does not count any more ({why}): choose another")
+            self.versions.note(image_id, "chosen", number=number, by=reviewer)
+            self._publish(image_id)
+
+    def repair(self) -> None:
+        """Bring final labels in line with the versions, as a crash may have come between."""
+        known = set(self.list_images())
+        for image in self.versions.images():
+            if image in known:
+                with contextlib.suppress(IOPFLError, MONAILabelException):  # its image cannot be had just now
+                    self.history(image)
+
+    def _check_image(self, image_id: str) -> None:
+        if image_id not in self._datastore.objects and image_id not in self.list_images():
+            raise ImageNotFoundException(f"no image {image_id!r} in the datastore")
+
+    def _take_in(self, image: str) -> None:
+        """Record what somebody changed in the folder of final labels by hand."""
+        history = self.versions.history(image)
+        file = next(iter(self._final_files(image)), None)
+        if file is None:
+            if history.published:
+                self.versions.withdraw(image, history.counting, why=DELETED)
+            return
+        if history.published and _stamp(file) == history.stamp:
+            return
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        expected = [*self.rule.select(history), *(v for v in history.versions if v.number == history.published)]
+        if digest not in {version.sha256 for version in expected}:
+            info = self.get_label_info(image, FINAL)
+            self.versions.add(image, file, annotator="", kind=FOLDER, info=info)
+
+    def _publish(self, image: str) -> None:
+        """Make the version that the rule selects the final label."""
+        history = self.versions.history(image)
+        selected = self.rule.select(history)
+        version = self._agree(image, selected) if len(selected) > 1 else next(iter(selected), None)
+        number = version.number if version else 0
+        files = self._final_files(image)
+        if number == history.published and (not files if number == 0 else _stamp_of(files) == history.stamp):
+            return
+        if number == 0 and history.published is None and not files:
+            return
+        stamp = self._write_final(image, version)
+        self.versions.note(image, "published", number=number, stamp=stamp)
+
+    def _agree(self, image: str, versions: Sequence[LabelVersion]) -> LabelVersion:
+        """The consensus of several versions, made once; the newest of them where they cannot be brought together."""
+        sources = tuple(version.number for version in versions)
+        made = (
+            version
+            for version in self.versions.history(image).versions
+            if version.kind == CONSENSUS and version.sources == sources and version.origin["rule"] == self.rule.name
+        )
+        known = next(made, None)
+        if known is not None:
+            return known
+        files = [self.versions.file(image, version) for version in versions]
+        try:
+            task = self.find_task(image, files)
+        except MONAILabelException as error:
+            logger.warning("%s: no consensus, the newest label counts: %s", image, error.msg)
+            return versions[0]
+        source = Path(self.get_image_uri(image))
+        like = read_image(source, task)
+        values = torch.tensor(task.label_values, dtype=torch.uint8)
+        labels = [values[read_label(file, task, like=like)[0].as_tensor().long()].numpy() for file in files]
+        mask = torch.from_numpy(find_consensus(labels, self.rule.name))
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder, mask_name(source))
+            write_mask(target, Segmentation(mask, like, Answer(task.name, "", CONSENSUS, 0.0)))
+            origin = {"rule": self.rule.name, "task": task.name}
+            return self.versions.add(image, target, annotator="", kind=CONSENSUS, sources=sources, origin=origin)
+
+    def _write_final(self, image: str, version: LabelVersion | None) -> tuple[int, int]:
+        """Put a version in place, or nothing; gives the file's stamp, zeros without one."""
+        target = None
+        if version is not None:
+            source = self.versions.file(image, version)
+            target = Path(self._datastore.label_path(FINAL), f"{image}{find_suffix(source.name)}")
+            _copy_whole(source, target)
+        for file in self._final_files(image):
+            if file != target:
+                file.unlink()
+        self._index_final(image, version, target.name if target else "")
+        return _stamp(target) if target else (0, 0)
+
+    def _index_final(self, image: str, version: LabelVersion | None, name: str) -> None:
+        """Say in MONAI Label's index what was put in place."""
+        with getattr(self, "_index_lock", contextlib.nullcontext()):  # `compat.datastore_races`
+            super().list_images()  # the index as it is now on disk
+            entry = self._datastore.objects[image]
+            if version is None:
+                entry.labels.pop(FINAL, None)
+            else:
+                about = {"ts": int(time.time()), "name": name, "version": version.number}
+                info = {**version.info, **about, "annotator": version.annotator}
+                entry.labels[FINAL] = DataModel(info=info, ext=name.removeprefix(image))
+            self._update_datastore_file()
+
+    def _final_files(self, image: str) -> list[Path]:
+        """What lies in the folder of final labels for an image; the one that the index names comes first."""
+        folder = Path(self._datastore.label_path(FINAL))
+        entry = self._datastore.objects.get(image)
+        named = entry.labels[FINAL].ext if entry and FINAL in entry.labels else ""
+        suffixes = dict.fromkeys([named, *(pattern.removeprefix("*") for pattern in self._extensions)])
+        return [file for suffix in suffixes if suffix and (file := folder / f"{image}{suffix}").is_file()]
+
+
+def describe_used(datastore: Datastore, images: Iterable[str]) -> list[dict[str, Any]]:
+    """Which versions the final labels of some images are: what a training says that it used.
+
+    Returns:
+        For each image `image`, `version` and `sha256`; empty for a datastore without versions.
+    """
+    if not isinstance(datastore, VersionedDatastore):
+        return []
+    used = []
+    for image in sorted(images):
+        history = datastore.history(image)
+        if history.published:
+            version = history.find(history.published)
+            used.append({"image": image, "version": version.number, "sha256": version.sha256})
+    return used
+
+
+def summarize_used(used: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many labels `describe_used` named, and a digest that is another one as soon as one of them is."""
+    content = json.dumps(list(used), sort_keys=True).encode()
+    return {"count": len(used), "digest": hashlib.sha256(content).hexdigest()[:12]}
+
+
+def write_used(path: Path, used: Sequence[Mapping[str, Any]], **about: Any) -> None:
+    """Write down which labels a training used, in the state folder."""
+    write_bytes(path, json.dumps({**about, **summarize_used(used), "labels": list(used)}).encode())
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all; the name it has meanwhile is no image's or label's."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _stamp_of(files: Sequence[Path]) -> tuple[int, int] | None:
+    """Stamp of the one file there is."""
+    return _stamp(files[0]) if len(files) == 1 else None

@@ -1,0 +1,108 @@
+"""The history of an image's labels: who drew what and when, undo, and a reviewer's choice."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException
+from fastapi.responses import FileResponse, JSONResponse, Response
+from monailabel.endpoints.user.auth import User
+from monailabel.interfaces.utils.app import app_instance
+from pydantic import BaseModel, Field
+
+from iopfl.core.errors import LabelVersionError
+from iopfl.lib.annotators import name_annotator, tell_annotators
+from iopfl.lib.label_store import VersionedDatastore
+from iopfl.lib.versions import History, LabelVersion
+from iopfl.web.access import for_annotator, for_reviewer, for_user
+
+_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+router = APIRouter(prefix="/iopfl/labels", tags=["labels"])
+tell_annotators()
+
+
+class Who(BaseModel):
+    """Who asks, where nobody has to sign in."""
+
+    client_id: str = ""
+
+
+class Choice(Who):
+    """A reviewer's choice."""
+
+    version: int | None = Field(None, description="number of the version that is to be final; none: as the rule says")
+
+
+def find_store() -> VersionedDatastore:
+    """This server's datastore."""
+    return app_instance().datastore()
+
+
+Store = Annotated[VersionedDatastore, Depends(find_store)]
+
+
+@router.get(
+    "", summary="How final labels are chosen, and which images are lent to whom", dependencies=[Depends(for_user)]
+)
+def describe_all(store: Store) -> Response:
+    leases = [
+        {"image": lease.image, "to": lease.annotator, "until": lease.until} for lease in app_instance().leases.active()
+    ]
+    return JSONResponse({"rule": str(store.rule), "lent": leases}, headers=_HEADERS)
+
+
+@router.get("/{image}", summary="All labels that an image ever had", dependencies=[Depends(for_user)])
+def describe(image: str, store: Store) -> Response:
+    return _answer(image, store)
+
+
+@router.get("/{image}/versions/{number}", summary="One of an image's labels", dependencies=[Depends(for_user)])
+def download(image: str, number: int, store: Store) -> FileResponse:
+    try:
+        version = store.history(image).find(number)
+        file = store.versions.file(image, version)
+    except LabelVersionError as error:
+        raise HTTPException(404, str(error)) from error
+    return FileResponse(file, media_type="application/octet-stream", filename=f"{image}-{file.name}", headers=_HEADERS)
+
+
+@router.post("/{image}/undo", summary="Take back the newest label of one's own")
+def undo(image: str, store: Store, user: Annotated[User, Depends(for_annotator)], who: Who | None = None) -> Response:
+    store.undo(image, name_annotator(user.username, who.model_dump() if who else {}))
+    return _answer(image, store)
+
+
+@router.post("/{image}/choose", summary="Make a version the final label, or let the rule decide again")
+def choose(image: str, choice: Choice, store: Store, user: Annotated[User, Depends(for_reviewer)]) -> Response:
+    store.choose(image, choice.version, name_annotator(user.username, choice.model_dump()))
+    return _answer(image, store)
+
+
+def _answer(image: str, store: VersionedDatastore) -> Response:
+    history, lease = store.history(image), app_instance().leases.find(image)
+    return JSONResponse(
+        {
+            "image": image,
+            "rule": str(store.rule),
+            "final": history.published or None,
+            "chosen": history.chosen,
+            "lent": {"to": lease.annotator, "until": lease.until} if lease else None,
+            "versions": [_describe(version, history) for version in history.versions],
+        },
+        headers=_HEADERS,
+    )
+
+
+def _describe(version: LabelVersion, history: History) -> dict[str, Any]:
+    return {
+        "version": version.number,
+        "annotator": version.annotator,
+        "when": version.when,
+        "kind": version.kind,
+        "from": dict(version.origin),
+        "sha256": version.sha256,
+        "sources": list(version.sources),
+        "is_current": version in history.current.values(),
+        "withdrawn": history.withdrawn.get(version.number),
+    }

@@ -1,0 +1,366 @@
+"""Every submitted label stays, the rule makes one of them final, and a crash loses or doubles none."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from iopfl.core.errors import ConfigError, LabelVersionError
+from iopfl.lib.final_labels import MAJORITY, STAPLE, FinalRule, find_consensus
+from iopfl.lib.versions import LOG, VersionStore
+
+from .site import GLAND, SPOT, oblique_affine, write_picture, write_scans
+
+IMAGE = "case08"
+SHAPE = (28, 36, 5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _patched() -> None:
+    from iopfl.compat import apply_tasks
+
+    apply_tasks()
+
+
+@pytest.fixture
+def studies(tmp_path) -> Path:
+    return write_scans(tmp_path / "site_a", labeled=2, unlabeled=7)
+
+
+def open_store(studies: Path, rule: str = "newest", *, task=GLAND):
+    """The datastore as a server opens it."""
+    from iopfl.lib.label_store import VersionedDatastore
+
+    return VersionedDatastore(
+        str(studies),
+        extensions=["*.nii.gz", "*.png"],
+        tasks={task.name: task},
+        labels=studies.parent / "state" / "labels",
+        rule=FinalRule.parse(rule),
+    )
+
+
+def draw(path: Path, columns: slice, *, value: int = 2) -> Path:
+    """A label in which some columns are drawn."""
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[columns] = value
+    nib.save(nib.Nifti1Image(mask, oblique_affine()), path)
+    return path
+
+
+def submit(store, label: Path, annotator: str, image: str = IMAGE, **info):
+    return store.submit(image, label, {"client_id": annotator, **info})
+
+
+def final(studies: Path, image: str = IMAGE) -> np.ndarray | None:
+    """What training would read."""
+    path = studies / "labels" / "final" / f"{image}.nii.gz"
+    return np.asarray(nib.load(path).dataobj) if path.exists() else None
+
+
+def columns_of(mask: np.ndarray | None) -> list[int]:
+    return [] if mask is None else sorted(set(np.nonzero(mask)[0].tolist()))
+
+
+def test_every_annotators_label_stays_and_the_newest_is_final(studies, tmp_path):
+    store = open_store(studies)
+    files = [draw(tmp_path / f"{number}.nii.gz", slice(number, number + 3)) for number in range(3)]
+    for annotator, file in zip(("ann", "bob", "ann"), files, strict=True):
+        submit(store, file, annotator, label_info=[{"name": "gland", "idx": 2}])
+    history = open_store(studies).history(IMAGE)
+    assert [version.annotator for version in history.versions] == ["ann", "bob", "ann"]
+    assert [version.when for version in history.versions] == sorted({version.when for version in history.versions})
+    for version, file in zip(history.versions, files, strict=True):
+        assert store.versions.file(IMAGE, version).read_bytes() == file.read_bytes()
+    assert {name: version.number for name, version in history.current.items()} == {"ann": 3, "bob": 2}
+    assert columns_of(final(studies)) == [2, 3, 4]
+    info = store.get_label_info(IMAGE, "final")
+    assert (info["version"], info["annotator"], info["label_info"][0]["idx"]) == (3, "ann", 2)
+    assert IMAGE in store.get_labeled_images()
+    assert store.get_label_uri(IMAGE, "final").endswith(f"labels/final/{IMAGE}.nii.gz")
+
+
+def test_a_retry_is_the_same_version_and_displaces_nobody(studies, tmp_path):
+    store = open_store(studies)
+    anns, bobs = draw(tmp_path / "a.nii.gz", slice(0, 3)), draw(tmp_path / "b.nii.gz", slice(9, 12))
+    first = submit(store, anns, "ann")
+    submit(store, bobs, "bob")
+    assert submit(store, anns, "ann") == first
+    assert len(store.history(IMAGE).versions) == 2
+    assert columns_of(final(studies)) == [9, 10, 11]
+
+
+def test_what_does_not_fit_leaves_no_version(studies, tmp_path):
+    from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
+
+    store = open_store(studies)
+    wrong = draw(tmp_path / "wrong.nii.gz", slice(0, 3), value=9)
+    with pytest.raises(MONAILabelException, match=r"") as caught:
+        submit(store, wrong, "ann")
+    assert "has values [0, 2]" in caught.value.msg
+    assert store.history(IMAGE).versions == () and final(studies) is None
+    with pytest.raises(ImageNotFoundException):
+        submit(store, wrong, "ann", image="nobody")
+    assert "nobody" not in store.versions.images()
+
+
+def test_undo_brings_ones_own_label_before_back(studies, tmp_path):
+    store = open_store(studies)
+    for number in range(2):
+        submit(store, draw(tmp_path / f"{number}.nii.gz", slice(number, number + 1)), "ann")
+    assert store.undo(IMAGE, "ann").number == 2
+    assert columns_of(final(studies)) == [0]
+    redone = submit(store, tmp_path / "1.nii.gz", "ann")
+    assert redone.number == 3 and columns_of(final(studies)) == [1]
+    store.undo(IMAGE, "ann")
+    store.undo(IMAGE, "ann")
+    assert final(studies) is None and IMAGE in store.get_unlabeled_images()
+    with pytest.raises(LabelVersionError, match="nothing to undo"):
+        store.undo(IMAGE, "ann")
+    with pytest.raises(LabelVersionError, match="nothing to undo"):
+        store.undo(IMAGE, "bob")
+    assert len(store.history(IMAGE).versions) == 3
+
+
+def test_a_deleted_label_is_withdrawn_not_lost(studies, tmp_path):
+    store = open_store(studies)
+    submit(store, draw(tmp_path / "a.nii.gz", slice(0, 3)), "ann")
+    submit(store, draw(tmp_path / "b.nii.gz", slice(3, 6)), "bob")
+    store.remove_label(IMAGE, "final")
+    assert final(studies) is None and IMAGE not in store.get_labeled_images()
+    history = store.history(IMAGE)
+    assert set(history.withdrawn) == {1, 2} and store.versions.file(IMAGE, history.find(1)).is_file()
+    store.remove_image(IMAGE)
+    assert IMAGE not in store.list_images()
+
+
+def test_the_named_reviewers_label_counts_once_there_is_one(studies, tmp_path):
+    store = open_store(studies, "reviewer:rev")
+    submit(store, draw(tmp_path / "a.nii.gz", slice(0, 1)), "ann")
+    assert columns_of(final(studies)) == [0]
+    submit(store, draw(tmp_path / "r.nii.gz", slice(1, 2)), "rev")
+    submit(store, draw(tmp_path / "b.nii.gz", slice(2, 3)), "bob")
+    assert columns_of(final(studies)) == [1]
+
+
+def test_a_reviewers_choice_stands_until_it_is_lifted_or_withdrawn(studies, tmp_path):
+    store = open_store(studies)
+    for number, annotator in enumerate(("ann", "bob")):
+        submit(store, draw(tmp_path / f"{number}.nii.gz", slice(number, number + 1)), annotator)
+    store.choose(IMAGE, 1, "rev")
+    submit(store, draw(tmp_path / "3.nii.gz", slice(3, 4)), "bob")
+    assert columns_of(final(studies)) == [0]
+    store.choose(IMAGE, None, "rev")
+    assert columns_of(final(studies)) == [3]
+    store.choose(IMAGE, 1, "rev")
+    store.undo(IMAGE, "ann")
+    assert columns_of(final(studies)) == [3]
+    with pytest.raises(LabelVersionError, match="does not count any more"):
+        store.choose(IMAGE, 1, "rev")
+    with pytest.raises(LabelVersionError, match="no version 7"):
+        store.choose(IMAGE, 7, "rev")
+
+
+@pytest.mark.parametrize("rule", [MAJORITY, STAPLE])
+def test_consensus_comes_with_each_version_and_names_its_sources(studies, tmp_path, rule):
+    store = open_store(studies, rule)
+    spans = {"ann": slice(4, 16), "bob": slice(5, 17), "eve": slice(6, 18)}
+    for annotator, span in spans.items():
+        submit(store, draw(tmp_path / f"{annotator}.nii.gz", span), annotator)
+    assert columns_of(final(studies)) == list(range(5, 17))
+    versions = store.history(IMAGE).versions
+    assert [(v.kind, v.sources) for v in versions if v.kind == "consensus"][-1] == ("consensus", (4, 2, 1))
+    assert store.history(IMAGE).published == versions[-1].number
+    store.undo(IMAGE, "eve")
+    store.undo(IMAGE, "bob")
+    assert columns_of(final(studies)) == list(range(4, 16)), "one label is its own consensus"
+    submit(store, tmp_path / "bob.nii.gz", "bob")
+    consensus = [v for v in open_store(studies, rule).history(IMAGE).versions if v.kind == "consensus"]
+    assert len({version.sources for version in consensus}) == len(consensus), "made once each"
+
+
+def test_consensus_of_pictures(tmp_path):
+    studies = tmp_path / "site_p"
+    studies.mkdir()
+    write_picture(studies / "eye.png", 0)
+    store = open_store(studies, MAJORITY, task=SPOT)
+    for number, annotator in enumerate(("ann", "bob", "eve")):
+        mask = np.zeros((60, 40), np.uint8)
+        mask[10:20, 10 + number : 20 + number] = 255
+        Image.fromarray(mask).save(tmp_path / f"{annotator}.png")
+        submit(store, tmp_path / f"{annotator}.png", annotator, image="eye")
+    consensus = np.asarray(Image.open(studies / "labels" / "final" / "eye.png"))
+    assert np.array_equal(np.nonzero(consensus.any(0))[0], np.arange(11, 21)) and consensus.max() == 255
+
+
+def test_a_tie_goes_to_the_newest_label_that_is_part_of_it():
+    shape = (4, 4, 1)
+    newest, other, third = (np.full(shape, value, np.uint8) for value in (0, 3, 3))
+    assert (find_consensus([newest, other], MAJORITY) == 0).all()
+    assert (find_consensus([newest, other, third], MAJORITY) == 3).all()
+    assert (find_consensus([newest, other, third, np.zeros(shape, np.uint8)], MAJORITY) == 0).all()
+    assert (find_consensus([np.full(shape, 7, np.uint8), other], MAJORITY) == 7).all()
+
+
+@pytest.mark.parametrize("rule", [MAJORITY, STAPLE])
+def test_the_consensus_of_equal_labels_is_that_label(rule):
+    random = np.random.default_rng(0)
+    label = random.choice(np.array([0, 0, 0, 1, 200], np.uint8), (9, 8, 7))
+    for count in (1, 2, 5):
+        assert np.array_equal(find_consensus([label] * count, rule), label)
+    assert not find_consensus([np.zeros_like(label)] * 3, rule).any()
+
+
+@pytest.mark.parametrize("text", ["oldest", "reviewer", "reviewer:", "newest:ann", ""])
+def test_a_rule_that_there_is_not_is_refused(text):
+    with pytest.raises(ConfigError, match="expected newest, reviewer:NAME, majority, staple"):
+        FinalRule.parse(text)
+
+
+def test_labels_in_the_folder_become_versions_of_nobody(studies, tmp_path):
+    store = open_store(studies)
+    stored = studies / "labels" / "final" / "case00.nii.gz"
+    before = stored.read_bytes()
+    submit(store, draw(tmp_path / "a.nii.gz", slice(0, 3)), "ann", image="case00")
+    versions = store.history("case00").versions
+    assert [(version.kind, version.annotator) for version in versions] == [("folder", ""), ("submitted", "ann")]
+    assert store.versions.file("case00", versions[0]).read_bytes() == before
+    store.undo("case00", "ann")
+    assert stored.read_bytes() == before
+    shutil.copy(tmp_path / "a.nii.gz", stored)  # replaced by hand
+    history = store.history("case00")
+    assert (history.published, history.versions[-1].kind) == (3, "folder")
+    stored.unlink()  # and taken away by hand
+    assert set(store.history("case00").withdrawn) == {1, 2, 3}
+    assert "case00" in store.get_unlabeled_images()
+
+
+def test_a_training_says_which_versions_it_uses(studies, tmp_path):
+    from iopfl.lib.datastore import split_labeled
+    from iopfl.lib.label_store import describe_used, summarize_used
+
+    store = open_store(studies)
+    submit(store, draw(tmp_path / "a.nii.gz", slice(0, 3)), "ann")
+    stems = [case.stem for case in split_labeled(store, GLAND)["all"]]
+    used = describe_used(store, stems)
+    assert [(entry["image"], entry["version"]) for entry in used] == [("case00", 1), ("case01", 1), (IMAGE, 1)]
+    before = summarize_used(used)
+    submit(store, draw(tmp_path / "b.nii.gz", slice(3, 6)), "ann")
+    after = summarize_used(describe_used(store, stems))
+    assert before["count"] == after["count"] == 3 and before["digest"] != after["digest"]
+
+
+class Crash(BaseException):
+    """Stands for a process that ends here."""
+
+
+@pytest.mark.parametrize("rule", ["newest", MAJORITY])
+def test_a_crash_at_any_moment_loses_no_label_and_doubles_none(studies, tmp_path, monkeypatch, rule):
+    """Each step that reaches the disk is the last one once."""
+    clean = tmp_path / "clean"
+    shutil.copytree(studies, clean / studies.name)
+    olds, news = draw(tmp_path / "a.nii.gz", slice(0, 8)), draw(tmp_path / "b.nii.gz", slice(4, 12))
+    crashes = 0
+    while True:
+        home = tmp_path / f"run{crashes}"
+        shutil.copytree(clean, home)
+        folder = home / studies.name
+        submit(open_store(folder, rule), olds, "ann")
+        store = open_store(folder, rule)
+        left = crashes
+
+        def step(original):
+            def call(*arguments, **options):
+                nonlocal left
+                if left == 0:
+                    raise Crash
+                left -= 1
+                return original(*arguments, **options)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", step(os.fsync))
+            patch.setattr(Path, "replace", step(Path.replace))
+            patch.setattr(Path, "unlink", step(Path.unlink))
+            try:
+                submit(store, news, "bob")
+                accepted = True
+            except Crash:
+                accepted = False
+        again = open_store(folder, rule)
+        again.repair()
+        check_whole(again, folder)
+        submit(again, news, "bob")  # the client tries again
+        versions = again.history(IMAGE).versions
+        assert [v.annotator for v in versions if v.kind == "submitted"] == ["ann", "bob"]
+        check_whole(again, folder)
+        if accepted:
+            break
+        crashes += 1
+    assert crashes >= 6
+
+
+def check_whole(store, folder: Path) -> None:
+    """The final label is one of the versions, and the one that is said."""
+    history = store.history(IMAGE)
+    published = history.find(history.published)
+    stored = folder / "labels" / "final" / f"{IMAGE}.nii.gz"
+    assert stored.read_bytes() == store.versions.file(IMAGE, published).read_bytes()
+    expected = store.rule.select(history)
+    assert published.sources == tuple(v.number for v in expected) if len(expected) > 1 else published == expected[0]
+
+
+def test_a_line_that_was_cut_off_counts_as_not_written(tmp_path):
+    store = VersionStore(tmp_path)
+    label = draw(tmp_path / "a.nii.gz", slice(0, 3))
+    with store.hold(IMAGE):
+        store.add(IMAGE, label, annotator="ann")
+    log = tmp_path / IMAGE / LOG
+    whole = log.read_bytes()
+    for cut in (1, 20, len(whole) - 2):
+        log.write_bytes(whole + whole[:cut])
+        again = VersionStore(tmp_path)
+        assert len(again.history(IMAGE).versions) == 1
+        with again.hold(IMAGE):
+            again.add(IMAGE, draw(tmp_path / "b.nii.gz", slice(3, 6)), annotator="bob")
+        assert [version.annotator for version in VersionStore(tmp_path).history(IMAGE).versions] == ["ann", "bob"]
+        assert all(json.loads(line)["what"] for line in log.read_bytes().splitlines()[-1:])
+
+
+def test_a_full_disk_leaves_the_log_as_it_was(tmp_path, monkeypatch):
+    store = VersionStore(tmp_path)
+    label = draw(tmp_path / "a.nii.gz", slice(0, 3))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with store.hold(IMAGE):
+        store.add(IMAGE, label, annotator="ann")
+        before = (tmp_path / IMAGE / LOG).read_bytes()
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr(os, "fsync", full)
+            store.note(IMAGE, "chosen", number=1)
+    assert (tmp_path / IMAGE / LOG).read_bytes() == before
+
+
+def test_a_label_that_started_from_an_answer_says_so(studies, tmp_path):
+    store = open_store(studies)
+    store.answers.note("ann", IMAGE, {"task": "gland", "model": "routed", "bank": "gland-1a2b", "seconds": 1.0})
+    label = draw(tmp_path / "a.nii.gz", slice(0, 3))
+    assert submit(store, label, "ann").origin == {"task": "gland", "model": "routed", "bank": "gland-1a2b"}
+    assert submit(store, label, "bob").origin == {}
+
+
+def test_a_clients_name_is_kept_short_and_printable():
+    from iopfl.lib.annotators import find_annotator
+
+    assert find_annotator({"client_id": "a\nb\x00" + "c" * 100}) == "ab" + "c" * 62
+    assert find_annotator({"client_id": None}) == find_annotator(None) == ""
