@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_bank(commands)
     _add_datasets(commands)
+    _add_users(commands)
     return parser
 
 
@@ -191,6 +192,19 @@ def _add_bank(commands: Any) -> None:
     from iopfl import cli_bank
 
     cli_bank.add_actions(lambda name, run, text, example: _add(actions, name, run, text, example), _add_keys)
+
+
+def _add_users(commands: Any) -> None:
+    from iopfl import cli_users
+
+    text = "Add, list and remove who may sign in, and make tokens for programs."
+    parser = _add(commands, "users", lambda _: None, text, "iopfl users add anna --role annotator")
+    users = parser.add_subparsers(required=True, metavar="ACTION")
+    cli_users.add_user_actions(lambda name, run, text, example: _add(users, name, run, text, example))
+    text = "Show who did what at a label server, and check that the record was not altered."
+    parser = _add(commands, "audit", lambda _: None, text, "iopfl audit show --user anna")
+    audit = parser.add_subparsers(required=True, metavar="ACTION")
+    cli_users.add_audit_actions(lambda name, run, text, example: _add(audit, name, run, text, example))
 
 
 def _add_datasets(commands: Any) -> None:

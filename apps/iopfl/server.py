@@ -26,6 +26,7 @@ from iopfl import compat
 from iopfl.compat.logs_page import LOG_FILE_VARIABLE
 from iopfl.core.errors import ConfigError, IOPFLError
 from iopfl.lib.settings import AppSettings, check_device
+from iopfl.web.access_settings import MAX_UPLOAD_MB, MODES, AccessSettings, choose_mode, find_hosts, read_secret
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -57,6 +58,12 @@ class ServerSettings:
         ssl_keyfile: PEM key of that certificate.
         root_path: path prefix, behind a reverse proxy that removes one.
         log_level: DEBUG, INFO, WARNING or ERROR.
+        auth: `local`, `oidc` or `off`; None = `off`, which is refused where others reach the host.
+        oidc_issuer: address of the hospital's sign-in service; "" = MONAI_LABEL_AUTH_REALM_URI.
+        oidc_client: the name that this server is registered by there; "" = MONAI_LABEL_AUTH_CLIENT_ID.
+        oidc_secret_file: holds what this server proves that with; None = it is a public client.
+        allow_hosts: names by which browsers may call this server, besides the host's, the certificate's and addresses.
+        max_upload_mb: most that one request may bring.
     """
 
     studies: str
@@ -69,10 +76,20 @@ class ServerSettings:
     ssl_keyfile: Path | None = None
     root_path: str = ""
     log_level: str = "INFO"
+    auth: str | None = None
+    oidc_issuer: str = ""
+    oidc_client: str = ""
+    oidc_secret_file: Path | None = None
+    allow_hosts: tuple[str, ...] = ()
+    max_upload_mb: int = MAX_UPLOAD_MB
 
 
-def build_app() -> FastAPI:
-    """Make the ASGI app. MONAI Label's settings must be in place."""
+def build_app(access: AccessSettings | None = None) -> FastAPI:
+    """Make the ASGI app. MONAI Label's settings must be in place; who may use it is in them, or given."""
+    from monailabel.config import settings
+
+    access = access or AccessSettings.from_environment(DEFAULT_STATE)
+    settings.MONAI_LABEL_AUTH_ENABLE = access.mode != "off"
     # MONAI Label prints its allowed origins, which are not those that `compat.cors` leaves.
     with contextlib.redirect_stdout(None):
         compat.apply_all()
@@ -81,8 +98,11 @@ def build_app() -> FastAPI:
 
     from iopfl.lib.rounds import ROUND_KEY
     from iopfl.web import router
+    from iopfl.web.gate import install
+    from iopfl.web.identity import Access
 
     app.include_router(router)
+    install(app, Access(access))
     compat.background_processes.stay_ready_after(lambda request: ROUND_KEY in request)
 
     # Comes after the router: only where that has no page of its own here.
@@ -111,6 +131,7 @@ def serve(settings: ServerSettings) -> NoReturn:
         ConfigError: there is no app, no study folder, or the port is taken.
     """
     _check(settings)
+    access = _choose_access(settings)
     listener = _listen(settings.host, settings.port)
     port = listener.getsockname()[1]
     _configure_monailabel(settings, port)
@@ -126,7 +147,7 @@ def serve(settings: ServerSettings) -> NoReturn:
                 print(f"{scheme}://{host}:{port}", flush=True)  # noqa: T201  # what the command is for
 
     config = uvicorn.Config(
-        build_app(),
+        build_app(access),
         log_config=_log_config(settings),
         access_log=False,
         root_path=settings.root_path,
@@ -167,6 +188,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--root-path", default="", help="path prefix, behind a reverse proxy")
     levels = ("DEBUG", "INFO", "WARNING", "ERROR")
     add("--log-level", default=defaults.log_level, choices=levels, help="(default: %(default)s)")
+    text = (
+        "who may use it: users of its own (iopfl users), the hospital's, or everybody (default on this machine alone)"
+    )
+    add("--auth", choices=MODES, help=text)
+    add("--oidc-issuer", default="", metavar="URL", help="the hospital's OpenID Connect service, e.g. a Keycloak realm")
+    add("--oidc-client", default="", metavar="ID", help="this server's client id there (default: monailabel-app)")
+    add("--oidc-secret-file", type=Path, metavar="FILE", help="holds the client's secret, if it has one")
+    text = "name by which browsers may call it, e.g. a reverse proxy's; several times for several"
+    add("--allow-host", action="append", default=[], metavar="NAME", help=text)
+    text = "most that one request may bring (default: %(default)s)"
+    add("--max-upload-mb", type=int, default=defaults.max_upload_mb, metavar="MB", help=text)
 
 
 def settings_from(arguments: argparse.Namespace) -> ServerSettings:
@@ -182,6 +214,12 @@ def settings_from(arguments: argparse.Namespace) -> ServerSettings:
         ssl_keyfile=arguments.ssl_keyfile,
         root_path=arguments.root_path,
         log_level=arguments.log_level,
+        auth=arguments.auth,
+        oidc_issuer=arguments.oidc_issuer,
+        oidc_client=arguments.oidc_client,
+        oidc_secret_file=arguments.oidc_secret_file,
+        allow_hosts=tuple(arguments.allow_host),
+        max_upload_mb=arguments.max_upload_mb,
     )
 
 
@@ -212,6 +250,24 @@ def _check(settings: ServerSettings) -> None:
         raise ConfigError(f"a port is a number from 0 to {_MAX_PORT}, not {settings.port}")
     if settings.app_dir.resolve() == Path(__file__).resolve().parent:
         AppSettings.from_conf(settings.conf, default_state=settings.state)
+
+
+def _choose_access(settings: ServerSettings) -> AccessSettings:
+    """Who may use the server; the sign-in service's address goes where MONAI Label's child processes look, too."""
+    from monailabel.config import settings as monailabel
+
+    if settings.oidc_issuer:
+        monailabel.MONAI_LABEL_AUTH_REALM_URI = settings.oidc_issuer.rstrip("/")
+    if settings.oidc_client:
+        monailabel.MONAI_LABEL_AUTH_CLIENT_ID = settings.oidc_client
+    state = settings.state.resolve()
+    return AccessSettings(
+        mode=choose_mode(settings.auth, settings.host, state),
+        state=state,
+        client_secret=read_secret(settings.oidc_secret_file),
+        hosts=find_hosts(settings.host, settings.allow_hosts, settings.ssl_certfile),
+        max_upload_mb=settings.max_upload_mb,
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -19,7 +19,6 @@ const state = { task: "", image: "", model: "routed", beside: "global", slice: n
 let status = null;
 let images = [];
 let shown = 0; // number of the newest request: what arrives for an older one is dropped
-let token = sessionStorage.getItem("iopfl-token");
 
 /** Make an element; text is never read as HTML. */
 function make(tag, properties = {}, ...children) {
@@ -34,14 +33,14 @@ class Refused extends Error {
 
 async function load(path, parameters = {}) {
   const query = new URLSearchParams(parameters).toString();
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
   let response;
   try {
-    response = await fetch(`iopfl/${path}${query ? `?${query}` : ""}`, { headers });
+    response = await fetch(`iopfl/${path}${query ? `?${query}` : ""}`);
   } catch {
     throw new Refused("The label server does not answer. Is it still running, and is this computer connected to it?", 0);
   }
   if (response.ok) return response;
+  if (response.status === 401) location.assign(`iopfl/signin?next=${encodeURIComponent(location.pathname + location.search)}`);
   const body = await response.json().catch(() => ({}));
   const detail = typeof body.detail === "string" ? body.detail : "no reason given";
   const openings = { 401: "Please sign in", 403: "This account may not do that", 503: "The server is busy" };
@@ -59,7 +58,6 @@ async function loadPicture(...what) {
 function tell(problem) {
   find("problem").hidden = !problem;
   find("problem").textContent = problem ? problem.message : "";
-  find("signin").hidden = problem?.code !== 401;
   if (problem && !(problem instanceof Refused)) throw problem;
 }
 
@@ -67,7 +65,10 @@ function tell(problem) {
 
 async function start() {
   try {
-    [status, { images }] = await Promise.all([loadJson("status"), loadJson("images")]);
+    let me;
+    [status, { images }, me] = await Promise.all([loadJson("status"), loadJson("images"), loadJson("me")]);
+    find("who").hidden = !me.name;
+    find("who").firstElementChild.textContent = me.name;
   } catch (problem) {
     return tell(problem);
   }
@@ -313,16 +314,4 @@ function showLabels(figures) {
 find("filter").oninput = showImages;
 find("task").onchange = (event) => change({ task: event.target.value, slice: null });
 find("beside").onchange = (event) => change({ beside: event.target.value });
-find("signin").querySelector("form").onsubmit = async (event) => {
-  event.preventDefault();
-  try {
-    const response = await fetch("auth/token", { method: "POST", body: new URLSearchParams(new FormData(event.target)) });
-    if (!response.ok) throw new Refused("Sign-in failed: check user name and password.", 401);
-    token = (await response.json()).access_token;
-    sessionStorage.setItem("iopfl-token", token);
-    await start();
-  } catch (problem) {
-    tell(problem instanceof Refused ? problem : new Refused("The sign-in service does not answer.", 401));
-  }
-};
 start();

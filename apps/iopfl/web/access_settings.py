@@ -1,0 +1,141 @@
+"""Who may use a label server, as its administrator says it: checked before anything listens."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cryptography import x509
+
+from iopfl.core.errors import ConfigError
+from iopfl.web.users import Users
+
+AUTH_VARIABLE = "IOPFL_AUTH"
+"""Environment variable: `local`, `oidc` or `off`, where the server is not started by `iopfl serve`."""
+MODES = ("local", "oidc", "off")
+MAX_UPLOAD_MB = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessSettings:
+    """Who may use a label server, and how much may be sent to it.
+
+    Attributes:
+        mode: `off`, everybody who reaches it may do everything; `local`, users of its own
+            (`iopfl users`); `oidc`, those of the hospital's sign-in service.
+        state: the state folder.
+        client_secret: what this server proves to the sign-in service with; "" = it is a public client.
+        hosts: names by which browsers may call this server, besides IP addresses and `localhost`.
+        max_upload_mb: most that one request may bring, in MB of 2^20 bytes.
+    """
+
+    mode: str
+    state: Path
+    client_secret: str = field(default="", repr=False)
+    hosts: frozenset[str] = frozenset()
+    max_upload_mb: int = MAX_UPLOAD_MB
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(f"authentication is one of {', '.join(MODES)}, not {self.mode!r}")
+        if self.max_upload_mb < 1:
+            raise ConfigError(f"the most that a request may bring is 1 MB or more, not {self.max_upload_mb}")
+
+    @classmethod
+    def from_environment(cls, default_state: Path) -> AccessSettings:
+        """The settings of a server that `monailabel start_server` starts."""
+        from monailabel.config import settings
+
+        mode = os.environ.get(AUTH_VARIABLE) or ("oidc" if settings.MONAI_LABEL_AUTH_ENABLE else "off")
+        return cls(mode=mode, state=Path(settings.MONAI_LABEL_APP_CONF.get("state") or default_state))
+
+
+def choose_mode(asked: str | None, host: str, state: Path) -> str:
+    """How to run a server, where its administrator asked for one of `MODES` or for none.
+
+    Raises:
+        ConfigError: others than this machine would reach it, and nobody said that they may; or it has no users.
+    """
+    from monailabel.config import settings
+
+    mode = asked or os.environ.get(AUTH_VARIABLE) or ("oidc" if settings.MONAI_LABEL_AUTH_ENABLE else "")
+    if not mode:
+        if not is_loopback(host):
+            raise ConfigError(
+                f"on {host} others than this machine reach the server: give --auth local (users of its own, "
+                "see iopfl users) or --auth oidc, or --auth off to let everybody see and change everything"
+            )
+        mode = "off"
+    if mode == "local" and not Users(state).all():
+        raise ConfigError(
+            "expected users to sign in, there is none yet: "
+            f"add the first with iopfl users add NAME --role admin --state {state}"
+        )
+    if mode == "oidc":
+        check_address(settings.MONAI_LABEL_AUTH_REALM_URI)
+    return mode
+
+
+def find_hosts(host: str, allowed: Iterable[str], certificate: Path | None) -> frozenset[str]:
+    """Names by which a server may be called: its own, those allowed, and those in its certificate.
+
+    Raises:
+        ConfigError: the certificate cannot be read.
+    """
+    named: list[str] = []
+    if certificate is not None:
+        try:
+            found = x509.load_pem_x509_certificate(certificate.read_bytes()).extensions
+            named = found.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
+        except x509.ExtensionNotFound:
+            pass
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--ssl-certfile {certificate}: expected a certificate in PEM, {error}") from error
+    return frozenset(name.lower() for name in (host, *allowed, *named))
+
+
+def read_secret(file: Path | None) -> str:
+    """What a file holds that nobody else should read; "" for none.
+
+    Raises:
+        ConfigError: it cannot be read, or others may.
+    """
+    if file is None:
+        return ""
+    try:
+        if file.stat().st_mode & 0o077:
+            raise ConfigError(f"{file}: others may read this secret; expected mode 600: chmod 600 {file}")
+        return file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{file}: expected a secret, {error.strerror}") from error
+
+
+def check_address(address: str) -> None:
+    """Check that what is said to a sign-in service stays between it and this server.
+
+    Raises:
+        ConfigError: it would travel in the clear.
+    """
+    parts = urlsplit(address)
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        raise ConfigError(
+            f"the sign-in service {address}: expected an https:// address (http:// on this machine alone)"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host.
+
+    >>> [is_loopback(host) for host in ("localhost", "127.0.0.1", "::1", "0.0.0.0", "pacs.example")]
+    [True, True, True, False, False]
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

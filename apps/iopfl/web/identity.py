@@ -1,0 +1,103 @@
+"""Who sends a request: read from a token in its header, or from the cookie of a browser that signed in.
+
+Tokens of machines, made with `iopfl users token`, count whichever way people sign in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import User
+
+from iopfl.core.audit import AuditLog
+from iopfl.web.access import FEDERATION_ROLE, implied_roles
+from iopfl.web.access_settings import AccessSettings
+from iopfl.web.oidc import SignInService
+from iopfl.web.realm import Realm, refuse, to_user
+from iopfl.web.sessions import SESSION_SECONDS, Sessions
+from iopfl.web.users import TOKEN_PREFIX, Account, Users
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sends a request, and whether a cookie said so, which a browser sends by itself."""
+
+    user: User
+    by_cookie: bool
+
+
+class Access:
+    """Who may use one label server."""
+
+    def __init__(self, chosen: AccessSettings) -> None:
+        self.settings = chosen
+        self.mode = chosen.mode
+        self.users = Users(chosen.state)
+        self.log = AuditLog(chosen.state / "audit")
+        self.sessions = Sessions(chosen.state)
+        self.service: SignInService | None = None
+        if self.mode == "oidc":
+            realm = Realm(settings.MONAI_LABEL_AUTH_REALM_URI, settings.MONAI_LABEL_AUTH_TIMEOUT)
+            client = settings.MONAI_LABEL_AUTH_CLIENT_ID
+            self.service = SignInService(realm, client=client, secret=chosen.client_secret)
+
+    def identify(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> Caller:
+        """Who sends a request.
+
+        Raises:
+            HTTPException: 401, nobody that is known here; 503, the sign-in service does not answer.
+            ConfigError: the file of users cannot be read.
+        """
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return Caller(self._from_token(token.strip()), by_cookie=False)
+        if self.sessions.cookie in cookies:
+            user = self._from_session(cookies[self.sessions.cookie])
+            if user is None:
+                raise refuse(401, "you have been signed out: sign in again")
+            return Caller(user, by_cookie=True)
+        raise refuse(401, "not signed in: sign in, or send a token")
+
+    def make_session(self, user: User, generation: str = "") -> str:
+        """A token that says that somebody has signed in."""
+        claims = {"sub": user.username, "generation": generation}
+        if self.mode == "oidc":  # the service is not asked again before the token ends
+            claims |= {"roles": user.roles, "name": user.name}
+        return self.sessions.make("session", SESSION_SECONDS, claims)
+
+    def _from_token(self, token: str) -> User:
+        user = None
+        if token.startswith(TOKEN_PREFIX):
+            account = self.users.find_by_token(token)
+            user = to_local_user(account) if account else None
+        elif self.service is not None:
+            return to_user(self.service.realm.decode(token))
+        else:
+            user = self._from_session(token)
+        if user is None:
+            raise refuse(401, "the token is not valid here: sign in again")
+        return user
+
+    def _from_session(self, token: str) -> User | None:
+        claims = self.sessions.read("session", token)
+        if claims is None:
+            return None
+        if self.mode == "oidc":
+            return User(username=claims["sub"], name=claims.get("name"), roles=claims.get("roles", []))
+        account = self.users.find(claims["sub"])
+        if account is None or account.generation != claims["generation"]:
+            return None
+        return to_local_user(account)
+
+
+def to_local_user(account: Account) -> User:
+    """An account as MONAI Label knows users; its role under the name it has there."""
+    names = {
+        "annotator": settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR,
+        "reviewer": settings.MONAI_LABEL_AUTH_ROLE_REVIEWER,
+        "admin": settings.MONAI_LABEL_AUTH_ROLE_ADMIN,
+        "federation": FEDERATION_ROLE,
+    }
+    return User(username=account.name, name=account.name, roles=implied_roles([names[account.role]]))

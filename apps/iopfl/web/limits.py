@@ -1,0 +1,102 @@
+"""How a request must come: by a name that this server has, and no longer than it can use."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from fastapi import HTTPException
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from iopfl.web.access_settings import AccessSettings
+
+MEGABYTE = 2**20
+_MAX_TEXT_MB = 2
+"""JSON and forms without files: parameters, and lists of ids, never images."""
+_MAX_PROXY_MB = 256
+"""What OHIF stores in the PACS: the proxy holds it in memory."""
+_OWN_LIMIT = "/iopfl/federations/"
+"""Weights: these routes know how long theirs are."""
+
+
+class Limits:
+    """ASGI middleware, before all others.
+
+    A page elsewhere may have its own name lead to this server's address, and so read from a
+    clinician's browser what is here (DNS rebinding): hence a name that is not ours is refused.
+    """
+
+    def __init__(self, app: ASGIApp, settings: AccessSettings) -> None:
+        self._app = app
+        self._max_upload_mb = settings.max_upload_mb
+        self._hosts = {"localhost", socket.gethostname().lower(), *(host.lower() for host in settings.hosts)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if not self._is_ours(host):
+            detail = f"this server is not known as {host}: call it by its address, or start it with --allow-host"
+            await JSONResponse({"detail": detail}, 421)(scope, receive, send)
+            return
+        limit = self._limit(find_path(scope), headers.get("content-type", ""))
+        length = headers.get("content-length", "")
+        if limit is not None and length.isdecimal() and int(length) > limit * MEGABYTE:
+            # Closed, as what is still on its way would be read as another request.
+            refusal = JSONResponse({"detail": self._too_long(limit)}, 413, headers={"Connection": "close"})
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive if limit is None else self._counting(receive, limit), send)
+
+    def _is_ours(self, host: str) -> bool:
+        """No name at all is no browser's; an address is nobody's to rebind."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        if not host or name in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def _limit(self, path: str, content_type: str) -> int | None:
+        """Most that a request may bring, in MB; None = its route says."""
+        if path.startswith(_OWN_LIMIT):
+            return None
+        if path.startswith("/proxy/"):
+            return min(_MAX_PROXY_MB, self._max_upload_mb)
+        kind = content_type.partition(";")[0].strip().lower()
+        is_text = kind == "application/x-www-form-urlencoded" or kind.endswith("json") or not kind
+        return _MAX_TEXT_MB if is_text else self._max_upload_mb
+
+    def _counting(self, receive: Receive, limit: int) -> Receive:
+        """Read a body as long as it is short enough: who does not say how long it is may still be sending."""
+        size = 0
+
+        async def read() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > limit * MEGABYTE:
+                raise HTTPException(413, self._too_long(limit), headers={"Connection": "close"})
+            return message
+
+        return read
+
+    def _too_long(self, limit: int) -> str:
+        hint = ": ask the administrator for more (--max-upload-mb)" if limit == self._max_upload_mb else ""
+        return f"expected at most {limit} MB here{hint}"
+
+
+def find_path(scope: Scope) -> str:
+    """A request's path as routes know it: without the prefix that a reverse proxy was told to use."""
+    path, root = scope["path"], scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
