@@ -1,4 +1,4 @@
-"""Decoding one instance's frames: sizes checked before anything is allocated, colors as RGB, modality rescale."""
+"""From stored pixels to what they mean: the modality's rescale, high values bright, colors as RGB."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
+from pydicom.pixels import apply_color_lut, apply_modality_lut
 
 from iopfl.core.errors import SeriesError
+from iopfl.dicomio.decoding import Decoder
 from iopfl.dicomio.frames import count_frames, find_group
 
 COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "PALETTE COLOR")
@@ -18,11 +19,6 @@ GRAYS = ("MONOCHROME1", "MONOCHROME2")
 
 MAX_SERIES_BYTES = 8 << 30
 """Decoded size beyond which a series is refused: 512 x 512 x 8192 voxels of 4 bytes."""
-
-MAX_RATIO = 1000
-"""Decoded bytes an encoded byte may stand for, so that a small file cannot fill the memory."""
-
-_ALWAYS_DECODED = 64 << 20  # bytes: an empty image may be compressed better than MAX_RATIO
 
 
 def is_color(ds: Dataset) -> bool:
@@ -49,44 +45,16 @@ def decoded_dtype(ds: Dataset) -> np.dtype:
     return np.dtype(f"{'i' if int(ds.PixelRepresentation) else 'u'}{bits // 8}")
 
 
-def check_size(ds: Dataset) -> None:
-    """Check an instance's claimed size against the bytes it has, before they are decoded.
-
-    Raises:
-        SeriesError: truncated, or a few bytes claim to be a huge image.
-    """
-    pixels = ds.get("PixelData")
-    if not pixels:
-        raise SeriesError("expected pixel data, came none; send the instance again")
-    samples, bits = int(ds.get("SamplesPerPixel", 1)), int(ds.BitsAllocated)
-    rows, columns, frames = int(ds.Rows), int(ds.Columns), count_frames(ds)
-    if min(rows, columns, samples, frames, bits) < 1:
-        raise SeriesError(f"expected a positive size, came {columns} x {rows} x {frames}, {samples} samples")
-    decoded = (frames * rows * columns * samples * bits + 7) // 8
-    if not ds.file_meta.TransferSyntaxUID.is_compressed:
-        stored = decoded * 2 // 3 if str(ds.get("PhotometricInterpretation")) == "YBR_FULL_422" else decoded
-        if len(pixels) < stored:
-            raise SeriesError(
-                f"truncated: {columns} x {rows} x {frames} pixels are {stored} bytes, came {len(pixels)}; send it again"
-            )
-    elif decoded > max(_ALWAYS_DECODED, MAX_RATIO * len(pixels)):
-        raise SeriesError(
-            f"{len(pixels)} compressed bytes claim to be {decoded}: more than {MAX_RATIO} for one; send it uncompressed"
-        )
-
-
-def decode_frames(ds: Dataset) -> Iterator[np.ndarray]:
+def decode_frames(ds: Dataset, decoder: Decoder) -> Iterator[np.ndarray]:
     """Frames of an instance, one after the other, in stored order.
 
     Returns:
         Each (rows, columns), rescaled and with high values bright, or (rows, columns, 3) uint8 RGB.
 
     Raises:
-        SeriesError: truncated, or too large for its bytes. Decoders raise what they like besides.
+        SeriesError: as `Decoder.iterate`.
     """
-    check_size(ds)
-    decoder = get_decoder(ds.file_meta.TransferSyntaxUID)
-    for index, (frame, _) in enumerate(decoder.iter_array(ds, raw=False)):
+    for index, frame in enumerate(decoder.iterate(ds, raw=False)):
         yield _to_rgb(frame, ds) if is_color(ds) else _to_intensities(frame, ds, index)
 
 

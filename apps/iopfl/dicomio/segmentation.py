@@ -8,14 +8,13 @@ description says which. Reading is in `segmentation_reading`.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
-from highdicom import AlgorithmIdentificationSequence
+from highdicom import AlgorithmIdentificationSequence, CoordinateSystemNames, PlanePositionSequence
 from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from pydicom import Dataset
@@ -117,8 +116,8 @@ def segments_of(task: Task) -> list[Segment]:
 def build_segmentation(mask: np.ndarray, series: Series, segments: Sequence[Segment], origin: Origin) -> Dataset:
     """Build a binary SEG of a mask.
 
-    Slices without any label are left out, as usual; a wholly empty mask keeps all of them, since a SEG
-    has at least one frame.
+    Slices without any label are left out, as usual; of a wholly empty mask one stays, since a SEG has at least
+    one frame.
 
     Args:
         mask: (X, Y, Z) label values on the series' grid.
@@ -135,29 +134,32 @@ def build_segmentation(mask: np.ndarray, series: Series, segments: Sequence[Segm
     numbers = _number(mask, series, segments)  # (X, Y, Z)
     if series.frame_numbers:
         numbers = numbers[..., np.argsort(series.frame_numbers)]  # the source's order of frames
-    with warnings.catch_warnings():
-        # highdicom warns of an empty mask, and of names in words that hold them.
-        warnings.simplefilter("ignore")
-        ds = Segmentation(
-            source_images=_outline_sources(series),
-            pixel_array=np.ascontiguousarray(numbers.transpose(2, 1, 0)),  # (N, rows, columns)
-            omit_empty_frames=bool(numbers.any()),
-            segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=[_describe(number, item, origin) for number, item in enumerate(segments, start=1)],
-            series_instance_uid=generate_uid(),
-            series_number=SERIES_NUMBER,
-            sop_instance_uid=generate_uid(),
-            instance_number=1,
-            manufacturer="iopfl",
-            manufacturer_model_name="iopfl",
-            # highdicom's `tuple[str]` is of any length.
-            software_versions=(f"iopfl {iopfl.__version__}", f"highdicom {version('highdicom')}"),  # type: ignore[arg-type]
-            device_serial_number="0",
-            transfer_syntax_uid=ExplicitVRLittleEndian,
-            content_label="SEGMENTATION",
-            content_description=origin.description[:_LONGEST] or None,
-            specific_character_set="ISO_IR 192",
-        )
+    sources = _outline_sources(series)
+    positions = None
+    if series.has_geometry and not numbers.any():
+        first = find_plane(sources[0]).position
+        numbers, positions = numbers[..., :1], [PlanePositionSequence(CoordinateSystemNames.PATIENT, first)]
+    ds = Segmentation(
+        source_images=sources,
+        pixel_array=np.ascontiguousarray(numbers.transpose(2, 1, 0)),  # (N, rows, columns)
+        plane_positions=positions,
+        omit_empty_frames=bool(numbers.any()),
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=[_describe(number, item, origin) for number, item in enumerate(segments, start=1)],
+        series_instance_uid=generate_uid(),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="iopfl",
+        manufacturer_model_name="iopfl",
+        # highdicom's `tuple[str]` is of any length.
+        software_versions=(f"iopfl {iopfl.__version__}", f"highdicom {version('highdicom')}"),  # type: ignore[arg-type]
+        device_serial_number="0",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        content_label="SEGMENTATION",
+        content_description=origin.description[:_LONGEST] or None,
+        specific_character_set="ISO_IR 192",
+    )
     _copy_patient_and_study(series.datasets[0], ds)
     ds.SeriesDescription = _series_description(origin)
     ds.SeriesDate, ds.SeriesTime = ds.ContentDate, ds.ContentTime

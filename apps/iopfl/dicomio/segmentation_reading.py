@@ -12,17 +12,17 @@ from datetime import datetime
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.pixels import get_decoder
 from pydicom.uid import SegmentationStorage
 from pydicom.valuerep import DA, TM
 
 from iopfl.core.errors import SeriesError
+from iopfl.dicomio.decoding import Decoder
+from iopfl.dicomio.files import reading
 from iopfl.dicomio.frames import count_frames, find_group, find_plane, find_thickness
 from iopfl.dicomio.geometry import Plane
 from iopfl.dicomio.grids import MAX_VOXELS, place_frames, resample_nearest
-from iopfl.dicomio.pixels import check_size
 from iopfl.dicomio.refusals import LABEL_MAP
-from iopfl.dicomio.series import Series, reading
+from iopfl.dicomio.series import Series
 
 VALUE_PREFIX = "label value "
 """Begins the description of a segment whose label value is not its number."""
@@ -91,22 +91,43 @@ def read_segmentation(
             raise
         except SeriesError as error:  # of its planes or pixels
             raise SegmentationError(f"segmentation: {error}") from error
-    named = {segment.value: segment.name for segment in segments.values() if segment.value is not None}
+    described = segments.described.values()
     return Label(
         mask=mask,
-        names=named,
+        names={segment.value: segment.name for segment in described if segment.value is not None},
         annotator=str(ds.get("ContentCreatorName") or "").strip("^ "),
         when=_find_time(ds),
         description=str(ds.get("SeriesDescription") or ""),
     )
 
 
-@dataclass
-class _Drawn:
-    """A segment as the SEG describes it, and the task's label that it is."""
+@dataclass(frozen=True)
+class _Segment:
+    """A segment as the SEG describes it, and the value of the task's label that it is, if it is one."""
 
     name: str
     value: int | None
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """All segments of a SEG by number, and the labels that were expected."""
+
+    described: Mapping[int, _Segment]
+    expected: tuple[str, ...]
+
+    def find_value(self, number: int) -> int:
+        """Label value of a segment that has voxels."""
+        segment = self.described.get(number)
+        if segment is None:
+            raise SegmentationError(f"expected the described segments {sorted(self.described)}, came segment {number}")
+        if segment.value is None:
+            names = ", ".join(repr(other.name) for other in self.described.values())
+            raise SegmentationError(
+                f"expected segments labeled {', '.join(map(repr, self.expected))}, came {names}: segment {number} is "
+                "no label of the task; rename it, or remove it"
+            )
+        return segment.value
 
 
 def _check_belongs(ds: Dataset, series: Series) -> None:
@@ -129,25 +150,28 @@ def _check_belongs(ds: Dataset, series: Series) -> None:
         raise SegmentationError("expected a segmentation that says which series it is of; this one says nothing")
 
 
-def _map_segments(
-    ds: Dataset, values: Mapping[str, int] | None, codes: Mapping[str, Sequence[str]]
-) -> dict[int, _Drawn]:
-    """Segment number -> what it is; a segment that is no label of the task has no value."""
-    segments = {}
+def _map_segments(ds: Dataset, values: Mapping[str, int] | None, codes: Mapping[str, Sequence[str]]) -> _Segments:
+    described = {}
     for item in ds.get("SegmentSequence") or []:
         number, name = int(item.SegmentNumber), str(item.get("SegmentLabel") or "").strip()
-        kinds = item.get("SegmentedPropertyTypeCodeSequence") or []
-        code = (str(kinds[0].get("CodeValue", "")), str(kinds[0].get("CodingSchemeDesignator", ""))) if kinds else None
         if values is None:
-            segments[number] = _Drawn(name or str(number), _own_value(item, number))
-            continue
-        labels = [label for label in values if label.strip().casefold() == name.casefold()]
-        labels = labels or [label for label, known in codes.items() if tuple(known[:2]) == code and label in values]
-        label = labels[0] if len(labels) == 1 else None
-        segments[number] = _Drawn(name, None) if label is None else _Drawn(label, values[label])
-    if not segments:
+            described[number] = _Segment(name or str(number), _own_value(item, number))
+        else:
+            label = _find_label(item, name, values, codes)
+            described[number] = _Segment(label or name, None if label is None else values[label])
+    if not described:
         raise SegmentationError("expected at least one described segment, came none")
-    return segments
+    return _Segments(described, tuple(values or ()))
+
+
+def _find_label(item: Dataset, name: str, values: Mapping[str, int], codes: Mapping[str, Sequence[str]]) -> str | None:
+    """The task's label that a segment is: by its name, else by its code where one label alone has it."""
+    labels = [label for label in values if label.strip().casefold() == name.casefold()]
+    if not labels and item.get("SegmentedPropertyTypeCodeSequence"):
+        code = item.SegmentedPropertyTypeCodeSequence[0]
+        wanted = (str(code.get("CodeValue")), str(code.get("CodingSchemeDesignator")))
+        labels = [label for label in values if tuple(codes.get(label, ()))[:2] == wanted]
+    return labels[0] if len(labels) == 1 else None
 
 
 def _own_value(item: Dataset, number: int) -> int:
@@ -163,9 +187,8 @@ def _find_planes(ds: Dataset) -> list[Plane]:
     return [find_plane(ds, index) for index in range(count_frames(ds))]
 
 
-def _draw(ds: Dataset, segments: Mapping[int, _Drawn], planes: Sequence[Plane], series: Series) -> np.ndarray:
+def _draw(ds: Dataset, segments: _Segments, planes: Sequence[Plane], series: Series) -> np.ndarray:
     """Every frame's segment, on the series' grid, (X, Y, Z)."""
-    check_size(ds)
     rows, columns = int(ds.Rows), int(ds.Columns)
     if planes:
         slices, affine = place_frames(planes, find_thickness(ds), series.affine)
@@ -177,10 +200,10 @@ def _draw(ds: Dataset, segments: Mapping[int, _Drawn], planes: Sequence[Plane], 
     if np.prod(shape, dtype=np.float64) > MAX_VOXELS:
         raise SegmentationError(f"expected frames close to each other, but they span {shape[0]} slices")
     volume = np.zeros(shape, np.uint8)
-    decoder = get_decoder(ds.file_meta.TransferSyntaxUID)
-    for index, (frame, _) in enumerate(decoder.iter_array(ds, raw=True)):
-        for number, drawn in _split(ds, frame, index):
-            _fill(volume[slices[index]], drawn, number, segments)
+    with Decoder() as decoder:
+        for index, frame in enumerate(decoder.iterate(ds, raw=True)):
+            for number, drawn in _split(ds, frame, index):
+                _fill(volume[slices[index]], drawn, number, segments.find_value(number))
     return resample_nearest(volume.transpose(2, 1, 0), affine, series.shape, series.affine)
 
 
@@ -197,19 +220,15 @@ def _split(ds: Dataset, frame: np.ndarray, index: int) -> Iterator[tuple[int, np
         yield number, drawn
 
 
-def _fill(plane: np.ndarray, drawn: np.ndarray, number: int, segments: Mapping[int, _Drawn]) -> None:
-    segment = segments.get(number)
-    if segment is None:
-        raise SegmentationError(f"expected frames of the described segments {sorted(segments)}, came segment {number}")
-    if segment.value is None:
-        raise SegmentationError(f"segment {number} ({segment.name or 'without label'}) is no label of the task")
-    others = set(np.unique(plane[drawn]).tolist()) - {0, segment.value}
+def _fill(plane: np.ndarray, drawn: np.ndarray, number: int, value: int) -> None:
+    """Draw one segment of one frame."""
+    others = set(np.unique(plane[drawn]).tolist()) - {0, value}
     if others:
         raise SegmentationError(
-            f"expected each voxel in one label, but segment {number} ({segment.name}) overlaps label value "
-            f"{sorted(others)[0]}; correct the segmentation"
+            f"expected each voxel in one label, but segment {number} overlaps label value {sorted(others)[0]}; "
+            "correct the segmentation"
         )
-    plane[drawn] = segment.value
+    plane[drawn] = value
 
 
 def _find_time(ds: Dataset) -> datetime | None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from pydicom import Dataset, dcmread
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom import Dataset
 
-from iopfl.core.errors import SeriesError
+from iopfl.core.errors import ConfigError, SeriesError
+from iopfl.core.sites import find_suffix
 from iopfl.core.weights import replacing
+from iopfl.dicomio.decoding import Decoder
+from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.frames import count_frames, find_plane, find_thickness
 from iopfl.dicomio.geometry import build_affine, order_slices
 from iopfl.dicomio.pixels import (
@@ -30,7 +29,6 @@ from iopfl.dicomio.refusals import PICTURES, VOLUMES, check_instance, find_refus
 __all__ = ["Series", "check_instance", "find_refusal", "read_series", "write_nifti"]
 
 _SAME = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "FrameOfReferenceUID")
-_BARE_STARTS = (b"\x02\x00", b"\x08\x00")  # little endian groups that a file without preamble begins with
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,53 +109,6 @@ def read_series(source: Path | Sequence[Path]) -> Series:
         files = _read_headers(_list_files(source))
         _check_one_series(files)
         return _build(files)
-
-
-@contextlib.contextmanager
-def reading(what: str, error_type: type[SeriesError] = SeriesError) -> Iterator[None]:
-    """Translate what parsers and decoders raise on broken bytes, which may be anything, into a SeriesError.
-
-    Their messages may quote values of the data set, hence patient identifiers: only the kind is passed on.
-
-    Args:
-        what: is read, in the message.
-        error_type: of the error to raise.
-    """
-    try:
-        yield
-    except SeriesError:
-        raise
-    except Exception as error:  # pydicom, numpy and the codecs have no common base
-        raise error_type(
-            f"{what} cannot be read ({type(error).__name__}); expected whole DICOM instances: send them again"
-        ) from error
-
-
-def read_dataset(source: Path | bytes, *, pixels: bool = True) -> Dataset | None:
-    """Read one DICOM file, with or without preamble and file meta information.
-
-    Args:
-        source: a file, or what it holds.
-        pixels: whether to read pixel data too.
-
-    Returns:
-        The data set, whose file meta information names its transfer syntax; None for a file that is no DICOM.
-
-    Raises:
-        SeriesError: deflated, which a small file may use to fill the memory.
-    """
-    data = source if isinstance(source, bytes) else source.read_bytes()
-    if data[128:132] != b"DICM" and data[:2] not in _BARE_STARTS:
-        return None
-    if DeflatedExplicitVRLittleEndian.encode() + b"\0" in data[:1024]:
-        raise SeriesError("deflated transfer syntax: expected an uncompressed or image-compressed instance")
-    # From memory: a broken length makes a file's read() allocate what it claims.
-    ds = dcmread(io.BytesIO(data), force=True, stop_before_pixels=not pixels)
-    if "TransferSyntaxUID" not in getattr(ds, "file_meta", {}):
-        ds.file_meta = FileMetaDataset()
-        implicit = ds.original_encoding[0]
-        ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-    return ds
 
 
 def _list_files(source: Path | Sequence[Path]) -> list[Path]:
@@ -252,32 +203,36 @@ def _decode(slices: Sequence[_Slice]) -> np.ndarray:
     wanted: dict[Path, dict[int, int]] = {}
     for z, piece in enumerate(slices):
         wanted.setdefault(piece.path, {})[piece.frame] = z
-    volume: np.ndarray | None = None
-    for path, places in wanted.items():
-        ds = read_dataset(path)
-        if ds is None:
-            raise SeriesError("expected the files to stay as they are while they are read; try again")
-        for frame, pixels in enumerate(decode_frames(ds)):
-            if pixels.shape != shape[1:]:
-                raise SeriesError(f"expected frames of {shape[1:]} pixels, came {pixels.shape}; send the series again")
-            if volume is None:  # only now is it sure that such images are there
-                volume = np.empty(shape, dtype)
-            volume[places.pop(frame)] = pixels
-        if places:
-            raise SeriesError(f"expected {len(places)} more frames in instance {ds.SOPInstanceUID}; send it again")
-    if volume is None:
-        raise SeriesError("expected at least one frame, came none")
+    volume = np.empty(0, dtype)
+    with Decoder() as decoder:
+        for path, places in wanted.items():
+            ds = read_dataset(path)
+            if ds is None:
+                raise SeriesError("expected the files to stay as they are while they are read; try again")
+            for frame, pixels in enumerate(decode_frames(ds, decoder)):
+                if pixels.shape != shape[1:]:
+                    raise SeriesError(f"expected frames of {shape[1:]} pixels, came {pixels.shape}; send it again")
+                if not volume.size:  # only now is it sure that such images are there
+                    volume = np.empty(shape, dtype)
+                volume[places.pop(frame)] = pixels
+            if places:
+                raise SeriesError(f"expected {len(places)} more frames in instance {ds.SOPInstanceUID}; send it again")
     return volume.swapaxes(0, 2)  # (X, Y, Z[, 3]), in the order of memory that NIfTI has
 
 
 def write_nifti(series: Series, path: Path) -> None:
-    """Write a series as NIfTI (`.nii` or `.nii.gz`), whole or not at all; no patient identifiers are in it."""
+    """Write a series as NIfTI, whole or not at all; no patient identifiers are in it.
+
+    Raises:
+        ConfigError: the path does not end in `.nii` or `.nii.gz`.
+    """
+    suffix = find_suffix(path.name)
+    if suffix not in (".nii", ".nii.gz"):
+        raise ConfigError(f"expected a path ending in .nii or .nii.gz, came {path.name}")
     image = nib.Nifti1Image(series.array, series.affine)
     image.header.set_xyzt_units("mm", "sec")
     with replacing(path) as temporary:
-        named = temporary.with_name(
-            temporary.name + "".join(path.suffixes[-2:] if path.suffix == ".gz" else [path.suffix])
-        )
+        named = temporary.with_name(temporary.name + suffix)  # nibabel looks at the whole suffix
         try:
             nib.save(image, named)
             named.replace(temporary)

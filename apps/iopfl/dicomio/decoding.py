@@ -1,0 +1,176 @@
+"""Decoding an instance's frames without trusting them: sizes first, and fragile codecs in a process of their own.
+
+Of 1500 damaged frames, GDCM aborted or crashed the whole process with up to 15 (3.2.6: JPEG lossless, JPEG-LS,
+JPEG 2000), and CharLS never returned from one of 331; Pillow and pydicom raised for all. So JPEG and
+JPEG 2000 are decoded by Pillow, run lengths by pydicom, and the rest in a process with limits of time and memory.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Timer
+from types import TracebackType
+from typing import IO, cast
+
+import numpy as np
+from pydicom import Dataset, uid
+from pydicom.encaps import generate_frames
+from pydicom.pixels import get_decoder
+
+from iopfl.core.errors import SeriesError
+from iopfl.dicomio.codestreams import check_codestream
+from iopfl.dicomio.frames import count_frames
+
+MAX_RATIO = 1000
+"""Decoded bytes an encoded byte may stand for, so that a small file cannot fill the memory."""
+
+_ALWAYS_DECODED = 64 << 20  # bytes: an empty image may be compressed better than MAX_RATIO
+_PROGRAM = Path(__file__).with_name("_decoder_process.py")
+_SECONDS, _BYTES_A_SECOND = 10.0, 2e6  # an instance's time: to begin with, and by its decoded size
+
+_SAFE = {
+    uid.JPEGBaseline8Bit: "pillow",
+    uid.JPEG2000Lossless: "pillow",
+    uid.JPEG2000: "pillow",
+    uid.RLELossless: "pydicom",
+}
+_OPTIONS = {
+    "rows": "Rows",
+    "columns": "Columns",
+    "samples_per_pixel": "SamplesPerPixel",
+    "bits_allocated": "BitsAllocated",
+    "bits_stored": "BitsStored",
+    "pixel_representation": "PixelRepresentation",
+    "planar_configuration": "PlanarConfiguration",
+}
+
+
+class Decoder:
+    """Decodes frames; a process is started when a codec needs it, and ends with the `with` statement."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+    def iterate(self, ds: Dataset, *, raw: bool) -> Iterator[np.ndarray]:
+        """Frames as stored, one after the other.
+
+        Args:
+            ds: with pixel data and its transfer syntax.
+            raw: whether YBR stays YBR.
+
+        Returns:
+            Each (rows, columns) or (rows, columns, samples).
+
+        Raises:
+            SeriesError: truncated, too large for its bytes, or in a syntax that is not read. Codecs raise
+                what they like besides.
+        """
+        check_size(ds)
+        syntax = ds.file_meta.TransferSyntaxUID
+        if syntax.is_encapsulated:
+            for encoded in generate_frames(ds.PixelData, number_of_frames=count_frames(ds)):
+                check_codestream(encoded, syntax, int(ds.Rows), int(ds.Columns))
+        if syntax.is_encapsulated and syntax not in _SAFE:
+            yield from self._iterate_apart(ds, raw)
+            return
+        for frame, _ in _find_decoder(syntax).iter_array(ds, raw=raw, decoding_plugin=_SAFE.get(syntax, "")):
+            yield frame
+
+    def _iterate_apart(self, ds: Dataset, raw: bool) -> Iterator[np.ndarray]:
+        """The same in the other process."""
+        _find_decoder(ds.file_meta.TransferSyntaxUID)
+        options = {name: int(ds[keyword].value) for name, keyword in _OPTIONS.items() if keyword in ds}
+        request = {
+            "size": len(ds.PixelData),
+            "syntax": str(ds.file_meta.TransferSyntaxUID),
+            "raw": raw,
+            "number_of_frames": count_frames(ds),
+            "photometric_interpretation": str(ds.PhotometricInterpretation),
+            "pixel_keyword": "PixelData",
+            **options,
+        }
+        if self._process is None:
+            command = [sys.executable, "-P", str(_PROGRAM)]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        seconds = _SECONDS + _decoded_size(ds) / _BYTES_A_SECOND
+        timer = Timer(seconds, self._process.kill)
+        timer.start()
+        try:
+            yield from _ask(self._process, json.dumps(request).encode() + b"\n" + ds.PixelData)
+        finally:
+            timer.cancel()
+
+
+def check_size(ds: Dataset) -> None:
+    """Check an instance's claimed size against the bytes it has, before they are decoded.
+
+    Raises:
+        SeriesError: truncated, or a few bytes claim to be a huge image.
+    """
+    pixels = ds.get("PixelData")
+    if not pixels:
+        raise SeriesError("expected pixel data, came none; send the instance again")
+    size = f"{int(ds.Columns)} x {int(ds.Rows)} x {count_frames(ds)}"
+    if min(int(ds.Rows), int(ds.Columns), count_frames(ds), int(ds.BitsAllocated), _samples(ds)) < 1:
+        raise SeriesError(f"expected a positive size, came {size} pixels; send the instance again")
+    decoded = _decoded_size(ds)
+    if not ds.file_meta.TransferSyntaxUID.is_compressed:
+        stored = decoded * 2 // 3 if str(ds.get("PhotometricInterpretation")) == "YBR_FULL_422" else decoded
+        if len(pixels) < stored:
+            raise SeriesError(f"truncated: {size} pixels are {stored} bytes, came {len(pixels)}; send it again")
+    elif decoded > max(_ALWAYS_DECODED, MAX_RATIO * len(pixels)):
+        raise SeriesError(
+            f"{len(pixels)} compressed bytes claim to be {decoded}: more than {MAX_RATIO} for one; send it uncompressed"
+        )
+
+
+def _find_decoder(syntax: uid.UID):  # type: ignore[no-untyped-def]  # pydicom's Decoder
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        decoder = None
+    if decoder is None or not decoder.is_available:
+        raise SeriesError(f"expected a transfer syntax that can be decoded, came {syntax.name}; send it uncompressed")
+    return decoder
+
+
+def _ask(process: subprocess.Popen[bytes], request: bytes) -> Iterator[np.ndarray]:
+    questions, answers = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
+    try:
+        questions.write(request)
+        questions.flush()
+        while answer := json.loads(answers.readline() or b'{"error": "stopped"}'):
+            if "error" in answer:
+                break
+            dtype = np.dtype(answer["dtype"])
+            data = answers.read(int(np.prod(answer["shape"])) * dtype.itemsize)
+            yield np.frombuffer(data, dtype).reshape(answer["shape"])
+    except BrokenPipeError:
+        answer = {"error": "stopped"}
+    if answer["error"]:
+        raise SeriesError(f"a compressed frame cannot be decoded ({answer['error']}); send it uncompressed")
+
+
+def _samples(ds: Dataset) -> int:
+    return int(ds.get("SamplesPerPixel", 1))
+
+
+def _decoded_size(ds: Dataset) -> int:
+    """Bytes that an instance claims to be."""
+    return (count_frames(ds) * int(ds.Rows) * int(ds.Columns) * _samples(ds) * int(ds.BitsAllocated) + 7) // 8

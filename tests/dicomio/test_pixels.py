@@ -1,0 +1,211 @@
+"""Decoding: every compressed transfer syntax gives the voxels that went in, colors become RGB, bombs are refused."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom import Dataset, dcmread, uid
+from pydicom.encaps import encapsulate
+
+from dicomio import phantoms
+from iopfl.core.errors import SeriesError
+from iopfl.core.task import read_task
+from iopfl.core.transforms import read_image
+from iopfl.dicomio import decoding
+from iopfl.dicomio.series import read_series, write_nifti
+
+
+def compress_with_dcmtk(program: str, *options: str):
+    def compress(ds: Dataset, path: Path) -> None:
+        ds.save_as(path, enforce_file_format=True)
+        subprocess.run([phantoms.need_program(program), *options, path, path], check=True, timeout=60)
+
+    return compress
+
+
+def compress_with_pydicom(syntax: str):
+    def compress(ds: Dataset, path: Path) -> None:
+        plugin = "pydicom" if syntax == uid.RLELossless else ""  # gdcm aborts on odd sizes
+        ds.compress(syntax, encoding_plugin=plugin, generate_instance_uid=False)
+        ds.save_as(path, enforce_file_format=True)
+
+    return compress
+
+
+def compress_with_pillow(syntax: str):
+    """JPEG or JPEG 2000, which pydicom cannot write; GDCM could, but aborts the process now and then."""
+
+    def compress(ds: Dataset, path: Path) -> None:
+        frames = np.frombuffer(ds.PixelData, f"u{ds.BitsAllocated // 8}")
+        frames = frames[: frames.size // (ds.Rows * ds.Columns) * ds.Rows * ds.Columns]
+        frames = frames.reshape(-1, ds.Rows, ds.Columns, *([3] if ds.SamplesPerPixel == 3 else []))
+        jpeg = {"format": "JPEG", "quality": 98}
+        jpeg_2000 = {"format": "JPEG2000", "irreversible": syntax == uid.JPEG2000, "no_jp2": True}
+        encoded = []
+        for frame in frames:
+            stream = io.BytesIO()
+            Image.fromarray(frame).save(stream, **(jpeg if syntax == uid.JPEGBaseline8Bit else jpeg_2000))
+            encoded.append(stream.getvalue())
+        ds.PixelData = encapsulate(encoded)
+        ds["PixelData"].is_undefined_length = True
+        ds.file_meta.TransferSyntaxUID = syntax
+        if ds.SamplesPerPixel == 3:
+            ds.PhotometricInterpretation = "YBR_RCT"
+        ds.save_as(path, enforce_file_format=True)
+
+    return compress
+
+
+LOSSLESS = {
+    uid.RLELossless: compress_with_pydicom(uid.RLELossless),
+    uid.JPEGLSLossless: compress_with_pydicom(uid.JPEGLSLossless),
+    uid.JPEGLosslessSV1: compress_with_dcmtk("dcmcjpeg", "+e1"),
+    uid.JPEGLossless: compress_with_dcmtk("dcmcjpeg", "+el"),
+    uid.JPEG2000Lossless: compress_with_pillow(uid.JPEG2000Lossless),
+}
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda syntax: syntax.name)
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8])
+def test_lossless_compression_keeps_every_voxel(tmp_path, syntax, dtype):
+    voxels = phantoms.volume(low=0 if dtype == np.uint8 else -300, high=250).astype(dtype)
+    for number, ds in enumerate(phantoms.build_slices(voxels)):
+        LOSSLESS[syntax](ds, tmp_path / f"{number}.dcm")
+    assert dcmread(tmp_path / "0.dcm").file_meta.TransferSyntaxUID == syntax
+    assert np.array_equal(read_series(tmp_path).array, voxels)
+
+
+@pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEG2000Lossless], ids=lambda syntax: syntax.name)
+def test_a_compressed_multi_frame_instance_is_read(tmp_path, syntax):
+    voxels = phantoms.volume()
+    LOSSLESS[syntax](phantoms.build_enhanced(phantoms.build_slices(voxels)), tmp_path / "enhanced.dcm")
+    assert np.array_equal(read_series(tmp_path).array, voxels)
+
+
+@pytest.mark.parametrize(
+    "compress",
+    [compress_with_pillow(uid.JPEGBaseline8Bit), compress_with_pillow(uid.JPEG2000)],
+    ids=["baseline", "JPEG 2000"],
+)
+def test_lossy_compression_comes_close(tmp_path, compress):
+    x, y, z = np.mgrid[:32, :24, :3]
+    voxels = (128 + 80 * np.sin(x / 6) * np.cos(y / 5) + z).astype(np.uint8)
+    for number, ds in enumerate(phantoms.build_slices(voxels)):
+        compress(ds, tmp_path / f"{number}.dcm")
+    assert np.abs(read_series(tmp_path).array.astype(int) - voxels).max() <= 4
+
+
+def smooth_picture() -> np.ndarray:
+    """(rows, columns, 3) uint8."""
+    y, x = np.mgrid[:40, :48]
+    return np.stack([200 - 2 * x, 60 + 3 * y, 90 + x + y], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("compress", "apart"),
+    [
+        (lambda ds, path: ds.save_as(path, enforce_file_format=True), 0),
+        (compress_with_pydicom(uid.RLELossless), 0),
+        (compress_with_pillow(uid.JPEG2000Lossless), 0),
+        (compress_with_dcmtk("dcmcjpeg", "+eb", "+q", "100", "+s4"), 4),
+        (compress_with_dcmtk("dcmcjpeg", "+eb", "+q", "100", "+s2"), 8),
+    ],
+    ids=["native", "RLE", "JPEG 2000", "YBR_FULL", "YBR_FULL_422"],
+)
+def test_a_photograph_is_rgb_whatever_its_encoding(tmp_path, compress, apart):
+    picture = smooth_picture()
+    compress(phantoms.build_photograph(picture), tmp_path / "eye.dcm")
+    series = read_series(tmp_path)
+    assert series.array.shape == (48, 40, 1, 3) and series.array.dtype == np.uint8
+    assert np.abs(series.array[:, :, 0].transpose(1, 0, 2).astype(int) - picture).max() <= apart
+    assert not series.has_geometry and np.array_equal(series.affine, np.eye(4))
+    write_nifti(series, tmp_path / "eye.nii")
+    image = read_image(tmp_path / "eye.nii", read_task("vessel"))
+    assert np.array_equal(image.numpy(), series.array.transpose(3, 0, 1, 2))
+
+
+def test_ybr_without_compression_becomes_rgb(tmp_path):
+    picture = smooth_picture()
+    ds = phantoms.build_photograph(picture)
+    red, green, blue = picture.astype(float).transpose(2, 0, 1)
+    y = 0.299 * red + 0.587 * green + 0.114 * blue
+    ybr = np.stack([y, 128 + (blue - y) / 1.772, 128 + (red - y) / 1.402], axis=-1)
+    ds.PhotometricInterpretation, ds.PixelData = "YBR_FULL", ybr.round().astype(np.uint8).tobytes()
+    array = read_series(phantoms.write([ds], tmp_path)).array
+    assert np.abs(array[:, :, 0].transpose(1, 0, 2).astype(int) - picture).max() <= 3
+
+
+def test_a_palette_becomes_rgb(tmp_path):
+    indices = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    ds = phantoms.build_photograph(indices)
+    ds.PhotometricInterpretation = "PALETTE COLOR"
+    ramp = np.arange(256, dtype=np.uint16)
+    for color, table in (("Red", ramp * 257), ("Green", (255 - ramp) * 257), ("Blue", ramp * 0)):
+        setattr(ds, f"{color}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(ds, f"{color}PaletteColorLookupTableData", table.astype(np.uint16).tobytes())
+    array = read_series(phantoms.write([ds], tmp_path)).array[:, :, 0].transpose(1, 0, 2)
+    assert np.array_equal(array, np.stack([indices, 255 - indices, 0 * indices], axis=-1))
+
+
+def test_two_pictures_in_a_series_are_two_images(tmp_path):
+    eyes = [phantoms.build_photograph(smooth_picture()) for _ in range(2)]
+    eyes[1].SOPInstanceUID = eyes[1].file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    with pytest.raises(SeriesError, match="expected one picture, came 2"):
+        read_series(phantoms.write(eyes, tmp_path))
+    assert read_series(tmp_path / "IM0000").shape == (48, 40, 1)
+
+
+def test_a_compressed_frame_of_another_size_is_refused_before_it_is_decoded(tmp_path):
+    for syntax in (uid.JPEG2000Lossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless):
+        ds = phantoms.build_slices(phantoms.volume((32, 24, 1)))[0]
+        path = tmp_path / f"{syntax}.dcm"
+        LOSSLESS[syntax](ds, path)
+        ds = dcmread(path)
+        ds.Rows = 25
+        ds.save_as(path)
+        with pytest.raises(SeriesError, match="expected a compressed frame of 32 x 25 pixels, came 32 x 24"):
+            read_series(path)
+
+
+def write_bomb(path: Path, syntax: str, frame: bytes, size: int) -> None:
+    ds = phantoms.build_slices(phantoms.volume((8, 8, 1)))[0]
+    ds.Rows = ds.Columns = size
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.PixelData = encapsulate([frame])
+    ds.save_as(path, enforce_file_format=True)
+
+
+def test_a_small_file_cannot_fill_the_memory(tmp_path):
+    size, tile = 60000, 1
+    header = struct.pack(">HHHH8IH", 0xFF4F, 0xFF51, 41, 0, size, size, 0, 0, tile, tile, 0, 0, 1)
+    write_bomb(tmp_path / "large", uid.JPEG2000Lossless, header, size)
+    with pytest.raises(SeriesError, match=f"more than {decoding.MAX_RATIO} for one"):
+        read_series(tmp_path / "large")
+    size = 4000
+    header = struct.pack(">HHHH8IH", 0xFF4F, 0xFF51, 41, 0, size, size, 0, 0, tile, tile, 0, 0, 1)
+    write_bomb(tmp_path / "tiled", uid.JPEG2000Lossless, header, size)
+    with pytest.raises(SeriesError, match="tiles in a frame, came 16000000"):
+        read_series(tmp_path / "tiled")
+
+
+def test_a_deflated_file_is_read_within_a_bound(tmp_path, monkeypatch):
+    voxels = phantoms.volume((8, 8, 1))
+    ds = phantoms.build_slices(voxels)[0]
+    ds.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    ds.save_as(tmp_path / "deflated", enforce_file_format=True)
+    assert np.array_equal(read_series(tmp_path).array, voxels)
+    monkeypatch.setattr("iopfl.dicomio.files.MAX_INFLATED", 100)
+    with pytest.raises(SeriesError, match="deflated file: expected at most"):
+        read_series(tmp_path)
+
+
+def test_a_syntax_without_decoder_is_named(tmp_path):
+    write_bomb(tmp_path / "video", uid.MPEG2MPML, b"\0\0", 8)
+    with pytest.raises(SeriesError, match="MPEG2"):
+        read_series(tmp_path)
