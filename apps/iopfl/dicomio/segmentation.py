@@ -29,7 +29,7 @@ from iopfl.core.errors import SeriesError
 from iopfl.core.task import Task
 from iopfl.dicomio.frames import find_group, find_plane
 from iopfl.dicomio.geometry import LPS_TO_RAS, Plane
-from iopfl.dicomio.segmentation_reading import VALUE_PREFIX, Label, read_segmentation, referenced_series
+from iopfl.dicomio.segmentation_reading import VALUE_PREFIX, Label, find_time, read_segmentation, referenced_series
 from iopfl.dicomio.series import Series
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Origin",
     "Segment",
     "build_segmentation",
+    "find_time",
     "read_segmentation",
     "referenced_series",
     "segments_of",

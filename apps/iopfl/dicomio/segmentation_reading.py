@@ -96,7 +96,7 @@ def read_segmentation(
         mask=mask,
         names={segment.value: segment.name for segment in described if segment.value is not None},
         annotator=str(ds.get("ContentCreatorName") or "").strip("^ "),
-        when=_find_time(ds),
+        when=find_time(ds),
         description=str(ds.get("SeriesDescription") or ""),
     )
 
@@ -231,7 +231,8 @@ def _fill(plane: np.ndarray, drawn: np.ndarray, number: int, value: int) -> None
     plane[drawn] = value
 
 
-def _find_time(ds: Dataset) -> datetime | None:
+def find_time(ds: Dataset) -> datetime | None:
+    """Content date and time, local; None = not said."""
     date, time = str(ds.get("ContentDate") or ""), str(ds.get("ContentTime") or "")
     try:
         day, clock = DA(date), TM(time or "0000")
