@@ -20,7 +20,7 @@ setup(
     package_data={
         "iopfl": ["py.typed"],
         "iopfl.core": ["tasks/*.yaml"],
-        "iopfl.web": ["static/*"],
+        "iopfl.web": ["static/*", "static/ohif/*"],
         "fl_bridge": ["py.typed"],
     },
     extras_require={"half": ["bitsandbytes>=0.45"]},

@@ -67,7 +67,9 @@ def apply_all() -> None:
     """Repair the server as well: its processes, its endpoints, its pages."""
     apply_tasks()
     tokens.apply()  # before the endpoints are imported, which depend on what it replaces
-    # The app copies its routers' routes when it is first imported: these two precede that.
+    # The app copies its routers' routes when it is first imported: these precede that.
+    dicom_proxy.apply()
+    ohif_static.apply()
     blocking_endpoints.apply()
     admin_routes.apply()
     # What is applied last is asked first: a name that could be a path is refused
@@ -79,8 +81,6 @@ def apply_all() -> None:
     stale_sessions.apply()
     inference_queue.apply()
     dataset_archive.apply()
-    dicom_proxy.apply()
-    ohif_static.apply()
     logs_page.apply()
     offline_pages.apply()
     cors.apply()

@@ -34,6 +34,7 @@ from iopfl.web.answers import MODELS, Answers, BusyError
 from iopfl.web.federation_routes import banks
 from iopfl.web.federation_routes import router as federation
 from iopfl.web.label_routes import router as labels
+from iopfl.web.ohif import router as ohif
 
 STATIC = Path(__file__).parent / "static"
 _FILES = {"style.css": "text/css", "page.css": "text/css", "page.js": "text/javascript"}
@@ -209,5 +210,6 @@ router = APIRouter()
 router.include_router(pages)
 router.include_router(data)
 router.include_router(labels)
+router.include_router(ohif)
 router.include_router(federation)
 router.include_router(banks)

@@ -1,0 +1,54 @@
+// Where a series' slices lie in the patient, as the server sees it (iopfl/dicomio/geometry.py): x along a row, y down
+// a column, z along their normal.
+
+import { Refused } from './server.js';
+
+const TOLERANCE = 0.1; // voxels by which a corner of the mask may lie beside the image's
+
+const plus = (a, b, factor = 1) => a.map((value, index) => value + factor * b[index]);
+const dot = (a, b) => a.reduce((sum, value, index) => sum + value * b[index], 0);
+const times = (a, factor) => a.map((value) => value * factor);
+const cross = ([a, b, c], [x, y, z]) => [b * z - c * y, c * x - a * z, a * y - b * x];
+const length = (a) => Math.sqrt(dot(a, a));
+
+/**
+ * Order slices as the server does.
+ * @param planes of cornerstone's `imagePlaneModule`, one a slice, in any order.
+ * @returns {{sizes, axes, origin, order, isPlaced}} order: index of the k-th slice along the normal; isPlaced: whether
+ *   the slices have a place in the patient, which a photograph has not.
+ */
+export function makeGrid(planes) {
+  const [first] = planes;
+  const sizes = [first.columns, first.rows, planes.length];
+  const order = planes.map((_, index) => index);
+  if (!planes.every((plane) => plane.imagePositionPatient && plane.rowCosines && plane.columnCosines)) {
+    return { sizes, order, axes: [[-1, 0, 0], [0, -1, 0], [0, 0, 1]], origin: [0, 0, 0], isPlaced: false };
+  }
+  const [row, column] = [[...first.rowCosines], [...first.columnCosines]];
+  const normal = cross(row, column);
+  const positions = planes.map((plane) => [...plane.imagePositionPatient]);
+  order.sort((a, b) => dot(positions[a], normal) - dot(positions[b], normal));
+  const [start, end] = [positions[order[0]], positions[order.at(-1)]];
+  const count = planes.length;
+  const step = count > 1 ? times(plus(end, start, -1), 1 / (count - 1)) : times(normal, first.sliceThickness || 1);
+  const axes = [times(row, first.columnPixelSpacing), times(column, first.rowPixelSpacing), step];
+  return { sizes, axes, origin: start, order, isPlaced: true };
+}
+
+/** Check that a mask lies exactly on a series' grid. */
+export function checkSameGrid(mask, grid) {
+  const shape = (sizes) => sizes.join(' x ');
+  if (mask.sizes.some((size, index) => size !== grid.sizes[index])) {
+    throw new Refused(`The mask has ${shape(mask.sizes)} voxels, the images have ${shape(grid.sizes)}: were images added to the series? Reload this page.`);
+  }
+  if (!grid.isPlaced) return;
+  // A single slice's thickness moves no voxel.
+  const apart = [0, 1, 2].filter((axis) => grid.sizes[axis] > 1)
+    .reduce((sum, axis) => sum + length(plus(mask.axes[axis], grid.axes[axis], -1)) * (grid.sizes[axis] - 1), length(plus(mask.origin, grid.origin, -1)));
+  if (apart > TOLERANCE * Math.min(...grid.axes.map(length))) {
+    throw new Refused(`The mask lies ${apart.toFixed(2)} mm beside the images: it is not shown. Please report this series to your administrator.`);
+  }
+}
+
+/** LPS position of a voxel. */
+export const place = (grid, index) => index.reduce((sum, value, axis) => plus(sum, grid.axes[axis], value), grid.origin);

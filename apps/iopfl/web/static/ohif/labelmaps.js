@@ -1,0 +1,221 @@
+// The mask of a series as OHIF holds it: one cornerstone segmentation for each series and task, whose segment
+// numbers are the task's label values.
+
+import { checkSameGrid, makeGrid, place } from './grid.js';
+import { Refused } from './server.js';
+import { update } from './state.js';
+
+const MAX_UNDO = 20;
+
+const open = new Map(); // segmentation id -> Labelmap
+const drafts = new Map(); // segmentation id -> what was left undone when the viewer was closed
+
+// OHIF's cornerstone extension puts both on `window`.
+const cornerstone = () => window.cornerstone;
+const tools = () => window.cornerstoneTools;
+const labelmapType = () => tools().Enums.SegmentationRepresentations.Labelmap;
+
+export class Labelmap {
+  /** Shown by `findLabelmap`. `task`: {name, labels: [{name, value, color}]}. */
+  constructor(services, id, displaySet, task) {
+    Object.assign(this, { services, id, displaySet, task });
+    this.series = displaySet.SeriesInstanceUID;
+    this.answer = null; // `params` of the inference that it began with
+    this.answeredBy = ''; // model that was asked
+    this.isEdited = false; // by the person, and not submitted since
+    this.isSubmitted = false; // as it is now
+    this.segment = task.labels[0].value; // drawn next
+    this.undoable = [];
+    const planes = displaySet.imageIds.map((imageId) => cornerstone().metaData.get('imagePlaneModule', imageId));
+    this.grid = makeGrid(planes);
+  }
+
+  /** Voxel arrays of the slices, along their normal. */
+  slices() {
+    const { imageIds } = this.services.segmentationService.getSegmentation(this.id).representationData[labelmapType()];
+    return this.grid.order.map((index) => cornerstone().cache.getImage(imageIds[index]).voxelManager.getScalarData());
+  }
+
+  read() {
+    const slices = this.slices();
+    const data = new Uint8Array(slices.length * slices[0].length);
+    slices.forEach((slice, index) => data.set(slice, index * slice.length));
+    return data;
+  }
+
+  write(data) {
+    this.slices().forEach((slice, index) => slice.set(data.subarray(index * slice.length, (index + 1) * slice.length)));
+    this.refresh();
+  }
+
+  refresh() {
+    this.isRefreshing = true;
+    tools().segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(this.id);
+    this.isRefreshing = false;
+  }
+
+  /** Put an answer of the server in place of what is there. */
+  fill(mask, answer, answeredBy) {
+    checkSameGrid(mask, this.grid);
+    const known = new Set([0, ...this.task.labels.map((label) => label.value)]);
+    const strange = mask.data.find((value) => !known.has(value));
+    if (strange !== undefined) throw new Refused(`The mask holds the value ${strange}, which no label of ${this.task.name} has: it is not shown.`);
+    this.remember();
+    this.write(mask.data);
+    this.commit();
+    Object.assign(this, { answer, answeredBy, isEdited: false, isSubmitted: false });
+    update({ labelmap: this });
+    this.jump();
+  }
+
+  /** Note what there is, before it changes. */
+  remember() {
+    this.before = this.read();
+  }
+
+  /** Keep what changed since `remember`, so that it can be undone. */
+  commit() {
+    if (!this.before) return;
+    const now = this.read();
+    const changed = [];
+    for (let index = 0; index < now.length; index += 1) if (now[index] !== this.before[index]) changed.push(index);
+    if (changed.length) {
+      this.undoable.push({ indices: Uint32Array.from(changed), values: Uint8Array.from(changed, (index) => this.before[index]) });
+      if (this.undoable.length > MAX_UNDO) this.undoable.shift();
+    }
+    this.before = null;
+    update({ labelmap: this });
+  }
+
+  undo() {
+    const last = this.undoable.pop();
+    if (!last) return;
+    const data = this.read();
+    last.indices.forEach((index, position) => { data[index] = last.values[position]; });
+    this.write(data);
+    this.markEdited();
+  }
+
+  markEdited() {
+    this.isEdited = true;
+    this.isSubmitted = false;
+    update({ labelmap: this });
+  }
+
+  isEmpty() {
+    return this.slices().every((slice) => !slice.some(Boolean));
+  }
+
+  /** Show the slices that hold most of what is drawn. */
+  jump() {
+    const [width] = this.grid.sizes;
+    const counts = this.grid.sizes.map((size) => new Uint32Array(size));
+    this.slices().forEach((slice, z) => slice.forEach((value, index) => {
+      if (!value) return;
+      counts[0][index % width] += 1;
+      counts[1][Math.floor(index / width)] += 1;
+      counts[2][z] += 1;
+    }));
+    const most = counts.map((along) => along.indexOf(along.reduce((a, b) => Math.max(a, b))));
+    if (!counts[2][most[2]] || !this.grid.isPlaced) return;
+    for (const id of this.services.segmentationService.getViewportIdsWithSegmentation(this.id)) {
+      this.services.cornerstoneViewportService.getCornerstoneViewport(id)?.jumpToWorld?.(place(this.grid, most));
+    }
+  }
+
+  /** Choose the label that the brush draws. */
+  select(value) {
+    this.segment = value;
+    this.services.segmentationService.setActiveSegment(this.id, value);
+    update({ labelmap: this });
+  }
+}
+
+/** The images that the active viewport shows, or those that its SEG belongs to. */
+export function findDisplaySet({ viewportGridService, displaySetService }) {
+  const { viewports, activeViewportId } = viewportGridService.getState();
+  const uid = viewports.get(activeViewportId)?.displaySetInstanceUIDs?.[0];
+  const shown = uid && displaySetService.getDisplaySetByUID(uid);
+  if (!shown?.referencedDisplaySetInstanceUID) return shown;
+  return displaySetService.getDisplaySetByUID(shown.referencedDisplaySetInstanceUID);
+}
+
+const makeId = (displaySet, task) => `${task.name}-${displaySet.SeriesInstanceUID}`;
+
+/** The mask of the images in the active viewport; an empty one where there is none yet. */
+export async function findLabelmap(services, displaySet, task) {
+  const { segmentationService } = services;
+  const id = makeId(displaySet, task);
+  let labelmap = open.get(id);
+  if (!labelmap || !segmentationService.getSegmentation(id)) {
+    labelmap = new Labelmap(services, id, displaySet, task);
+    const segments = Object.fromEntries(task.labels.map((label, index) => [
+      label.value, { segmentIndex: label.value, label: label.name, active: index === 0, locked: false },
+    ]));
+    await segmentationService.createLabelmapForDisplaySet(displaySet, { segmentationId: id, label: task.name, segments });
+    open.set(id, labelmap);
+    await show(services, labelmap);
+    restore(labelmap);
+  } else {
+    await show(services, labelmap);
+  }
+  labelmap.select(labelmap.segment);
+  return labelmap;
+}
+
+/** Draw a mask into the viewports that show its images, in the task's colors; other tasks' masks are taken out. */
+async function show({ segmentationService, viewportGridService }, labelmap) {
+  const type = labelmapType();
+  for (const [viewportId, viewport] of viewportGridService.getState().viewports) {
+    if (!viewport.displaySetInstanceUIDs?.includes(labelmap.displaySet.displaySetInstanceUID)) continue;
+    for (const { segmentationId } of segmentationService.getSegmentationRepresentations(viewportId)) {
+      if (segmentationId !== labelmap.id && open.has(segmentationId)) segmentationService.removeSegmentationRepresentations(viewportId, { segmentationId });
+    }
+    if (!segmentationService.getSegmentationRepresentations(viewportId, { segmentationId: labelmap.id }).length) {
+      await segmentationService.addSegmentationRepresentation(viewportId, { segmentationId: labelmap.id, type });
+    }
+    for (const { value, color } of labelmap.task.labels) {
+      const rgb = [1, 3, 5].map((start) => parseInt(color.slice(start, start + 2), 16));
+      segmentationService.setSegmentColor(viewportId, labelmap.id, value, [...rgb, 255]);
+    }
+    segmentationService.setActiveSegmentation(viewportId, labelmap.id);
+  }
+}
+
+/** Masks with changes by the person that were not submitted, also of series that were closed. */
+export const countUnsubmitted = () => drafts.size + [...open.values()].filter((labelmap) => labelmap.isEdited).length;
+
+/** The viewer is closed: keep what the person changed until the series is opened again. */
+export function keepDrafts({ segmentationService }) {
+  for (const [id, labelmap] of open) {
+    const { answer, answeredBy } = labelmap;
+    if (labelmap.isEdited) drafts.set(id, { data: labelmap.read(), answer, answeredBy });
+    segmentationService.remove(id);
+  }
+  open.clear();
+  update({ labelmap: null });
+}
+
+function restore(labelmap) {
+  const draft = drafts.get(labelmap.id);
+  if (!draft) return;
+  drafts.delete(labelmap.id);
+  labelmap.write(draft.data);
+  Object.assign(labelmap, { answer: draft.answer, answeredBy: draft.answeredBy });
+  labelmap.markEdited();
+  update({ done: 'Your changes to this series, not submitted yet, are back.' });
+}
+
+/** Follow what the person draws. */
+export function watchDrawing() {
+  const { SEGMENTATION_DATA_MODIFIED } = tools().Enums.Events;
+  cornerstone().eventTarget.addEventListener(SEGMENTATION_DATA_MODIFIED, ({ detail }) => {
+    const labelmap = open.get(detail.segmentationId);
+    if (labelmap && !labelmap.isRefreshing && !labelmap.isEdited) labelmap.markEdited();
+  });
+}
+
+/** Ask before the page is left with work in it. */
+window.addEventListener('beforeunload', (event) => {
+  if (countUnsubmitted()) event.preventDefault();
+});

@@ -1,0 +1,44 @@
+// OHIF's "MONAI Label" mode as shipped, with our panel in it, for the modalities of the tasks that this server has.
+// It carries the shipped mode's id: of two modes with one id, OHIF takes the first, and this one is.
+
+import { keepDrafts } from './labelmaps.js';
+import { getJson } from './server.js';
+
+const ID = '@ohif/mode-monai-label';
+
+async function findModalities() {
+  try {
+    return (await getJson('/iopfl/status')).tasks.map((task) => task.modality);
+  } catch {
+    return ['CT', 'MR']; // as shipped; the panel says what is wrong
+  }
+}
+
+function withOurPanel(route) {
+  return {
+    ...route,
+    layoutTemplate: (...context) => {
+      const layout = route.layoutTemplate(...context);
+      return { ...layout, props: { ...layout.props, rightPanels: ['iopfl.panelModule.panel'] } };
+    },
+  };
+}
+
+async function modeFactory({ modeConfiguration, loadModules }) {
+  const [[shipped], served] = await Promise.all([loadModules([ID]), findModalities()]);
+  const mode = shipped.modeFactory({ modeConfiguration });
+  return {
+    ...mode,
+    routes: mode.routes.map(withOurPanel),
+    isValidMode: ({ modalities }) => ({
+      valid: modalities.split('\\').some((modality) => served.includes(modality)),
+      description: `This server segments ${[...new Set(served)].join(', ')}`,
+    }),
+    onModeExit: (context) => {
+      keepDrafts(context.servicesManager.services);
+      mode.onModeExit(context);
+    },
+  };
+}
+
+export default { id: ID, modeFactory };

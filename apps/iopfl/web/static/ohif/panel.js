@@ -1,0 +1,179 @@
+// The panel that MONAI Label ships for OHIF, repaired from outside: a subclass of its React component.
+//
+// As shipped it waits for the person to type the server's address, cannot read labels that are not in a list, colors
+// labels by a hash of their name, throws away what the server says besides the mask, writes a mask over whatever series is
+// shown, overwrites the mask when it connects once more, ignores the chosen strategy, and gives no reason when
+// something fails. Upstream: MONAI Label 0.8.5, static/ohif, module extensions/monai-label.
+
+import { watchTools } from './drawing.js';
+import { findDisplaySet, findLabelmap, watchDrawing } from './labelmaps.js';
+import { readNrrd } from './nrrd.js';
+import { explain, getJson, Refused } from './server.js';
+import { attempt, state, update } from './state.js';
+import { followTraining } from './training.js';
+import { findUser, whoami } from './user.js';
+import './card.js';
+
+const READY_SECONDS = 120;
+
+const pause = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
+
+/** What an answer of axios that failed means; its body may have come as bytes. */
+function explainAxios(failed) {
+  const response = failed?.response ?? failed;
+  const data = response?.data;
+  const body = data instanceof ArrayBuffer ? new TextDecoder().decode(data) : typeof data === 'string' ? data : JSON.stringify(data ?? '');
+  return explain(response?.status ?? 0, body);
+}
+
+/** The mask and what the server says about it: multipart, or JSON alone where there is no mask. */
+async function readAnswer({ data, headers }) {
+  const parts = await new Response(data, { headers: { 'content-type': headers['content-type'] } }).formData();
+  return { params: JSON.parse(await new Response(parts.get('params')).text()), mask: readNrrd(await parts.get('image').arrayBuffer()) };
+}
+
+/** The server's description in the form in which the shipped tabs read it. */
+function describeForTabs(info, names) {
+  const found = { models: names, labels: [], data: info, initialSegs: {}, modelLabelToIdxMap: {}, modelIdxToLabelMap: {}, modelLabelNames: {}, modelLabelIndices: {} };
+  for (const name of names) {
+    const { labels } = info.models[name];
+    const values = Array.isArray(labels) ? labels.map((label, index) => [label, index + 1]) : Object.entries(labels ?? {});
+    found.modelLabelToIdxMap[name] = Object.fromEntries(values);
+    found.modelIdxToLabelMap[name] = Object.fromEntries(values.map(([label, value]) => [value, label]));
+    found.modelLabelNames[name] = values.map(([label]) => label).sort();
+    found.modelLabelIndices[name] = values.map(([, value]) => value).sort((a, b) => a - b);
+    found.labels = [...new Set([...found.labels, ...found.modelLabelNames[name]])].sort();
+  }
+  return found;
+}
+
+/** The tasks with their labels' values and colors, from both descriptions of the server. */
+const describeTasks = (info, status) => status.tasks.filter((task) => info.models[task.name]).map((task) => ({
+  ...task,
+  labels: task.labels.map((label) => ({ ...label, value: info.models[task.name].labels[label.name] })).sort((a, b) => a.value - b.value),
+}));
+
+const findTask = (model) => state.tasks.find((task) => model === task.name || model === `${task.name}_routed`) ?? state.tasks[0];
+
+/**
+ * Make the component of our panel.
+ * @param makeShipped makes an element of the shipped one; its type is the component.
+ */
+export function makePanel(makeShipped, services) {
+  let Component;
+  return () => {
+    const shipped = makeShipped();
+    // Elements in the form of OHIF's own React, which no module outside its bundle can import.
+    const element = (type, props, key = null) => ({ ...shipped, type, props, key });
+    Component ??= repair(shipped.type, services, element);
+    return element(Component, shipped.props);
+  };
+}
+
+function repair(Shipped, services, element) {
+  return class Panel extends Shipped {
+    constructor(props) {
+      super(props);
+      const makeClient = this.client;
+      this.client = () => this.repairClient(makeClient());
+      this.onInfo = () => attempt('Connecting to the label server…', () => this.connect());
+      this.updateView = async () => {}; // the mask is shown by `run`, on the images that it was asked for
+    }
+
+    componentDidMount() {
+      watchTools();
+      watchDrawing();
+      this.onInfo();
+    }
+
+    componentDidUpdate() {
+      const tab = this.actions.activelearning.current;
+      if (!tab || tab.isRepaired) return;
+      tab.isRepaired = true;
+      tab.onChangeStrategy = (event) => tab.setState({ strategy: event.target.value });
+      tab.onClickNextSample = () => attempt('Looking for the next image…', () => this.openNext(tab.state.strategy));
+      tab.forceUpdate();
+    }
+
+    componentWillUnmount() {
+      this.isGone = true;
+    }
+
+    async connect() {
+      const [info, status] = await Promise.all([getJson('/info/'), getJson('/iopfl/status'), findUser()]);
+      const names = Object.keys(info.models).filter((name) => info.models[name].type === 'segmentation');
+      update({ info, tasks: describeTasks(info, status) });
+      this.setState({ info: describeForTabs(info, names), isDataReady: true, options: this.state.options ?? {} });
+      if (!state.tasks.length) throw new Refused('This server has no task: it needs a model bank.');
+      followTraining(this, { onlyIfRunning: true });
+      await findLabelmap(services, await this.awaitImages(), state.labelmap?.task ?? state.tasks[0]);
+    }
+
+    /** The images of the active viewport, once it shows them. */
+    async awaitImages() {
+      for (let waited = 0; waited < READY_SECONDS && !this.isGone; waited += 0.2) {
+        const displaySet = findDisplaySet(services);
+        const viewport = services.cornerstoneViewportService.getCornerstoneViewport(services.viewportGridService.getActiveViewportId());
+        if (displaySet?.imageIds?.length && viewport?.getImageData?.()) return displaySet;
+        await pause(200);
+      }
+      throw new Refused('The viewer shows no images to segment: choose a series on the left.');
+    }
+
+    repairClient(client) {
+      const { infer, next_sample: nextSample, run_train: runTrain } = client;
+      client.server_url = new URL('/', window.location.href);
+      client.infer = (model, image, params) => attempt(`${model} is computing. A first answer takes some seconds, a large series longer.`,
+        () => this.run(model, image, () => infer.call(client, model, image, { ...params, client_id: whoami() }, null, '.nrrd', 'all')))
+        .then((isDone) => ({ status: isDone ? 200 : 0, data: null }));
+      client.next_sample = async (strategy, params) => {
+        const response = await nextSample.call(client, strategy, { ...params, client_id: whoami() });
+        if (response.status !== 200) throw explainAxios(response);
+        return response.data;
+      };
+      client.run_train = async (params) => {
+        const response = await runTrain.call(client, params);
+        if (response.status === 200) followTraining(this, {});
+        else update({ problem: explainAxios(response).message });
+        return response;
+      };
+      return client;
+    }
+
+    /** Ask for a mask and show it on the images that it was asked for. */
+    async run(model, image, ask) {
+      const displaySet = findDisplaySet(services);
+      const labelmap = await findLabelmap(services, displaySet, findTask(model));
+      const response = await ask();
+      if (response.status !== 200) throw explainAxios(response);
+      const { params, mask } = await readAnswer(response);
+      if (this.isGone) return false;
+      labelmap.fill(mask, params, model);
+      return true;
+    }
+
+    async openNext(strategy) {
+      const found = await this.client().next_sample(strategy, this.state.options?.activelearning?.[strategy] ?? {});
+      if (!found?.id) {
+        update({ done: 'Every image of this server has a label: there is no next one.' });
+        return;
+      }
+      const study = found.StudyInstanceUID ?? (await this.findStudy(found.id));
+      const address = new URLSearchParams({ StudyInstanceUIDs: study, initialSeriesInstanceUID: found.id });
+      window.location.assign(`/ohif/monai-label?${address}`);
+    }
+
+    async findStudy(series) {
+      const [found] = await getJson('/proxy/dicom/qido/series', { SeriesInstanceUID: series, includefield: '0020000D' });
+      const study = found?.['0020000D']?.Value?.[0];
+      if (!study) throw new Refused('The next image is not in the PACS any more: try again.');
+      return study;
+    }
+
+    render() {
+      const panel = { ...super.render(), key: 'panel' };
+      const className = this.state.isDataReady ? 'iopfl-panel is-connected' : 'iopfl-panel';
+      return element('div', { className, children: [panel, element('iopfl-card', {}, 'card')] });
+    }
+  };
+}

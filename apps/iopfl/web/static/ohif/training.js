@@ -1,0 +1,50 @@
+// A training that runs: how far it is, for the card and for the shipped panel's bars, until it ends.
+
+import { getJson } from './server.js';
+import { state, update } from './state.js';
+
+const SECONDS = 2;
+
+let following = false;
+
+const lastLine = (task) => [...(task.details ?? [])].reverse().find((line) => line.trim()) ?? '';
+
+/** What a record of GET /train/ means; '' = nothing to say. */
+function describe(task) {
+  const name = task.model ?? 'model';
+  const line = lastLine(task);
+  switch (task.status) {
+    case 'SUBMITTED':
+    case 'RUNNING':
+      return `Training ${name}${line ? `: ${line}` : ' is starting'}`;
+    case 'DONE':
+      return `Training ${name} is done${line ? `: ${line}` : ''}. The next answer of ${name} uses it where your labels favor it.`;
+    case 'STOPPED':
+    case 'REVOKED':
+      return `Training ${name} was stopped. The best epoch so far is kept.`;
+    default:
+      return `Training ${name} failed: ${line || 'the server\'s log says why'}`;
+  }
+}
+
+export async function followTraining(panel, { onlyIfRunning = false }) {
+  if (following) return;
+  following = true;
+  try {
+    let isRunning = true;
+    for (let first = true; isRunning && !panel.isGone; first = false) {
+      const task = await getJson('/train/');
+      isRunning = ['SUBMITTED', 'RUNNING'].includes(task.status);
+      if (first && onlyIfRunning && !isRunning) return;
+      const info = await getJson('/info/');
+      update({ training: describe(task), info });
+      panel.setState(({ info: shown }) => ({ info: { ...shown, data: info } }));
+      panel.actions.activelearning.current?.setState({ training: isRunning });
+      if (isRunning) await new Promise((resolve) => { setTimeout(resolve, 1000 * SECONDS); });
+    }
+  } catch (problem) {
+    if (problem.status !== 404 || !onlyIfRunning) update({ problem: problem.message });
+  } finally {
+    following = false;
+  }
+}
