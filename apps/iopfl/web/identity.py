@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import User
@@ -17,6 +18,7 @@ from iopfl.web.access_settings import AccessSettings
 from iopfl.web.oidc import SignInService
 from iopfl.web.realm import Realm, refuse, to_user
 from iopfl.web.sessions import SESSION_SECONDS, Sessions
+from iopfl.web.throttle import Throttle
 from iopfl.web.users import TOKEN_PREFIX, Account, Users
 
 
@@ -36,12 +38,17 @@ class Access:
         self.mode = chosen.mode
         self.users = Users(chosen.state)
         self.log = AuditLog(chosen.state / "audit")
-        self.sessions = Sessions(chosen.state)
+        self.throttle = Throttle()
         self.service: SignInService | None = None
         if self.mode == "oidc":
             realm = Realm(settings.MONAI_LABEL_AUTH_REALM_URI, settings.MONAI_LABEL_AUTH_TIMEOUT)
             client = settings.MONAI_LABEL_AUTH_CLIENT_ID
             self.service = SignInService(realm, client=client, secret=chosen.client_secret)
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        """Made when first asked for: without authentication there is no key to keep."""
+        return Sessions(self.settings.state)
 
     def identify(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> Caller:
         """Who sends a request.

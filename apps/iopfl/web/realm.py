@@ -116,7 +116,7 @@ class Realm:
                 )
             except (jwt.InvalidSignatureError, jwt.InvalidAlgorithmError):
                 continue
-            if claims.get("iss", self.issuer).rstrip("/") != self.issuer:
+            if str(claims.get("iss", self.issuer)).rstrip("/") != self.issuer:
                 raise jwt.InvalidIssuerError("of another realm")
             return claims
         raise jwt.InvalidSignatureError("by none of the realm's keys")

@@ -24,7 +24,6 @@ from iopfl.web.auditing import ABOUT
 from iopfl.web.identity import Access, to_local_user
 from iopfl.web.realm import refuse
 from iopfl.web.sessions import FLOW_SECONDS, SESSION_SECONDS
-from iopfl.web.throttle import Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +39,6 @@ _HEADERS = {
 }
 _FLOW_COOKIE = "iopfl_signin"
 
-throttle = Throttle()
 router = APIRouter()
 
 
@@ -70,11 +68,11 @@ def describe(access: Allowed) -> Response:
 @router.post("/auth/token", tags=["Auth"], summary="Sign in with name and password, and get a token to send")
 def give_token(request: Request, form: Annotated[OAuth2PasswordRequestForm, Depends()], access: Allowed) -> Response:
     if access.service is not None:
-        _admit(request, form.username)
+        _admit(request, access, form.username)
         request.scope[ABOUT] = {"user": "unknown"}
         tokens = access.service.exchange_password(form.username, form.password)
         request.scope[ABOUT] = {"user": form.username}
-        throttle.forgive(_address(request), form.username)
+        access.throttle.forgive(_address(request), form.username)
         return JSONResponse(tokens, headers={"Cache-Control": "no-store"})
     token = _sign_in(request, access, form.username, form.password)
     return JSONResponse(
@@ -197,20 +195,20 @@ def _sign_in(request: Request, access: Access, name: str, password: str) -> str:
     """
     if access.mode == "off":
         raise HTTPException(400, "this server asks for no sign-in")
-    _admit(request, name)
+    _admit(request, access, name)
     account = access.users.check_password(name, password)
     if account is None:
         # What was typed may be a password in the wrong field: a name is recorded if there is such a user.
         request.scope[ABOUT] = {"user": name if access.users.find(name) else "unknown"}
         raise refuse(401, "User name or password is wrong")
-    throttle.forgive(_address(request), name)
+    access.throttle.forgive(_address(request), name)
     user = to_local_user(account)
     request.scope["user"] = user
     return access.make_session(user, account.generation)
 
 
-def _admit(request: Request, name: str) -> None:
-    seconds = math.ceil(throttle.admit(_address(request), name[:64]))
+def _admit(request: Request, access: Access, name: str) -> None:
+    seconds = math.ceil(access.throttle.admit(_address(request), name[:64]))
     if seconds:
         detail = f"Too many attempts to sign in: wait {seconds} seconds"
         raise HTTPException(429, detail, headers={"Retry-After": str(seconds)})

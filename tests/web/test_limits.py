@@ -1,0 +1,235 @@
+"""How a request must come, and what is written down of it: names, lengths, digests, statuses."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated
+
+import pytest
+from fastapi import FastAPI, Form, HTTPException, Request, UploadFile
+from fastapi.testclient import TestClient
+
+from iopfl import compat
+
+compat.apply_early()  # before MONAI Label is imported
+
+from iopfl.core.audit import AuditLog  # noqa: E402
+from iopfl.core.errors import ConfigError  # noqa: E402
+from iopfl.web.access_settings import AccessSettings, choose_mode, find_hosts, read_secret  # noqa: E402
+from iopfl.web.gate import install  # noqa: E402
+from iopfl.web.identity import Access  # noqa: E402
+
+MB = 2**20
+
+
+@pytest.fixture
+def handled():
+    """Names of the routes that got as far as doing something."""
+    return []
+
+
+@pytest.fixture
+def client(tmp_path, handled):
+    app = FastAPI()
+
+    @app.put("/datastore/label")
+    def save(image: str, label: UploadFile, params: Annotated[str, Form()] = "") -> dict[str, int]:
+        handled.append(image)
+        return {"bytes": len(label.file.read())}
+
+    @app.post("/train/{model}")
+    def train(model: str, options: dict) -> dict[str, str]:
+        handled.append(model)
+        return {}
+
+    @app.post("/infer/{model}")
+    def fail(model: str) -> None:
+        if model == "refuse":
+            raise HTTPException(404, "no such model")
+        raise RuntimeError(model)
+
+    @app.get("/datastore/image")
+    def image(image: str) -> dict[str, str]:
+        return {}
+
+    @app.put("/iopfl/federations/{task}/bank")
+    async def bank(task: str, request: Request) -> dict[str, int]:
+        return {"bytes": sum([len(chunk) async for chunk in request.stream()])}
+
+    access = AccessSettings(mode="off", state=tmp_path, hosts=frozenset({"label.hospital.example"}), max_upload_mb=3)
+    install(app, Access(access))
+    return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+
+
+def entries(tmp_path):
+    return list(AuditLog(tmp_path / "audit").entries())
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200), ("localhost", 200), ("LOCALHOST:80", 200), ("[::1]:8000", 200), ("10.0.0.7", 200),
+        ("label.hospital.example", 200), ("Label.Hospital.Example:443", 200),
+        ("evil.example", 421), ("label.hospital.example.evil.example", 421), ("localhost.evil.example:8000", 421),
+        ("127.0.0.1.evil.example", 421), ("[::1", 421), ("a@b", 421),
+    ],
+)  # fmt: skip
+def test_a_server_answers_to_its_own_names_and_addresses_alone(client, host, status):
+    answer = client.get("/iopfl/health", headers={"Host": host})
+    assert answer.status_code == status
+    assert status == 200 or "--allow-host" in answer.json()["detail"]
+
+
+def send_in_pieces(megabytes):
+    return (bytes(MB) for _ in range(megabytes))
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_what_is_too_long_is_refused_before_it_is_read_or_while(client, handled, is_known):
+    """With a Content-Length at once; a body of unknown length, as soon as it is too long."""
+    answer = client.put("/datastore/label?image=a", files={"label": ("a.nii.gz", bytes(2 * MB))})
+    assert answer.json() == {"bytes": 2 * MB}
+    if is_known:
+        refused = client.put("/datastore/label?image=b", files={"label": ("a.nii.gz", bytes(4 * MB))})
+    else:
+        head = b'--x\r\nContent-Disposition: form-data; name="label"; filename="a.nii.gz"\r\n\r\n'
+        pieces = [head, *send_in_pieces(5), b"\r\n--x--\r\n"]
+        kind = {"Content-Type": "multipart/form-data; boundary=x"}
+        refused = client.put("/datastore/label?image=b", content=iter(pieces), headers=kind)
+    assert (refused.status_code, "at most 3 MB" in refused.json()["detail"]) == (413, True)
+    assert handled == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "application/ld+json", ""])
+def test_parameters_are_short(client, kind):
+    refused = client.post("/train/spot", content=b"[" + b"0," * MB + b"0, 0]", headers={"Content-Type": kind})
+    assert (refused.status_code, "at most 2 MB" in refused.json()["detail"]) == (413, True)
+
+
+def test_weights_are_as_long_as_their_route_says(client):
+    answer = client.put("/iopfl/federations/spot/bank", content=send_in_pieces(5))
+    assert answer.json() == {"bytes": 5 * MB}
+
+
+def test_every_answer_says_what_a_browser_may_do_with_it(client):
+    answer = client.get("/datastore/image?image=a")
+    assert (answer.headers["x-content-type-options"], answer.headers["cache-control"]) == ("nosniff", "no-store")
+    page = client.get("/docs")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+
+
+# ---- what is written down ----
+
+
+def test_a_line_says_what_came_in_a_form_and_in_a_body(client, tmp_path):
+    content = bytes(range(256)) * 999
+    files = {"label": ("Mueller_Hans.nii.gz", content)}
+    client.put("/datastore/label?image=Mueller_Hans&tag=final", files=files, data={"params": '{"x": "Mueller"}'})
+    client.post("/train/spot", json={"epochs": 3})
+    saved, trained = entries(tmp_path)
+    assert (saved.what, saved.digest) == ("PUT /datastore/label", hashlib.sha256(content).hexdigest())
+    assert dict(saved.about) == {
+        "image": AuditLog(tmp_path / "audit").pseudonym("Mueller_Hans"), "tag": "final", "status": "200",
+    }  # fmt: skip
+    assert (trained.what, dict(trained.about)) == ("POST /train/{model}", {"model": "spot", "status": "200"})
+    assert trained.digest == hashlib.sha256(b'{"epochs":3}').hexdigest()
+    assert "ueller" not in AuditLog(tmp_path / "audit").path.read_text()
+
+
+def test_what_is_refused_or_fails_is_written_down_without_names_nobody_knows(client, tmp_path):
+    client.post("/infer/Mueller_Hans?image=1.2.840.10008.1")
+    client.post("/infer/refuse?session_id=Mueller")
+    client.put(
+        "/datastore/label?image=a", content=b"no form", headers={"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    client.put("/Mueller_Hans")
+    failed, refused, broken, unknown = entries(tmp_path)
+    assert (failed.about["status"], failed.about["image"]) == ("500", "1.2.840.10008.1")
+    assert refused.about["status"] == "404" and broken.about["status"] in ("400", "422")
+    assert unknown.what == "PUT unknown"
+    assert "ueller" not in AuditLog(tmp_path / "audit").path.read_text()
+
+
+def test_copies_that_are_taken_are_written_down_and_looking_at_lists_is_not(client, tmp_path):
+    client.get("/datastore/image?image=a")
+    client.get("/iopfl/health")
+    client.get("/openapi.json")
+    assert [entry.what for entry in entries(tmp_path)] == ["GET /datastore/image"]
+
+
+def test_a_form_in_many_small_pieces_has_the_same_digest(client, tmp_path):
+    content = b"\r\n--x-\r\nalmost a boundary"
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="params"\r\n\r\n{}\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="label"; filename="a.nii"\r\n\r\n' + content + b"\r\n--x--\r\n"
+    )
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    pieces = (body[start : start + 1] for start in range(len(body)))
+    assert client.put("/datastore/label?image=a", content=pieces, headers=kind).json() == {"bytes": len(content)}
+    assert entries(tmp_path)[0].digest == hashlib.sha256(content).hexdigest()
+
+
+def test_nothing_more_is_changed_while_it_cannot_be_written_down(client, handled, tmp_path, monkeypatch):
+    append = AuditLog.append
+
+    def full(self, *what, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(AuditLog, "append", full)
+    assert client.post("/train/first", json={}).status_code == 200, "it is not known before"
+    refused = client.post("/train/second", json={})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "60")
+    assert client.get("/iopfl/health").status_code == 200
+    monkeypatch.setattr(AuditLog, "append", append)
+    assert client.post("/train/third", json={}).status_code == 200
+    assert handled == ["first", "third"]
+    assert [entry.about["model"] for entry in entries(tmp_path)] == ["first", "third"]
+
+
+# ---- what an administrator says ----
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "label.hospital.example"])
+def test_others_are_let_in_unknown_only_where_somebody_said_so(tmp_path, host):
+    with pytest.raises(ConfigError, match="--auth off to let everybody"):
+        choose_mode(None, host, tmp_path)
+    assert choose_mode("off", host, tmp_path) == "off"
+    assert choose_mode(None, "127.0.0.1", tmp_path) == "off"
+
+
+def test_a_server_of_users_needs_one(tmp_path):
+    with pytest.raises(ConfigError, match="iopfl users add NAME --role admin"):
+        choose_mode("local", "127.0.0.1", tmp_path)
+
+
+def test_the_stock_form_takes_its_way_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("IOPFL_AUTH", "sometimes")
+    with pytest.raises(ConfigError, match="one of local, oidc, off"):
+        AccessSettings.from_environment(tmp_path)
+    monkeypatch.setenv("IOPFL_AUTH", "local")
+    assert AccessSettings.from_environment(tmp_path).mode == "local"
+
+
+def test_secrets_that_others_may_read_and_services_in_the_clear_are_refused(tmp_path, monkeypatch):
+    from monailabel.config import settings
+
+    secret = tmp_path / "secret"
+    secret.write_text("kept\n")
+    secret.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_secret(secret)
+    secret.chmod(0o600)
+    assert read_secret(secret) == "kept"
+    assert "kept" not in repr(AccessSettings(mode="oidc", state=tmp_path, client_secret="kept"))
+    monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_REALM_URI", "http://sso.hospital.example/realms/x")
+    with pytest.raises(ConfigError, match="expected an https"):
+        choose_mode("oidc", "127.0.0.1", tmp_path)
+
+
+def test_a_certificate_that_is_none_is_said_plainly(tmp_path):
+    for content in (None, b"no certificate"):
+        file = tmp_path / "certificate.pem"
+        if content:
+            file.write_bytes(content)
+        with pytest.raises(ConfigError, match="expected a certificate in PEM"):
+            find_hosts("127.0.0.1", [], file)
