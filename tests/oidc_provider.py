@@ -1,4 +1,4 @@
-"""A hospital's sign-in service on loopback: Authlib's OpenID Connect server with a sign-in page, one client, a few users."""
+"""A hospital's sign-in service on loopback: Authlib's OpenID Connect server, a sign-in page, a client, some users."""
 
 from __future__ import annotations
 
