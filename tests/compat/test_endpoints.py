@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -160,44 +157,6 @@ def test_archive_of_the_dataset_is_not_left_behind(server, state):
 def test_proxy_without_a_pacs_says_so(server):
     answer = server.get("/proxy/dicom/qido/studies")
     assert (answer.status_code, "no PACS" in answer.text) == (404, True)
-
-
-class _Pacs(BaseHTTPRequestHandler):
-    """Answers with the path it was asked for."""
-
-    def do_GET(self):
-        body = json.dumps(self.path).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-def test_proxy_passes_the_query_on(tasks, monkeypatch):
-    from fastapi import FastAPI
-    from fastapi.testclient import TestClient
-    from monailabel.config import settings
-    from monailabel.endpoints import proxy
-
-    from iopfl.compat import blocking_endpoints, dicom_proxy
-
-    dicom_proxy.apply()
-    blocking_endpoints.apply()
-    app = FastAPI()
-    app.include_router(proxy.router)
-    pacs = ThreadingHTTPServer(("127.0.0.1", 0), _Pacs)
-    threading.Thread(target=pacs.serve_forever, daemon=True).start()
-    monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{pacs.server_port}/dicom-web")
-    with TestClient(app) as client:
-        answer = client.get("/proxy/dicom/qido/studies?ModalitiesInStudy=MR&limit=5")
-        assert answer.json() == "/dicom-web/studies?ModalitiesInStudy=MR&limit=5"
-        assert client.get("/proxy/dicom/qido/%2e%2e/system").status_code == 400
-        pacs.shutdown()
-        pacs.server_close()
-        assert client.get("/proxy/dicom/qido/studies").status_code == 502
 
 
 def test_numbers_that_json_cannot_say_do_not_hide_the_datastore(server):

@@ -31,6 +31,7 @@ from iopfl.core.task import Task
 from iopfl.lib.rounds import FederationRounds
 from iopfl.web import pictures
 from iopfl.web.answers import MODELS, Answers, BusyError
+from iopfl.web.dicom_proxy import router as dicom_proxy
 from iopfl.web.federation_routes import banks
 from iopfl.web.federation_routes import router as federation
 from iopfl.web.label_routes import router as labels
@@ -211,5 +212,6 @@ router.include_router(pages)
 router.include_router(data)
 router.include_router(labels)
 router.include_router(ohif)
+router.include_router(dicom_proxy)
 router.include_router(federation)
 router.include_router(banks)

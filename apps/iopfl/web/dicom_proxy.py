@@ -1,0 +1,176 @@
+"""The PACS's DICOMweb through this server: OHIF gets all from one place, and no browser holds the PACS's password.
+
+Passed on are searches (QIDO-RS), retrievals (WADO-RS) and storing (STOW-RS; PS3.18, 10), and nothing
+else that the PACS may answer to. Bodies stream both ways: a series of gigabytes needs no memory here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import httpx
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.responses import Response, StreamingResponse
+from monailabel.config import settings
+from monailabel.interfaces.utils.app import app_instance
+
+from iopfl.lib.pacs import PACSAccess
+from iopfl.web.access import for_annotator, for_user
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+TOTAL_SECONDS = 900.0
+"""For one request and its answer: a PACS that trickles shall not hold a connection for ever."""
+
+_MAX_CONNECTIONS = 32
+_UID = r"[0-9][0-9.]{0,63}"
+_OBJECT = rf"studies/{_UID}(/series/{_UID}(/instances/{_UID})?)?"
+_SEARCH = re.compile(rf"(studies/{_UID}/(series/{_UID}/)?)?(studies|series|instances)")
+_METADATA = re.compile(rf"{_OBJECT}/metadata")
+_RETRIEVE = re.compile(
+    rf"{_OBJECT}(/frames/[0-9,]+)?(/(metadata|rendered|thumbnail|pixeldata|bulk(data)?(/[0-9A-Za-z_/-]+)?))?"
+)
+_STORE = re.compile(rf"studies(/{_UID})?")
+_SENT = ("accept", "content-type", "content-length")
+_KEPT = ("content-type", "content-length", "warning", "retry-after")
+_REFUSED = (401, 403, 407)
+
+router = APIRouter(prefix="/proxy/dicom", include_in_schema=False)
+_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[PACSAccess, httpx.AsyncClient]] = WeakKeyDictionary()
+
+
+@router.get("/qido/{path:path}", dependencies=[Depends(for_user)])
+async def search(request: Request, path: str) -> Response:
+    """Search for studies, series or instances."""
+    if _METADATA.fullmatch(path):  # some versions of OHIF ask for them here
+        return await _pass_on(request, settings.MONAI_LABEL_WADO_PREFIX, path)
+    _check(_SEARCH, path, "searched for")
+    return await _pass_on(request, settings.MONAI_LABEL_QIDO_PREFIX, path)
+
+
+@router.get("/wado/{path:path}", dependencies=[Depends(for_user)])
+async def retrieve(request: Request, path: str) -> Response:
+    """Retrieve instances, frames, metadata or bulk data."""
+    _check(_RETRIEVE, path, "retrieved")
+    return await _pass_on(request, settings.MONAI_LABEL_WADO_PREFIX, path)
+
+
+@router.post("/stow/{path:path}", dependencies=[Depends(for_annotator)])
+async def store(request: Request, path: str) -> Response:
+    """Store instances, such as a segmentation that was exported in OHIF."""
+    _check(_STORE, path, "stored")
+    if not request.headers.get("content-type", "").startswith("multipart/related"):
+        raise HTTPException(415, "expected DICOM instances as multipart/related")
+    return await _pass_on(request, settings.MONAI_LABEL_STOW_PREFIX, path)
+
+
+def _check(expected: re.Pattern[str], path: str, what: str) -> None:
+    """Refuse with 404 what is no DICOMweb path of this kind."""
+    if not expected.fullmatch(path):
+        raise HTTPException(404, f"nothing is {what} there: expected a path of DICOMweb, such as studies")
+
+
+async def _pass_on(request: Request, prefix: str | None, path: str) -> Response:
+    """Send a request to the PACS, and its answer back as it comes.
+
+    Raises:
+        HTTPException: 404, there is no PACS; 502, it does not answer, or not to this server.
+    """
+    access = _find_access()
+    root = access.url.rstrip("/")
+    sent = {name: request.headers[name] for name in _SENT if name in request.headers}
+    # Not compressed, so that addresses in it can be read.
+    sent |= {"accept-encoding": "identity", **access.headers()}
+    deadline = asyncio.get_running_loop().time() + TOTAL_SECONDS
+    outgoing = _client(access).build_request(
+        request.method,
+        "/".join(filter(None, [root, prefix, path])),
+        params=_split_fields(request),
+        headers=sent,
+        content=request.stream() if request.method == "POST" else None,
+    )
+    try:
+        async with asyncio.timeout_at(deadline):
+            answer = await _client(access).send(outgoing, stream=True)
+    except (httpx.HTTPError, TimeoutError) as error:
+        reason = type(error).__name__
+        raise HTTPException(502, f"the PACS does not answer ({reason}): is it running?") from error
+    if answer.status_code in _REFUSED:  # of this server, not of the person, whom a 401 would send to sign in
+        await answer.aclose()
+        raise HTTPException(502, f"the PACS refused this server with status {answer.status_code}: see its credentials")
+    kept = {name: answer.headers[name] for name in _KEPT if name in answer.headers}
+    body = _stream(answer, deadline)
+    if "json" in answer.headers.get("content-type", ""):
+        kept.pop("content-length", None)
+        body = _replace(body, root.encode(), b"/proxy/dicom/wado")
+    return StreamingResponse(body, answer.status_code, kept)
+
+
+def _find_access() -> PACSAccess:
+    """The PACS and how to sign in there.
+
+    Raises:
+        HTTPException: 404, there is none.
+    """
+    if not settings.MONAI_LABEL_STUDIES.startswith(("http://", "https://")):
+        raise HTTPException(404, "this server has a folder of images, no PACS to pass this on to")
+    models = getattr(app_instance(), "models", None)  # of another app than ours, MONAI Label's own settings count
+    known = {"credentials": models.settings.pacs_credentials, "ca": models.settings.pacs_ca} if models else {}
+    return PACSAccess(settings.MONAI_LABEL_STUDIES, **known)
+
+
+def _client(access: PACSAccess) -> httpx.AsyncClient:
+    """A pool of connections, which httpx binds to an event loop; a server has one."""
+    loop = asyncio.get_running_loop()
+    kept = _pools.get(loop)
+    if kept is None or kept[0] != access:
+        seconds = settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT
+        client = httpx.AsyncClient(
+            verify=ssl.create_default_context(cafile=access.ca) if access.ca else True,
+            timeout=httpx.Timeout(seconds, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS),
+            trust_env=False,  # neither a web proxy nor a .netrc: the PACS is in the house
+        )
+        kept = _pools[loop] = (access, client)
+    return kept[1]
+
+
+def _split_fields(request: Request) -> list[tuple[str, Any]]:
+    """The query; of fields in one list, each by itself: Orthanc looks for commas before it decodes them."""
+    found: list[tuple[str, Any]] = []
+    for name, value in request.query_params.multi_items():
+        parts = value.split(",") if name == "includefield" else [value]
+        found += [(name, part) for part in parts]
+    return found
+
+
+async def _stream(answer: httpx.Response, deadline: float) -> AsyncIterator[bytes]:
+    """The body, piece by piece. Once begun, an answer can fail only by breaking off, which an error here does."""
+    try:
+        async for piece in answer.aiter_raw():
+            if asyncio.get_running_loop().time() > deadline:
+                raise httpx.ReadTimeout(f"an answer of the PACS took longer than {TOTAL_SECONDS:.0f} s")
+            yield piece
+    except httpx.HTTPError as error:
+        logger.warning("an answer of the PACS broke off: %s", type(error).__name__)
+        raise
+    finally:
+        await answer.aclose()
+
+
+async def _replace(pieces: AsyncIterator[bytes], old: bytes, new: bytes) -> AsyncIterator[bytes]:
+    """Replace a text in a stream, also where two pieces share it: the PACS names its own address for bulk data."""
+    rest = b""
+    async for piece in pieces:
+        text = (rest + piece).replace(old, new)
+        keep = len(text) - (len(old) - 1) if len(text) >= len(old) else 0
+        yield text[:keep]
+        rest = text[keep:]
+    yield rest
