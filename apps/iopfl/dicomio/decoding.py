@@ -84,6 +84,9 @@ class Decoder:
         if syntax.is_encapsulated:
             for encoded in generate_frames(ds.PixelData, number_of_frames=count_frames(ds)):
                 check_codestream(encoded, syntax, int(ds.Rows), int(ds.Columns))
+        if int(ds.BitsAllocated) == 1 and not syntax.is_encapsulated:
+            yield from _unpack(ds)
+            return
         if syntax.is_encapsulated and syntax not in _SAFE:
             yield from self._iterate_apart(ds, raw)
             return
@@ -138,6 +141,15 @@ def check_size(ds: Dataset) -> None:
         raise SeriesError(
             f"{len(pixels)} compressed bytes claim to be {decoded}: more than {MAX_RATIO} for one; send it uncompressed"
         )
+
+
+def _unpack(ds: Dataset) -> Iterator[np.ndarray]:
+    """Frames of single bits, which begin anywhere in a byte; pydicom 3.0.2 cannot iterate over those."""
+    size = int(ds.Rows) * int(ds.Columns)
+    packed = np.frombuffer(ds.PixelData, np.uint8)
+    for start in range(0, count_frames(ds) * size, size):
+        touched = np.unpackbits(packed[start // 8 : -(-(start + size) // 8)], bitorder="little")
+        yield touched[start % 8 : start % 8 + size].reshape(int(ds.Rows), int(ds.Columns))
 
 
 def _find_decoder(syntax: uid.UID):  # type: ignore[no-untyped-def]  # pydicom's Decoder

@@ -162,6 +162,9 @@ def build_segmentation(mask: np.ndarray, series: Series, segments: Sequence[Segm
         specific_character_set="ISO_IR 192",
     )
     _copy_patient_and_study(series.datasets[0], ds)
+    if not series.has_geometry:
+        ds.PatientOrientation = series.datasets[0].get("PatientOrientation") or ""
+        ds.SharedFunctionalGroupsSequence[0].pop("PixelMeasuresSequence", None)
     ds.SeriesDescription = _series_description(origin)
     ds.SeriesDate, ds.SeriesTime = ds.ContentDate, ds.ContentTime
     ds.ContentCreatorName = origin.annotator.replace("\\", "/").replace("=", "-")[:_LONGEST]
@@ -246,7 +249,12 @@ def _outline(source: Dataset, series: Series) -> Dataset:
     outline.Modality = series.modality
     for keyword in _PATIENT_AND_STUDY:
         setattr(outline, keyword, None)
-    if series.has_geometry:
+    if not series.has_geometry:
+        # highdicom takes photographs for multi-frame and asks for what they lack.
+        outline.NumberOfFrames = 1
+        outline.SharedFunctionalGroupsSequence = [Dataset()]
+        outline.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = [Dataset()]
+    else:
         # A source that says no frame of reference still gets one, the same for all its segmentations.
         same = generate_uid(entropy_srcs=[series.series_instance_uid])
         outline.FrameOfReferenceUID = series.frame_of_reference_uid or same
