@@ -168,6 +168,7 @@ SLICES = {"voxels": phantoms.volume((5, 4, 8))}
         (lambda s: change(s, "PixelData", b"\0" * 20, 3), "truncated: 5 x 4 x 1 pixels are 40 bytes, came 20"),
         (lambda s: change(s, "Columns", 65535), "truncated"),
         (lambda s: change(s, "BitsAllocated", 64), "64 bits"),
+        (lambda s: change(s, "NumberOfFrames", 2**31 - 1), "1 to 65536 frames, came 2147483647"),
         (lambda s: change(s, "PhotometricInterpretation", "CMYK"), "came CMYK"),
         (lambda s: change(s, "SOPInstanceUID", "", 3), "no SOP or Series Instance UID"),
         (lambda s: s[:0], "came none in 0 files"),

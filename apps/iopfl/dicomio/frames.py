@@ -9,6 +9,9 @@ from pydicom import Dataset
 from iopfl.core.errors import SeriesError
 from iopfl.dicomio.geometry import Plane
 
+MAX_FRAMES = 1 << 16
+"""Of an instance, so that a broken number is not counted up to."""
+
 _PLACE = (
     ("PlanePositionSequence", "ImagePositionPatient", 3),
     ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
@@ -18,8 +21,15 @@ _USUAL_THICKNESS = 1.0  # mm, where nothing is said
 
 
 def count_frames(ds: Dataset) -> int:
-    """Number of Frames, 1 where it is not said."""
-    return int(ds.get("NumberOfFrames") or 1)
+    """Number of Frames, 1 where it is not said.
+
+    Raises:
+        SeriesError: more than any image has, hence broken.
+    """
+    count = int(ds.get("NumberOfFrames") or 1)
+    if not 0 < count <= MAX_FRAMES:
+        raise SeriesError(f"expected 1 to {MAX_FRAMES} frames, came {count}; send the instance again")
+    return count
 
 
 def find_group(ds: Dataset, index: int, macro: str) -> Dataset:

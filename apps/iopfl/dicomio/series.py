@@ -195,7 +195,7 @@ def _build_stack(files: Sequence[tuple[Path, Dataset]]) -> tuple[list[_Slice], n
 def _decode(slices: Sequence[_Slice]) -> np.ndarray:
     """Every slice's pixels, (X, Y, Z) or (X, Y, Z, 3)."""
     first = slices[0].ds
-    dtypes = {decoded_dtype(piece.ds) for piece in slices}
+    dtypes = {decoded_dtype(ds) for ds in {id(piece.ds): piece.ds for piece in slices}.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
     shape = (len(slices), int(first.Rows), int(first.Columns), *([3] if is_color(first) else []))
     if np.prod(shape, dtype=np.float64) * dtype.itemsize > MAX_SERIES_BYTES:
