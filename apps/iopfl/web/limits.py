@@ -6,6 +6,7 @@ import ipaddress
 import socket
 from urllib.parse import urlsplit
 
+import anyio
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
@@ -18,6 +19,7 @@ _MAX_TEXT_MB = 2
 """JSON and forms without files: parameters, and lists of ids, never images."""
 _MAX_PROXY_MB = 256
 """What OHIF stores in the PACS: the proxy holds it in memory."""
+_LINGER_SECONDS = 5.0
 _OWN_LIMIT = "/iopfl/federations/"
 """Weights: these routes know how long theirs are."""
 
@@ -47,7 +49,8 @@ class Limits:
         limit = self._limit(find_path(scope), headers.get("content-type", ""))
         length = headers.get("content-length", "")
         if limit is not None and length.isdecimal() and int(length) > limit * MEGABYTE:
-            # Closed, as what is still on its way would be read as another request.
+            if "expect" not in headers:  # who asks before sending has sent nothing yet
+                await _discard(receive)
             refusal = JSONResponse({"detail": self._too_long(limit)}, 413, headers={"Connection": "close"})
             await refusal(scope, receive, send)
             return
@@ -86,6 +89,7 @@ class Limits:
             message = await receive()
             size += len(message.get("body", b""))
             if size > limit * MEGABYTE:
+                await _discard(receive)
                 raise HTTPException(413, self._too_long(limit), headers={"Connection": "close"})
             return message
 
@@ -94,6 +98,13 @@ class Limits:
     def _too_long(self, limit: int) -> str:
         hint = ": ask the administrator for more (--max-upload-mb)" if limit == self._max_upload_mb else ""
         return f"expected at most {limit} MB here{hint}"
+
+
+async def _discard(receive: Receive) -> None:
+    """Read on for a while: who is still sending when the connection closes may never see the answer."""
+    with anyio.move_on_after(_LINGER_SECONDS):
+        while (await receive()).get("more_body"):
+            pass
 
 
 def find_path(scope: Scope) -> str:

@@ -1,0 +1,361 @@
+"""A running label server with authentication on: every route is closed, each role opens its own, and all is recorded."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import ipaddress
+import json
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from iopfl import compat, server
+from iopfl.core.audit import AuditLog
+from iopfl.web.users import Users
+from label_server import PACKAGES, running_server, start_process
+
+from .site import APP, SPOT, conf_of, make_site_bank, write_picture
+
+compat.apply_early()  # before MONAI Label is imported
+
+CHROMIUM = Path("/usr/bin/chromium")
+PASSWORD = "four words nobody guesses"
+ROUND = "/iopfl/federations/spot/fed-1/rounds/0/train?base_hash=x"
+CLOSED = {401, 403}
+
+# The routes of the app as it is served, from a process of its own: building it changes MONAI Label for good.
+LIST_ROUTES = """
+import json, sys
+from pathlib import Path
+from iopfl.server import build_app
+from iopfl.web.access_settings import AccessSettings
+
+def walk(routes):
+    for route in routes:
+        if hasattr(route, "original_router"):
+            yield from walk(route.original_router.routes)
+        elif getattr(route, "methods", None):
+            yield from ((method, route.path) for method in route.methods)
+        else:  # a mount: whatever is below
+            yield from ((method, route.path + "/{path}") for method in ("GET", "POST"))
+
+app = build_app(AccessSettings(mode="local", state=Path(sys.argv[1])))
+json.dump(sorted(set(walk(app.routes))), sys.stdout)
+"""
+PUBLIC = {
+    ("GET", "/auth/"), ("POST", "/auth/token"), ("GET", "/iopfl/health"), ("GET", "/iopfl/signin"),
+    ("POST", "/iopfl/signin"), ("GET", "/iopfl/signin/{name}"), ("GET", "/iopfl/signin/service"),
+    ("GET", "/iopfl/signin/callback"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("guarded")
+    (home / "clinic").mkdir()
+    for number in range(3):
+        write_picture(home / "clinic" / f"eye{number}.png", number)
+    users = Users(home / "state")
+    for role in ("annotator", "reviewer", "admin"):
+        users.add(f"an-{role}", role, PASSWORD)
+    users.add("bridge", "federation", None)
+    return home
+
+
+@pytest.fixture(scope="module")
+def conf(home) -> dict[str, str]:
+    return conf_of(make_site_bank(home / "bank", SPOT))
+
+
+@pytest.fixture(scope="module")
+def guarded(home, conf):
+    (home / "state" / "tmp").mkdir()
+    env = {"TMPDIR": str(home / "state" / "tmp")}
+    args = ["--auth", "local", "--max-upload-mb", "8"]
+    with running_server(APP, home / "clinic", state=home / "state", conf=conf, args=args, env=env) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tokens(guarded, home) -> dict[str, str]:
+    """Role -> token; the bridge's as an administrator makes it, the others' as Slicer asks for them."""
+    found = {"federation": Users(home / "state").make_token("bridge", 1)}
+    for role in ("annotator", "reviewer", "admin"):
+        form = {"username": f"an-{role}", "password": PASSWORD, "grant_type": "password"}
+        found[role] = guarded.post("/auth/token", data=form).json()["access_token"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def routes(tmp_path_factory) -> list[tuple[str, str]]:
+    command = [sys.executable, "-c", LIST_ROUTES, str(tmp_path_factory.mktemp("routes"))]
+    environment = {"PYTHONPATH": str(PACKAGES), "PATH": "/usr/bin:/bin", "HOME": "/nowhere"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    return [(method, path) for method, path in json.loads(done.stdout[done.stdout.index("[") :])]
+
+
+def ask(server, token, method, path, **options):
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return server.request(method, path, headers=headers, allow_redirects=False, **options)
+
+
+def fill(path: str) -> str:
+    """A path with something in each place."""
+    path = path.replace("{path:path}", "index.html").replace("{task}", "spot").replace("{model}", "spot")
+    return re.sub(r"\{[^}]+\}", "1", path)
+
+
+def test_no_route_answers_before_a_sign_in_but_those_that_are_for_signing_in(guarded, routes):
+    assert len(routes) > 60 and ("GET", "/static/{path}") in routes and ("GET", "/openapi.json") in routes
+    opened = set()
+    for method, path in routes:
+        for token in (None, "iopfl_no", "a.b.c"):
+            if ask(guarded, token, method, fill(path)).status_code != 401:
+                opened.add((method, path))
+    # /iopfl/signin/1 is none of its files, and a form without a password is answered as a wrong one.
+    assert opened == PUBLIC - {("GET", "/iopfl/signin/{name}"), ("POST", "/iopfl/signin")}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/docs", "/docs/x", "/redoc", "/openapi.json", "/static/ohif/index.html", "/ohif/", "/ohif/viewer",
+     "/proxy/dicom/qido/studies", "/logs/", "/logs/gpu", "/reload", "/favicon.ico", "/iopfl/static/page.js", "/nothing",
+     "//info/", "/INFO/", "/info", "/iopfl/signin/../../info/", "/iopfl/signin/%2e%2e/%2e%2e/info/", "/auth/../info/",
+     "/auth/token/valid", "/auth//", "/iopfl/signin/signin.html", "/iopfl/federations/spot"],
+)  # fmt: skip
+def test_no_address_leads_around_the_sign_in(guarded, path):
+    for method in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE"):
+        prepared = requests.Request(method, guarded.url).prepare()
+        prepared.url = guarded.url + path  # as it stands: nothing is tidied on the way
+        answer = requests.Session().send(prepared, timeout=30, allow_redirects=False)
+        assert answer.status_code in (401, 405), (method, path, answer.status_code)
+        if method == "GET":
+            prepared.headers["Accept"] = "text/html,*/*"
+            page = requests.Session().send(prepared, timeout=30, allow_redirects=False)
+            assert page.status_code == 303 and page.headers["Location"].startswith("/iopfl/signin?next="), path
+
+
+# What is asked for, and the lowest role that may.
+LOWEST = [
+    ("GET", "/", "annotator"),
+    ("GET", "/info/", "annotator"),
+    ("GET", "/docs", "annotator"),
+    ("GET", "/openapi.json", "annotator"),
+    ("GET", "/iopfl/status", "annotator"),
+    ("GET", "/datastore/?output=all", "annotator"),
+    ("GET", "/datastore/image?image=eye1", "annotator"),
+    ("POST", "/activelearning/random", "annotator"),
+    ("POST", "/infer/spot?image=eye1&output=json", "annotator"),
+    ("PUT", "/datastore/image/info?image=eye1", "annotator"),
+    ("PUT", "/datastore/label?image=eye1", "annotator"),
+    ("GET", "/datastore/dataset", "annotator"),
+    ("GET", "/train/", "annotator"),
+    ("GET", "/iopfl/banks/spot.iopfl", "annotator"),
+    ("POST", "/train/nothing", "admin"),
+    ("DELETE", "/train/", "admin"),
+    ("POST", "/batch/infer/nothing", "admin"),
+    ("DELETE", "/datastore/image?id=nothing", "admin"),
+    ("DELETE", "/datastore/label?id=nothing&tag=final", "admin"),
+    ("GET", "/logs/", "admin"),
+    ("GET", "/model/nothing", "admin"),
+    ("GET", ROUND, "federation"),
+    ("GET", "/iopfl/federations/spot", "federation"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "lowest"), LOWEST)
+def test_each_role_may_what_is_its_own(guarded, tokens, method, path, lowest):
+    ladder = ["annotator", "reviewer", "admin"]
+    may = {"federation"} if lowest == "federation" else set(ladder[ladder.index(lowest) :])
+    for role, token in tokens.items():
+        status = ask(guarded, token, method, path).status_code
+        assert (status not in CLOSED) == (role in may), (role, status)
+        assert status < 500
+
+
+def test_the_federations_token_opens_nothing_else(guarded, tokens, routes):
+    opened = []
+    for method, path in routes:
+        is_own = path.startswith(("/iopfl/federations/", "/iopfl/signin")) or (method, path) in PUBLIC
+        if not is_own and ask(guarded, tokens["federation"], method, fill(path)).status_code not in CLOSED:
+            opened.append(path)
+    assert sorted(opened) == ["/auth/token/valid", "/iopfl/me", "/iopfl/signout"]
+
+
+def test_monai_labels_own_client_signs_in(guarded, tmp_path):
+    from monailabel.client import MONAILabelClient
+    from monailabel.client.client import MONAILabelClientException
+
+    client = MONAILabelClient(guarded.url, tmpdir=str(tmp_path), client_id="slicer-1")
+    assert client.auth_enabled() and not client.auth_valid_token()
+    with pytest.raises(MONAILabelClientException, match="401"):
+        client.auth_token("an-annotator", "wrong")
+    client.update_auth(client.auth_token("an-annotator", PASSWORD))
+    assert client.auth_valid_token()
+    assert client.info()["labels"] == ["spot"]
+    mask, params = client.infer("spot", "eye2", {})
+    assert params["model"] == "personalized"
+    client.save_label("eye2", mask, "final", {"label_info": [{"name": "spot", "idx": 255}]})
+    with pytest.raises(MONAILabelClientException, match="403"):
+        client.train_start("spot", {})
+
+
+def test_a_label_is_recorded_with_who_sent_it_and_what(guarded, tokens, home):
+    answer = ask(guarded, tokens["reviewer"], "POST", "/infer/spot?image=eye0&output=image")
+    label = answer.content
+    files = {"label": ("Mueller_Hans.png", label)}
+    kind = {"image": "eye0", "tag": "final"}
+    ask(guarded, tokens["reviewer"], "PUT", "/datastore/label", params=kind, files=files).raise_for_status()
+    log = AuditLog(home / "state" / "audit")
+    *_, last = log.entries()
+    assert (last.who, last.what) == ("an-reviewer", "PUT /datastore/label")
+    assert last.digest == hashlib.sha256(label).hexdigest()
+    assert dict(last.about) == {"image": log.pseudonym("eye0"), "tag": "final", "status": "200"}
+
+
+def test_the_record_is_whole_and_holds_no_names_of_files(guarded, tokens, home):
+    log = AuditLog(home / "state" / "audit")
+    for token in (None, "iopfl_no"):
+        ask(guarded, token, "POST", "/train/spot")
+    assert log.verify().torn == 0
+    text = log.path.read_text()
+    assert "eye" not in text and "Mueller" not in text and PASSWORD not in text
+    assert all(entry.who or "signin" in entry.what or entry.what == "POST /auth/token" for entry in log.entries())
+
+
+def test_who_is_too_long_winded_is_told_and_others_are_served(guarded, tokens):
+    files = {"file": ("big.png", bytes(9 * 2**20))}
+    refused = ask(guarded, tokens["annotator"], "PUT", "/datastore/image", files=files)
+    assert (refused.status_code, "at most 8 MB" in refused.json()["detail"]) == (413, True)
+    with suppress(requests.RequestException):  # what it sent is not read to its end
+        answer = requests.get(f"{guarded.url}/info/", headers={"X-Long": "x" * 200_000}, timeout=30)
+        assert answer.status_code in (400, 431)
+    assert ask(guarded, tokens["annotator"], "GET", "/info/").ok
+
+
+# ---- https ----
+
+
+def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate for a name and 127.0.0.1, signed by itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName(name), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    certificate, secret = folder / "certificate.pem", folder / "key.pem"
+    certificate.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    encoding = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    secret.write_bytes(key.private_bytes(*encoding))
+    return certificate, secret
+
+
+def test_over_https_the_cookie_never_travels_in_the_clear(home, conf, tmp_path, monkeypatch):
+    certificate, key = make_certificate(tmp_path, "label.hospital.example")
+    Users(tmp_path / "state").add("anna", "annotator", PASSWORD)
+    args = ["--auth", "local", "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    with running_server(APP, home / "clinic", state=tmp_path / "state", conf=conf, args=args) as running:
+        assert running.url.startswith("https://")
+        form = {"username": "anna", "password": PASSWORD, "next": "/docs"}
+        headers = {"Origin": running.url}
+        done = running.post("/iopfl/signin", data=form, headers=headers, allow_redirects=False)
+        assert done.status_code == 303 and "secure" in done.headers["Set-Cookie"].lower()
+        cookie = done.headers["Set-Cookie"].split(";")[0]
+        assert running.get("/info/", headers={"Cookie": cookie}).ok
+        for host, status in (("label.hospital.example", 200), ("evil.example", 421)):
+            assert running.get("/info/", headers={"Cookie": cookie, "Host": host}).status_code == status
+
+
+# ---- starting ----
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "0.0.0.0"], "give --auth local"),
+        (["--auth", "local"], "iopfl users add NAME --role admin"),
+        (["--auth", "oidc", "--oidc-issuer", "http://sso.hospital.example"], "expected an https"),
+        (["--auth", "oidc", "--oidc-issuer", "https://x", "--oidc-secret-file", "nowhere"], "expected a secret"),
+        (["--ssl-certfile", "nowhere"], "expected a certificate in PEM"),
+        (["--max-upload-mb", "0"], "1 MB or more"),
+    ],
+)
+def test_what_would_leave_the_server_open_or_useless_is_refused_at_once(home, tmp_path, capsys, options, words):
+    folders = [
+        "--studies",
+        home / "clinic",
+        "--state",
+        tmp_path / "state",
+        "--app",
+        APP,
+        "--conf",
+        "bank",
+        home / "bank",
+    ]
+    assert server.main([*map(str, [*folders, "--port", 0]), *options]) == 2
+    said = capsys.readouterr().err
+    assert words in said and len(said.splitlines()) == 1
+
+
+def test_everybody_is_let_in_from_elsewhere_if_the_administrator_says_so(tmp_path):
+    """Told by the parser and the choice alone: a test listens on loopback."""
+    program = (
+        "import sys; from pathlib import Path; from iopfl.web.access_settings import choose_mode\n"
+        "sys.exit(choose_mode('off', '0.0.0.0', Path('x')) != 'off')"
+    )
+    assert start_process([sys.executable, "-c", program], tmp_path / "log").wait(60) == 0
+
+
+# ---- a browser ----
+
+
+@pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium: apt-get install chromium")
+def test_a_person_signs_in_sees_the_page_and_the_viewer_and_signs_out(guarded, home):
+    from playwright.sync_api import sync_playwright
+
+    called = set()
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=flags)
+        page = browser.new_page()
+        page.on("request", lambda request: called.add(urlsplit(request.url).netloc))
+        page.goto(f"{guarded.url}/?image=eye1")
+        assert page.title() == "Sign in to iopfl"
+        page.fill("#username", "an-annotator")
+        page.fill("#password", "not the password at all")
+        page.click("button")
+        page.wait_for_selector(".problem:has-text('wrong')")
+        page.fill("#username", "an-annotator")
+        page.fill("#password", PASSWORD)
+        page.click("button")
+        page.wait_for_selector("#who:has-text('an-annotator')")
+        assert "image=eye1" in page.url, "where it was going"
+        assert page.evaluate("document.cookie") == ""
+        page.wait_for_selector("#figures img")
+        # A link from elsewhere: the cookie does not come along, and yet nobody has to sign in again.
+        page.goto("about:blank")
+        page.set_content(f'<a href="{guarded.url}/docs">a link in a mail</a>')
+        page.click("a")
+        page.wait_for_selector("h1:has-text('MONAILabel')")
+        page.goto(f"{guarded.url}/ohif/")
+        page.wait_for_selector("#root > *", timeout=60_000)
+        page.goto(f"{guarded.url}/")
+        page.click("#who button")
+        page.wait_for_selector("#password")
+        page.goto(f"{guarded.url}/")
+        assert page.title() == "Sign in to iopfl"
+        browser.close()
+    assert called - {""} == {urlsplit(guarded.url).netloc}
