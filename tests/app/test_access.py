@@ -1,4 +1,4 @@
-"""A running label server with authentication on: every route is closed, each role opens its own, and all is recorded."""
+"""A running label server with authentication on: every route is closed, each role opens its own, all is recorded."""
 
 from __future__ import annotations
 
