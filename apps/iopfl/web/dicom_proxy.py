@@ -24,6 +24,7 @@ from iopfl.lib.pacs import PACSAccess
 from iopfl.web.access import for_annotator, for_user
 
 logger = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs addresses, in which OHIF asks for names and patient ids
 
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 900.0

@@ -3,6 +3,7 @@
 import { describeAnswer } from './answer.js';
 import { BRUSH, drawing, ERASER, setRadius, take } from './drawing.js';
 import { make, section, swatch } from './elements.js';
+import { canTakeOver, hideOverlay, takeOver } from './segs.js';
 import { state, subscribe } from './state.js';
 import { submit } from './submit.js';
 import { rememberedName, rememberName, signOut } from './user.js';
@@ -16,9 +17,10 @@ class Card extends HTMLElement {
     this.tools = this.makeTools();
     this.sending = this.makeSending();
     this.session = this.makeSession();
+    this.overlay = make('div');
     this.root ??= this.attachShadow({ mode: 'open' }); // OHIF's styles stay outside
     const styles = make('link', { rel: 'stylesheet', href: '/ohif/iopfl/card.css' });
-    this.root.replaceChildren(styles, this.session.box, ...this.notes, this.answer, this.tools.box, this.sending.box);
+    this.root.replaceChildren(styles, this.session.box, ...this.notes, this.overlay, this.answer, this.tools.box, this.sending.box);
     this.unsubscribe = subscribe(() => this.show());
     this.show();
   }
@@ -34,6 +36,7 @@ class Card extends HTMLElement {
       note.hidden = !text;
     });
     this.showSession();
+    this.showOverlay();
     const { labelmap } = state;
     for (const part of [this.answer, this.tools.box, this.sending.box]) part.hidden = !labelmap;
     if (!labelmap) return;
@@ -62,6 +65,21 @@ class Card extends HTMLElement {
     asked.hidden = Boolean(state.user);
     who.hidden = !state.user;
     if (state.user) account.textContent = `Signed in as ${state.user.name}`;
+  }
+
+  // ---- a segmentation of the PACS ----
+
+  showOverlay() {
+    const { overlay, labelmap } = state;
+    this.overlay.hidden = !overlay;
+    if (!overlay || this.overlayShown === overlay) return;
+    this.overlayShown = overlay;
+    const { services } = labelmap;
+    const list = make('ul', { className: 'labels' }, ...overlay.segments.map(({ name, color }) => make('li', {}, swatch(color), name)));
+    const buttons = make('div', { className: 'buttons' },
+      make('button', { type: 'button', onclick: () => hideOverlay(services) }, 'Hide'),
+      canTakeOver(labelmap, overlay) ? make('button', { type: 'button', onclick: () => takeOver(services, labelmap) }, 'Correct it') : null);
+    this.overlay.replaceChildren(section('Segmentation from the PACS', make('p', {}, overlay.title), list, buttons));
   }
 
   // ---- correcting ----

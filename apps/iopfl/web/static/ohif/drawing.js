@@ -29,7 +29,7 @@ function onMouse(event) {
   const { labelmap } = state;
   if (!labelmap || !isDrawing() || event.button !== 0) return;
   if (event.type === 'mousedown' && event.target.closest?.('.cornerstone-viewport-element')) labelmap.remember();
-  if (event.type === 'mouseup') setTimeout(() => labelmap.commit()); // the brush has drawn by then
+  if (event.type === 'mouseup') setTimeout(() => labelmap.commit() && labelmap.markEdited()); // the brush has drawn by then
 }
 
 function onKey(event) {
@@ -37,15 +37,22 @@ function onKey(event) {
   if (state.labelmap?.undoable.length) state.labelmap.undo();
 }
 
-/** Follow which tool is in hand, whoever took it up, and what is drawn with it. */
+function onTool({ detail }) {
+  if (!GROUPS.includes(detail.toolGroupId) || detail.toolBindingsOptions?.bindings?.[0]?.mouseButton !== 1) return;
+  drawing.tool = detail.toolName;
+  update({});
+}
+
+/** Follow which tool is in hand, whoever took it up, and what is drawn with it; gives a function that ends it. */
 export function watchTools() {
+  drawing.tool = LOOK;
   const { TOOL_ACTIVATED } = window.cornerstoneTools.Enums.Events;
-  window.cornerstone.eventTarget.addEventListener(TOOL_ACTIVATED, ({ detail }) => {
-    if (!GROUPS.includes(detail.toolGroupId) || detail.toolBindingsOptions?.bindings?.[0]?.mouseButton !== 1) return;
-    drawing.tool = detail.toolName;
-    update({});
-  });
-  document.addEventListener('mousedown', onMouse, true);
-  document.addEventListener('mouseup', onMouse, true);
-  document.addEventListener('keydown', onKey);
+  const watched = [
+    [window.cornerstone.eventTarget, TOOL_ACTIVATED, onTool], [document, 'mousedown', onMouse, true],
+    [document, 'mouseup', onMouse, true], [document, 'keydown', onKey],
+  ];
+  for (const [target, ...listener] of watched) target.addEventListener(...listener);
+  return () => {
+    for (const [target, ...listener] of watched) target.removeEventListener(...listener);
+  };
 }

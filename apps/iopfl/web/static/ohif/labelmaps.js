@@ -4,6 +4,7 @@
 import { checkSameGrid, makeGrid, place } from './grid.js';
 import { Refused } from './server.js';
 import { update } from './state.js';
+import { viewportsOf } from './viewports.js';
 
 const MAX_UNDO = 20;
 
@@ -45,13 +46,7 @@ export class Labelmap {
 
   write(data) {
     this.slices().forEach((slice, index) => slice.set(data.subarray(index * slice.length, (index + 1) * slice.length)));
-    this.refresh();
-  }
-
-  refresh() {
-    this.isRefreshing = true;
     tools().segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(this.id);
-    this.isRefreshing = false;
   }
 
   /** Put an answer of the server in place of what is there. */
@@ -73,9 +68,9 @@ export class Labelmap {
     this.before = this.read();
   }
 
-  /** Keep what changed since `remember`, so that it can be undone. */
+  /** Keep what changed since `remember`, so that it can be undone; says whether anything did. */
   commit() {
-    if (!this.before) return;
+    if (!this.before) return false;
     const now = this.read();
     const changed = [];
     for (let index = 0; index < now.length; index += 1) if (now[index] !== this.before[index]) changed.push(index);
@@ -84,7 +79,7 @@ export class Labelmap {
       if (this.undoable.length > MAX_UNDO) this.undoable.shift();
     }
     this.before = null;
-    update({ labelmap: this });
+    return changed.length > 0;
   }
 
   undo() {
@@ -131,15 +126,6 @@ export class Labelmap {
   }
 }
 
-/** The images that the active viewport shows, or those that its SEG belongs to. */
-export function findDisplaySet({ viewportGridService, displaySetService }) {
-  const { viewports, activeViewportId } = viewportGridService.getState();
-  const uid = viewports.get(activeViewportId)?.displaySetInstanceUIDs?.[0];
-  const shown = uid && displaySetService.getDisplaySetByUID(uid);
-  if (!shown?.referencedDisplaySetInstanceUID) return shown;
-  return displaySetService.getDisplaySetByUID(shown.referencedDisplaySetInstanceUID);
-}
-
 const makeId = (displaySet, task) => `${task.name}-${displaySet.SeriesInstanceUID}`;
 
 /** The mask of the images in the active viewport; an empty one where there is none yet. */
@@ -164,15 +150,14 @@ export async function findLabelmap(services, displaySet, task) {
 }
 
 /** Draw a mask into the viewports that show its images, in the task's colors; other tasks' masks are taken out. */
-async function show({ segmentationService, viewportGridService }, labelmap) {
-  const type = labelmapType();
-  for (const [viewportId, viewport] of viewportGridService.getState().viewports) {
-    if (!viewport.displaySetInstanceUIDs?.includes(labelmap.displaySet.displaySetInstanceUID)) continue;
+export async function show(services, labelmap) {
+  const { segmentationService } = services;
+  for (const viewportId of viewportsOf(services, labelmap.displaySet)) {
     for (const { segmentationId } of segmentationService.getSegmentationRepresentations(viewportId)) {
       if (segmentationId !== labelmap.id && open.has(segmentationId)) segmentationService.removeSegmentationRepresentations(viewportId, { segmentationId });
     }
     if (!segmentationService.getSegmentationRepresentations(viewportId, { segmentationId: labelmap.id }).length) {
-      await segmentationService.addSegmentationRepresentation(viewportId, { segmentationId: labelmap.id, type });
+      await segmentationService.addSegmentationRepresentation(viewportId, { segmentationId: labelmap.id, type: labelmapType() });
     }
     for (const { value, color } of labelmap.task.labels) {
       const rgb = [1, 3, 5].map((start) => parseInt(color.slice(start, start + 2), 16));
@@ -204,15 +189,6 @@ function restore(labelmap) {
   Object.assign(labelmap, { answer: draft.answer, answeredBy: draft.answeredBy });
   labelmap.markEdited();
   update({ done: 'Your changes to this series, not submitted yet, are back.' });
-}
-
-/** Follow what the person draws. */
-export function watchDrawing() {
-  const { SEGMENTATION_DATA_MODIFIED } = tools().Enums.Events;
-  cornerstone().eventTarget.addEventListener(SEGMENTATION_DATA_MODIFIED, ({ detail }) => {
-    const labelmap = open.get(detail.segmentationId);
-    if (labelmap && !labelmap.isRefreshing && !labelmap.isEdited) labelmap.markEdited();
-  });
 }
 
 /** Ask before the page is left with work in it. */

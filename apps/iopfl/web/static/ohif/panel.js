@@ -6,17 +6,17 @@
 // something fails. Upstream: MONAI Label 0.8.5, static/ohif, module extensions/monai-label.
 
 import { watchTools } from './drawing.js';
-import { findDisplaySet, findLabelmap, watchDrawing } from './labelmaps.js';
+import { findLabelmap, show } from './labelmaps.js';
 import { readNrrd } from './nrrd.js';
+import { openInPlace } from './segs.js';
 import { explain, getJson, Refused } from './server.js';
 import { attempt, state, update } from './state.js';
 import { followTraining } from './training.js';
 import { findUser, whoami } from './user.js';
+import { awaitImages, findDisplaySet } from './viewports.js';
 import './card.js';
 
-const READY_SECONDS = 120;
-
-const pause = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
+const SETTLED_MILLISECONDS = 300; // of the viewports' layout
 
 /** What an answer of axios that failed means; its body may have come as bytes. */
 function explainAxios(failed) {
@@ -70,6 +70,15 @@ export function makePanel(makeShipped, services) {
   };
 }
 
+const withChildren = (parent, change) => ({ ...parent, props: { ...parent.props, children: change(parent.props.children) } });
+
+/** The shipped panel without the tabs for models that take clicks or classes: here are none, and they stumble over our masks. */
+function withoutPrompts(panel) {
+  const isTabs = (child) => child?.props?.className?.split(' ').includes('tabs');
+  const isOurs = (tab) => tab.props.tabIndex <= 2; // active learning, and segmentation
+  return withChildren(panel, (children) => children.map((child) => (isTabs(child) ? withChildren(child, (tabs) => tabs.filter(isOurs)) : child)));
+}
+
 function repair(Shipped, services, element) {
   return class Panel extends Shipped {
     constructor(props) {
@@ -81,8 +90,11 @@ function repair(Shipped, services, element) {
     }
 
     componentDidMount() {
-      watchTools();
-      watchDrawing();
+      const { viewportGridService } = services;
+      const { ACTIVE_VIEWPORT_ID_CHANGED, GRID_STATE_CHANGED } = viewportGridService.EVENTS;
+      const events = [ACTIVE_VIEWPORT_ID_CHANGED, GRID_STATE_CHANGED];
+      const subscriptions = events.map((event) => viewportGridService.subscribe(event, () => this.follow()));
+      this.stops = [...subscriptions.map(({ unsubscribe }) => unsubscribe), watchTools(), openInPlace(services)];
       this.onInfo();
     }
 
@@ -97,6 +109,7 @@ function repair(Shipped, services, element) {
 
     componentWillUnmount() {
       this.isGone = true;
+      for (const stop of this.stops) stop();
     }
 
     async connect() {
@@ -106,18 +119,23 @@ function repair(Shipped, services, element) {
       this.setState({ info: describeForTabs(info, names), isDataReady: true, options: this.state.options ?? {} });
       if (!state.tasks.length) throw new Refused('This server has no task: it needs a model bank.');
       followTraining(this, { onlyIfRunning: true });
-      await findLabelmap(services, await this.awaitImages(), state.labelmap?.task ?? state.tasks[0]);
+      await findLabelmap(services, await awaitImages(services, () => this.isGone), state.labelmap?.task ?? state.tasks[0]);
     }
 
-    /** The images of the active viewport, once it shows them. */
-    async awaitImages() {
-      for (let waited = 0; waited < READY_SECONDS && !this.isGone; waited += 0.2) {
+    /** The viewports show something else now: so does the card. */
+    follow() {
+      clearTimeout(this.following);
+      this.following = setTimeout(async () => {
         const displaySet = findDisplaySet(services);
-        const viewport = services.cornerstoneViewportService.getCornerstoneViewport(services.viewportGridService.getActiveViewportId());
-        if (displaySet?.imageIds?.length && viewport?.getImageData?.()) return displaySet;
-        await pause(200);
-      }
-      throw new Refused('The viewer shows no images to segment: choose a series on the left.');
+        if (this.isGone || !state.labelmap || !displaySet?.imageIds?.length) return;
+        try {
+          await awaitImages(services, () => this.isGone);
+          if (displaySet === state.labelmap.displaySet) await show(services, state.labelmap);
+          else await findLabelmap(services, displaySet, state.labelmap.task);
+        } catch (problem) {
+          if (!this.isGone) update({ problem: problem.message });
+        }
+      }, SETTLED_MILLISECONDS);
     }
 
     repairClient(client) {
@@ -171,9 +189,9 @@ function repair(Shipped, services, element) {
     }
 
     render() {
-      const panel = { ...super.render(), key: 'panel' };
+      const panel = withoutPrompts(super.render());
       const className = this.state.isDataReady ? 'iopfl-panel is-connected' : 'iopfl-panel';
-      return element('div', { className, children: [panel, element('iopfl-card', {}, 'card')] });
+      return element('div', { className, children: [{ ...panel, key: 'panel' }, element('iopfl-card', {}, 'card')] });
     }
   };
 }

@@ -8,6 +8,7 @@ export const state = {
   user: null, // {name, roles}; null = nobody has to sign in here
   isSignedOut: false, // the session ended while the page was open
   labelmap: null, // what is being looked at, see labelmaps.js
+  overlay: null, // a segmentation of the PACS that lies over the images, see segs.js
   work: '', // what is going on
   problem: '', // what went wrong
   done: '', // what went well

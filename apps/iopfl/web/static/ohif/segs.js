@@ -1,0 +1,74 @@
+// Segmentations that the PACS holds: shown over the images that they belong to, where the shipped mode, with its three
+// views, fails to show them ("Cannot read properties of undefined (reading 'volumeId')").
+
+import { awaitViewport, viewportsOf } from './viewports.js';
+import { Refused } from './server.js';
+import { attempt, state, update } from './state.js';
+
+const toHex = (rgba) => `#${[...rgba].slice(0, 3).map((value) => Math.round(value).toString(16).padStart(2, '0')).join('')}`;
+
+/** Open SEG series in place, as long as the mode lasts; gives a function that ends it. */
+export function openInPlace(services) {
+  const { viewportGridService, displaySetService } = services;
+  const original = viewportGridService.setDisplaySetsForViewports;
+  viewportGridService.setDisplaySetsForViewports = (changes) => {
+    const shown = changes.flatMap((change) => change.displaySetInstanceUIDs).map((uid) => displaySetService.getDisplaySetByUID(uid));
+    const segmentation = shown.find((displaySet) => displaySet?.Modality === 'SEG');
+    if (!segmentation) return original.call(viewportGridService, changes);
+    return attempt('Opening the segmentation…', () => overlay(services, segmentation));
+  };
+  return () => {
+    viewportGridService.setDisplaySetsForViewports = original;
+  };
+}
+
+async function overlay(services, segmentation) {
+  const { segmentationService, displaySetService, viewportGridService } = services;
+  const images = displaySetService.getDisplaySetByUID(segmentation.referencedDisplaySetInstanceUID);
+  if (!images) throw new Refused('The images of this segmentation are not in this study.');
+  if (!viewportsOf(services, images).length) {
+    const viewports = [...viewportGridService.getState().viewports.keys()];
+    await viewportGridService.setDisplaySetsForViewports(viewports.map((viewportId) => ({ viewportId, displaySetInstanceUIDs: [images.displaySetInstanceUID] })));
+    await awaitViewport(services, images);
+  }
+  hideOverlay(services);
+  const id = segmentation.displaySetInstanceUID;
+  await segmentation.load({ headers: {} });
+  const viewports = viewportsOf(services, images);
+  for (const viewportId of viewports) {
+    await segmentationService.addSegmentationRepresentation(viewportId, { segmentationId: id, type: window.cornerstoneTools.Enums.SegmentationRepresentations.Labelmap });
+  }
+  const segments = Object.values(segmentationService.getSegmentation(id).segments)
+    .map(({ segmentIndex, label }) => ({ value: segmentIndex, name: label, color: toHex(segmentationService.getSegmentColor(viewports[0], id, segmentIndex)) }));
+  update({ overlay: { id, title: segmentation.SeriesDescription, segments, images } });
+  segmentationService.jumpToSegmentCenter(id, segments[0].value, undefined, 0.9, false);
+}
+
+export function hideOverlay({ segmentationService }) {
+  if (!state.overlay) return;
+  segmentationService.removeSegmentationRepresentations(undefined, { segmentationId: state.overlay.id });
+  for (const viewportId of segmentationService.getViewportIdsWithSegmentation(state.overlay.id)) {
+    segmentationService.removeSegmentationRepresentations(viewportId, { segmentationId: state.overlay.id });
+  }
+  update({ overlay: null });
+}
+
+/** Whether a labelmap can take an overlay over: it is of the same images, and has all of its labels. */
+export const canTakeOver = (labelmap, overlay) => labelmap.displaySet === overlay.images
+  && overlay.segments.every((segment) => labelmap.task.labels.some((label) => label.name === segment.name));
+
+/** Put an overlay in place of a mask, so that it can be corrected and submitted. */
+export function takeOver(services, labelmap) {
+  const { overlay } = state;
+  const { cache } = window.cornerstone;
+  const { imageIds } = services.segmentationService.getSegmentation(overlay.id).representationData.Labelmap;
+  const byImage = new Map(imageIds.map((imageId) => [cache.getImage(imageId).referencedImageId, cache.getImage(imageId).voxelManager.getScalarData()]));
+  const values = new Uint8Array(256);
+  for (const { value, name } of overlay.segments) values[value] = labelmap.task.labels.find((label) => label.name === name).value;
+  labelmap.remember();
+  labelmap.write(Uint8Array.from(labelmap.grid.order.flatMap((index) => [...byImage.get(labelmap.displaySet.imageIds[index])]), (value) => values[value]));
+  labelmap.commit();
+  Object.assign(labelmap, { answer: null, answeredBy: '' });
+  labelmap.markEdited();
+  hideOverlay(services);
+}

@@ -1,0 +1,45 @@
+// What OHIF's viewports show.
+
+import { Refused } from './server.js';
+
+const READY_SECONDS = 120;
+
+const pause = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
+
+/** The images that the active viewport shows, or those that its SEG belongs to. */
+export function findDisplaySet({ viewportGridService, displaySetService }) {
+  const { viewports, activeViewportId } = viewportGridService.getState();
+  const uid = viewports.get(activeViewportId)?.displaySetInstanceUIDs?.[0];
+  const shown = uid && displaySetService.getDisplaySetByUID(uid);
+  if (!shown?.referencedDisplaySetInstanceUID) return shown;
+  return displaySetService.getDisplaySetByUID(shown.referencedDisplaySetInstanceUID);
+}
+
+/** Ids of the viewports that show these images. */
+export const viewportsOf = ({ viewportGridService }, displaySet) => [...viewportGridService.getState().viewports]
+  .filter(([, viewport]) => viewport.displaySetInstanceUIDs?.includes(displaySet.displaySetInstanceUID)).map(([id]) => id);
+
+function isDrawn(services, displaySet) {
+  const ids = viewportsOf(services, displaySet);
+  const drawn = ids.map((id) => services.cornerstoneViewportService.getCornerstoneViewport(id));
+  return ids.length > 0 && drawn.every((viewport) => viewport?.getImageData?.() && viewport.getImageIds().includes(displaySet.imageIds[0]));
+}
+
+/** Wait until every viewport that shows these images has drawn them; `isGone` ends the wait. */
+export async function awaitViewport(services, displaySet, isGone = () => false) {
+  for (let waited = 0; waited < READY_SECONDS && !isGone(); waited += 0.1) {
+    if (isDrawn(services, displaySet)) return displaySet;
+    await pause(100);
+  }
+  throw new Refused('The viewer shows no images to segment: choose a series on the left.');
+}
+
+/** Wait until the active viewport has images, and has drawn them. */
+export async function awaitImages(services, isGone) {
+  for (let waited = 0; waited < READY_SECONDS && !isGone(); waited += 0.1) {
+    const displaySet = findDisplaySet(services);
+    if (displaySet?.imageIds?.length) return awaitViewport(services, displaySet, isGone);
+    await pause(100);
+  }
+  throw new Refused('The viewer shows no images to segment: choose a series on the left.');
+}
