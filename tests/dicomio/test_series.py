@@ -170,7 +170,8 @@ SLICES = {"voxels": phantoms.volume((5, 4, 8))}
         (lambda s: change(s, "BitsAllocated", 64), "64 bits"),
         (lambda s: change(s, "NumberOfFrames", 2**31 - 1), "1 to 65536 frames, came 2147483647"),
         (lambda s: change(s, "PhotometricInterpretation", "CMYK"), "came CMYK"),
-        (lambda s: change(s, "SOPInstanceUID", "", 3), "no SOP or Series Instance UID"),
+        (lambda s: change(s, "SOPInstanceUID", "", 3), "no valid SOPInstanceUID"),
+        (lambda s: change(s, "SeriesInstanceUID", "../../1"), "no valid SeriesInstanceUID"),
         (lambda s: s[:0], "came none in 0 files"),
     ],
 )

@@ -24,6 +24,7 @@ from pydicom.pixels import get_decoder
 from iopfl.core.errors import SeriesError
 from iopfl.dicomio.codestreams import check_codestream
 from iopfl.dicomio.frames import count_frames
+from iopfl.dicomio.showing import show_uid
 
 MAX_RATIO = 1000
 """Decoded bytes an encoded byte may stand for, so that a small file cannot fill the memory."""
@@ -158,7 +159,7 @@ def _find_decoder(syntax: uid.UID):  # type: ignore[no-untyped-def]  # pydicom's
     except NotImplementedError:
         decoder = None
     if decoder is None or not decoder.is_available:
-        raise SeriesError(f"expected a transfer syntax that can be decoded, came {syntax.name}; send it uncompressed")
+        raise SeriesError(f"expected a transfer syntax that is read, came {show_uid(syntax)}; send it uncompressed")
     return decoder
 
 

@@ -11,6 +11,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut
 from iopfl.core.errors import SeriesError
 from iopfl.dicomio.decoding import Decoder
 from iopfl.dicomio.frames import count_frames, find_group
+from iopfl.dicomio.showing import show_code
 
 COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "PALETTE COLOR")
 """Photometric interpretations that become RGB (PS3.3 C.7.6.3.1.2)."""
@@ -34,7 +35,7 @@ def decoded_dtype(ds: Dataset) -> np.dtype:
     """
     interpretation = str(ds.get("PhotometricInterpretation", ""))
     if interpretation not in GRAYS and interpretation not in COLORS:
-        raise SeriesError(f"expected gray or RGB, YBR or palette colors, came {interpretation or 'no interpretation'}")
+        raise SeriesError(f"expected gray or RGB, YBR or palette colors, came {show_code(interpretation)}")
     if interpretation in COLORS:
         return np.dtype(np.uint8)
     bits = int(ds.BitsAllocated)

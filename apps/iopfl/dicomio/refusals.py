@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pydicom import Dataset, uid
+from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
 from iopfl.core.errors import SeriesError
+from iopfl.dicomio.showing import show_uid
 
 LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")
 """Label Map Segmentation Storage, which pydicom 3.0 does not name."""
@@ -88,8 +90,11 @@ def find_refusal(ds: Dataset) -> str | None:
     Args:
         ds: its header; that of a DICOMweb answer will do.
     """
-    sop_class = UID(str(ds.get("SOPClassUID", "")))
-    kinds = {str(kind).upper() for kind in as_list(ds.get("ImageType"))}
+    try:
+        sop_class = UID(str(ds.get("SOPClassUID", "")))
+        kinds = {str(kind).upper() for kind in _as_list(ds.get("ImageType"))}
+    except Exception as error:  # pydicom parses values here, and broken bytes raise anything
+        return f"its header cannot be read ({type(error).__name__}); send it again"
     if not sop_class:
         return f"it has no SOP Class UID; {_ACCEPTED}"
     if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(_SECONDARY_CAPTURE + "."):
@@ -97,7 +102,7 @@ def find_refusal(ds: Dataset) -> str | None:
     if is_other_object(ds):
         return f"it is {_describe(sop_class)}; {_ACCEPTED}"
     if sop_class not in IMAGES:
-        return f"its SOP class {sop_class} ({sop_class.name}) is none that is read; {_ACCEPTED}"
+        return f"its SOP class {show_uid(sop_class)} is none that is read; {_ACCEPTED}"
     if kinds & _LOCALIZERS:
         return "it is a localizer (Image Type); send the series that was planned on it"
     if "MOSAIC" in kinds:
@@ -115,7 +120,7 @@ def check_instance(ds: Dataset) -> None:
     """
     reason = find_refusal(ds)
     if reason:
-        raise SeriesError(f"instance {ds.get('SOPInstanceUID', 'without UID')} is not segmented: {reason}")
+        raise SeriesError(f"instance {show_uid(ds.get('SOPInstanceUID'))} is not segmented: {reason}")
 
 
 def is_other_object(ds: Dataset) -> bool:
@@ -128,12 +133,8 @@ def _describe(sop_class: UID) -> str:
     return _OBJECTS.get(sop_class, family)
 
 
-def as_list(value: object) -> list:
-    """The values of an element, whatever its multiplicity.
-
-    >>> as_list(None), as_list("AXIAL"), as_list(["ORIGINAL", "PRIMARY"])
-    ([], ['AXIAL'], ['ORIGINAL', 'PRIMARY'])
-    """
-    if value is None or value == "":
+def _as_list(value: object) -> list:
+    """The values of an element, whatever its multiplicity."""
+    if not value:
         return []
-    return [value] if isinstance(value, str | int | float) or not hasattr(value, "__iter__") else list(value)
+    return list(value) if isinstance(value, MultiValue) else [value]

@@ -23,6 +23,7 @@ from iopfl.dicomio.geometry import Plane
 from iopfl.dicomio.grids import MAX_VOXELS, place_frames, resample_nearest
 from iopfl.dicomio.refusals import LABEL_MAP
 from iopfl.dicomio.series import Series
+from iopfl.dicomio.showing import show_label, show_uid
 
 VALUE_PREFIX = "label value "
 """Begins the description of a segment whose label value is not its number."""
@@ -52,10 +53,15 @@ class Label:
 
 
 def referenced_series(ds: Dataset) -> str | None:
-    """Series Instance UID of the images that a SEG was drawn on, where it says so."""
-    for item in ds.get("ReferencedSeriesSequence") or []:
-        if item.get("SeriesInstanceUID"):
-            return str(item.SeriesInstanceUID)
+    """Series Instance UID of the images that a SEG was drawn on, where it says so.
+
+    Raises:
+        SegmentationError: the header is broken.
+    """
+    with reading("the segmentation", SegmentationError):
+        for item in ds.get("ReferencedSeriesSequence") or []:
+            if item.get("SeriesInstanceUID"):
+                return str(item.SeriesInstanceUID)
     return None
 
 
@@ -91,14 +97,14 @@ def read_segmentation(
             raise
         except SeriesError as error:  # of its planes or pixels
             raise SegmentationError(f"segmentation: {error}") from error
-    described = segments.described.values()
-    return Label(
-        mask=mask,
-        names={segment.value: segment.name for segment in described if segment.value is not None},
-        annotator=str(ds.get("ContentCreatorName") or "").strip("^ "),
-        when=find_time(ds),
-        description=str(ds.get("SeriesDescription") or ""),
-    )
+        described = segments.described.values()
+        return Label(
+            mask=mask,
+            names={segment.value: segment.name for segment in described if segment.value is not None},
+            annotator=str(ds.get("ContentCreatorName") or "").strip("^ "),
+            when=_find_time(ds),
+            description=str(ds.get("SeriesDescription") or ""),
+        )
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class _Segments:
         if segment is None:
             raise SegmentationError(f"expected the described segments {sorted(self.described)}, came segment {number}")
         if segment.value is None:
-            names = ", ".join(repr(other.name) for other in self.described.values())
+            names = ", ".join(show_label(other.name) for other in self.described.values())
             raise SegmentationError(
                 f"expected segments labeled {', '.join(map(repr, self.expected))}, came {names}: segment {number} is "
                 "no label of the task; rename it, or remove it"
@@ -132,17 +138,18 @@ class _Segments:
 
 def _check_belongs(ds: Dataset, series: Series) -> None:
     if ds.get("SOPClassUID") not in (SegmentationStorage, LABEL_MAP):
-        raise SegmentationError(f"expected a DICOM SEG, came SOP class {ds.get('SOPClassUID', 'none')}")
+        raise SegmentationError(f"expected a DICOM SEG, came SOP class {show_uid(ds.get('SOPClassUID'))}")
     drawn_on = {str(item.get("SeriesInstanceUID")) for item in ds.get("ReferencedSeriesSequence") or []}
     sources = {str(item.get("ReferencedSOPInstanceUID")) for item in ds.get("SourceImageSequence") or []}
     if drawn_on and series.series_instance_uid not in drawn_on:
         raise SegmentationError(
-            f"expected a segmentation of series {series.series_instance_uid}, came one of {', '.join(sorted(drawn_on))}"
+            f"expected a segmentation of series {series.series_instance_uid}, came one of "
+            f"{', '.join(map(show_uid, sorted(drawn_on)))}; take the series it was drawn on"
         )
     frame_of_reference = str(ds.get("FrameOfReferenceUID") or "")
     if frame_of_reference and series.frame_of_reference_uid not in (None, frame_of_reference):
         raise SegmentationError(
-            f"expected frame of reference {series.frame_of_reference_uid}, came {frame_of_reference}; "
+            f"expected frame of reference {series.frame_of_reference_uid}, came {show_uid(frame_of_reference)}; "
             "draw on the series itself, or register first"
         )
     named = drawn_on or sources & set(series.sop_instance_uids)
@@ -236,6 +243,15 @@ def find_time(ds: Dataset) -> datetime | None:
     date, time = str(ds.get("ContentDate") or ""), str(ds.get("ContentTime") or "")
     try:
         day, clock = DA(date), TM(time or "0000")
+    except ValueError:
+        return None
+    return datetime.combine(day, clock) if day and clock else None
+
+
+def _find_time(ds: Dataset) -> datetime | None:
+    """Content Date and Time, where both can be read."""
+    try:
+        day, clock = DA(str(ds.get("ContentDate") or "")), TM(str(ds.get("ContentTime") or "0000"))
     except ValueError:
         return None
     return datetime.combine(day, clock) if day and clock else None

@@ -25,6 +25,7 @@ from iopfl.dicomio.pixels import (
     is_color,
 )
 from iopfl.dicomio.refusals import PICTURES, VOLUMES, check_instance, find_refusal, is_other_object
+from iopfl.dicomio.showing import show_code
 
 __all__ = ["Series", "check_instance", "find_refusal", "read_series", "write_nifti"]
 
@@ -134,7 +135,9 @@ def _read_headers(paths: Sequence[Path]) -> list[tuple[Path, Dataset]]:
             if not uid or not ds.get("SeriesInstanceUID"):
                 raise SeriesError(f"file {number} of {len(paths)} has no SOP or Series Instance UID; export it again")
             if uid in found and found[uid][1] != ds:
-                raise SeriesError(f"instance {uid} is there twice, with different content; keep the right one")
+                raise SeriesError(
+                    f"instance {show_uid(uid)} is there twice, with different content; keep the right one"
+                )
             found.setdefault(uid, (path, ds))
     if not found:
         seen = "; ".join(f"{count} x {what}" for what, count in others.most_common(3))
@@ -147,7 +150,10 @@ def _check_one_series(files: Sequence[tuple[Path, Dataset]]) -> None:
     for _, ds in files:
         series.setdefault(str(ds.SeriesInstanceUID), []).append(ds)
     if len(series) > 1:
-        seen = [f"{uid} ({group[0].get('Modality', '?')}, {len(group)} instances)" for uid, group in series.items()]
+        seen = [
+            f"{show_uid(uid)} ({show_code(group[0].get('Modality'))}, {len(group)} instances)"
+            for uid, group in series.items()
+        ]
         raise SeriesError(f"expected one image series, came {len(series)}: {', '.join(seen[:8])}; give one at a time")
     group = [ds for _, ds in files]
     reasons = Counter(reason for ds in group if (reason := find_refusal(ds)))
@@ -216,7 +222,7 @@ def _decode(slices: Sequence[_Slice]) -> np.ndarray:
                     volume = np.empty(shape, dtype)
                 volume[places.pop(frame)] = pixels
             if places:
-                raise SeriesError(f"expected {len(places)} more frames in instance {ds.SOPInstanceUID}; send it again")
+                raise SeriesError(f"expected {len(places)} more frames in an instance, which has fewer; send it again")
     return volume.swapaxes(0, 2)  # (X, Y, Z[, 3]), in the order of memory that NIfTI has
 
 

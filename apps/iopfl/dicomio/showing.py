@@ -1,0 +1,47 @@
+"""Values of a data set in messages: only what they should be, since a broken length may bring in the patient's name."""
+
+from __future__ import annotations
+
+import re
+
+_UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")
+_CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
+_LONGEST = 64
+
+
+def is_uid(value: object) -> bool:
+    """Whether a value is a UID, hence safe in a message and as a file name.
+
+    >>> is_uid("1.2.3"), is_uid("../1.2.3"), is_uid("."), is_uid(None)
+    (True, False, False, False)
+    """
+    return bool(_UID.fullmatch(str(value or "")))
+
+
+def show_uid(value: object) -> str:
+    """A UID for a message.
+
+    >>> show_uid("1.2.840.10008.1.1"), show_uid("1.2 Doe^Jane"), show_uid(None)
+    ('1.2.840.10008.1.1', 'an invalid UID', 'no UID')
+    """
+    text = str(value or "")
+    return (text if is_uid(text) else "an invalid UID") if text else "no UID"
+
+
+def show_code(value: object) -> str:
+    """A code string (VR CS) for a message.
+
+    >>> show_code("MONOCHROME2"), show_code("Doe^Jane"), show_code("")
+    ('MONOCHROME2', 'an invalid value', 'no value')
+    """
+    text = str(value or "")
+    return (text if _CODE.fullmatch(text) else "an invalid value") if text else "no value"
+
+
+def show_label(value: str) -> str:
+    """A label that somebody gave, for a message.
+
+    >>> show_label("anterior"), show_label("a" + chr(0) + "Doe^Jane")
+    ("'anterior'", 'an invalid label')
+    """
+    return repr(value) if value.isprintable() and len(value) <= _LONGEST else "an invalid label"
