@@ -131,13 +131,12 @@ def _read_headers(paths: Sequence[Path]) -> list[tuple[Path, Dataset]]:
             if ds is None or is_other_object(ds):
                 others["no DICOM" if ds is None else find_refusal(ds) or ""] += 1
                 continue
-            uid = str(ds.get("SOPInstanceUID", ""))
-            if not uid or not ds.get("SeriesInstanceUID"):
-                raise SeriesError(f"file {number} of {len(paths)} has no SOP or Series Instance UID; export it again")
+            for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+                if not is_uid(ds.get(keyword)):
+                    raise SeriesError(f"file {number} of {len(paths)} has no valid {keyword}; export it again")
+            uid = str(ds.SOPInstanceUID)
             if uid in found and found[uid][1] != ds:
-                raise SeriesError(
-                    f"instance {show_uid(uid)} is there twice, with different content; keep the right one"
-                )
+                raise SeriesError(f"instance {uid} is there twice, with different content; keep the right one")
             found.setdefault(uid, (path, ds))
     if not found:
         seen = "; ".join(f"{count} x {what}" for what, count in others.most_common(3))
@@ -151,8 +150,7 @@ def _check_one_series(files: Sequence[tuple[Path, Dataset]]) -> None:
         series.setdefault(str(ds.SeriesInstanceUID), []).append(ds)
     if len(series) > 1:
         seen = [
-            f"{show_uid(uid)} ({show_code(group[0].get('Modality'))}, {len(group)} instances)"
-            for uid, group in series.items()
+            f"{uid} ({show_code(group[0].get('Modality'))}, {len(group)} instances)" for uid, group in series.items()
         ]
         raise SeriesError(f"expected one image series, came {len(series)}: {', '.join(seen[:8])}; give one at a time")
     group = [ds for _, ds in files]
