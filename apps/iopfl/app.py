@@ -22,14 +22,17 @@ from iopfl.core.sites import IMAGE_SUFFIXES
 from iopfl.lib.activelearning import ExpertDisagreement
 from iopfl.lib.annotators import find_annotator
 from iopfl.lib.datastore import FINAL
+from iopfl.lib.dicomweb import PACSDatastore
 from iopfl.lib.infers import RoutedSegmentation, SiteSegmentation
 from iopfl.lib.label_store import VersionedDatastore
 from iopfl.lib.leases import LeaseStore, Offered
 from iopfl.lib.models import SiteModels
+from iopfl.lib.pacs import PACSAccess
 from iopfl.lib.scoring import ExpertAgreement, SubmittedDice
 from iopfl.lib.settings import AppSettings
 from iopfl.lib.trainers import LocalTraining
 
+_DEFAULT_FILTER = type(monailabel).model_fields["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"].default
 _DEFAULT_EXTENSIONS = type(monailabel).model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default
 
 
@@ -39,11 +42,14 @@ class IOPFLApp(MONAILabelApp):
     Attributes:
         models: what the server answers with.
         leases: which image is lent to whom.
+        pacs: where the images are; None = in a folder.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         settings = AppSettings.from_conf(conf, default_state=Path.home() / ".iopfl")
         self.models = SiteModels(settings)
+        is_pacs = studies.startswith(("http://", "https://"))
+        self.pacs = PACSAccess(studies.rstrip("/"), settings.pacs_credentials, settings.pacs_ca) if is_pacs else None
         self._labels = settings.state / "labels" / _folder_name(studies)
         self.leases = LeaseStore(self._labels / "leases.json", minutes=settings.lease_minutes)
         super().__init__(
@@ -83,9 +89,16 @@ class IOPFLApp(MONAILabelApp):
         return methods
 
     def init_datastore(self) -> Datastore:
-        """The site folder, or MONAI Label's own for a PACS."""
-        if self.studies.startswith(("http://", "https://")):
-            return super().init_datastore()
+        """The site folder, or the PACS."""
+        settings = self.models.settings
+        options: dict[str, Any] = {"tasks": self.models.tasks, "labels": self._labels, "rule": settings.final_label}
+        if self.pacs is not None:
+            folder = settings.state / "pacs" / self._labels.name
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # patients' images
+            asked = monailabel.MONAI_LABEL_DICOMWEB_SEARCH_FILTER
+            filters = {} if asked == _DEFAULT_FILTER else dict(asked)
+            cache_bytes = int(settings.pacs_cache_gb * 1e9)
+            return PACSDatastore(self.pacs, folder, cache_bytes=cache_bytes, filters=filters, **options)
         if monailabel.MONAI_LABEL_DATASTORE_FILE_EXT == _DEFAULT_EXTENSIONS:  # they leave out .jpeg, .tiff, .bmp, .mha
             suffixes = [f"*{suffix}" for suffix in IMAGE_SUFFIXES]
             monailabel.MONAI_LABEL_DATASTORE_FILE_EXT = list(dict.fromkeys([*_DEFAULT_EXTENSIONS, *suffixes]))
@@ -94,15 +107,16 @@ class IOPFLApp(MONAILabelApp):
             extensions=monailabel.MONAI_LABEL_DATASTORE_FILE_EXT,
             auto_reload=monailabel.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=monailabel.MONAI_LABEL_DATASTORE_READ_ONLY,
-            tasks=self.models.tasks,
-            labels=self._labels,
-            rule=self.models.settings.final_label,
+            **options,
         )
 
     def on_init_complete(self) -> None:
         """In the server, not in its children: what a crash left half done is done now."""
         super().on_init_complete()
-        self.datastore().repair()
+        store = self.datastore()
+        store.repair()
+        if isinstance(store, PACSDatastore):
+            store.start()
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Segment, and remember who was answered what: a label that comes back may have started from it."""
@@ -135,9 +149,22 @@ class IOPFLApp(MONAILabelApp):
 
     def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
         """A label came: an image with a final one is lent no more."""
-        if FINAL in self.datastore().get_labels_by_image_id(image_id):
+        store = self.datastore()
+        if FINAL in store.get_labels_by_image_id(image_id):
             self.leases.end(image_id)
-        return {}
+        own = store.history(image_id).of(find_annotator())
+        if not own:
+            return {}
+        told: dict[str, Any] = {"version": own[-1].number}
+        if self.pacs is not None and not own[-1].is_stored:
+            told["warning"] = "the label is kept here; the PACS has not taken it yet and will be asked again"
+        return told
+
+    def info(self) -> dict[str, Any]:
+        """What clients ask for first, and how many images are lent."""
+        found = super().info()
+        found["datastore"]["lent"] = len(self.leases.active())
+        return found
 
     def _choose(self, request: dict[str, Any], hidden: set[str]) -> dict[str, Any]:
         name = request.get("strategy") or "random"

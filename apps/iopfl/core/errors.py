@@ -71,7 +71,11 @@ class LeaseError(IOPFLError):
 
 
 class PACSError(IOPFLError):
-    """The PACS does not answer, refuses, or answers something else than was asked."""
+    """The PACS refuses, or answers something else than was asked."""
+
+
+class PACSAwayError(PACSError):
+    """The PACS does not answer."""
 
 
 class AssociationError(IOPFLError):

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ class VersionedDatastore(CheckedDatastore):
         if version is not None:
             source = self.versions.file(image, version)
             target = Path(self._datastore.label_path(FINAL), f"{image}{find_suffix(source.name)}")
-            _copy_whole(source, target)
+            _copy_whole(source, target, datetime.fromisoformat(version.when))
         for file in self._final_files(image):
             if file != target:
                 file.unlink()
@@ -284,12 +285,13 @@ def write_used(path: Path, used: Sequence[Mapping[str, Any]], **about: Any) -> N
     write_bytes(path, json.dumps({**about, **summarize_used(used), "labels": list(used)}).encode())
 
 
-def _copy_whole(source: Path, target: Path) -> None:
-    """Copy a file, whole or not at all; the name it has meanwhile is no image's or label's."""
+def _copy_whole(source: Path, target: Path, when: datetime) -> None:
+    """Copy a file, whole or not at all, and date it; the name it has meanwhile is no image's or label's."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         shutil.copyfile(source, temporary)
+        os.utime(temporary, (when.timestamp(), when.timestamp()))  # the same version has the same time, come what may
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)

@@ -27,7 +27,7 @@ from requests.auth import AuthBase
 from retrying import RetryError
 from urllib3.util import Retry
 
-from iopfl.core.errors import ConfigError, PACSError
+from iopfl.core.errors import ConfigError, IOPFLError, PACSAwayError, PACSError
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,10 @@ TIMEOUT_SECONDS = (5.0, 60.0)
 
 UID = re.compile(r"[0-9][0-9.]{0,63}")
 """What may become a file's name."""
+
+# They log each search, and each failure with its stack; what matters of them is said here.
+for _name in ("dicomweb_client", "retrying"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 _PAGE = 500
 _ATTEMPTS = 3
@@ -55,7 +59,7 @@ class PACSAccess:
     Attributes:
         url: root of its DICOMweb services.
         credentials: YAML file with `token`, or `username` and `password`; None = from the environment, or none.
-        ca: PEM file of the authority that signed its certificate; None = the system's.
+        ca: PEM file of the authority that signed its certificate; None = the public ones count.
     """
 
     url: str
@@ -82,7 +86,7 @@ class PACSAccess:
 
     @property
     def verify(self) -> str | bool:
-        """What `requests` and `httpx` take: the authority's file, or True for the system's."""
+        """What `requests` and `httpx` take: the authority's file, or True for the public ones."""
         return str(self.ca) if self.ca else True
 
     def headers(self) -> dict[str, str]:
@@ -174,16 +178,10 @@ class PACS:
             uid = str(_to_dataset(found[0]).SOPInstanceUID)
             return _to_dataset(client.retrieve_instance_metadata(series.study, series.uid, uid))
 
-    def download(self, series: FoundSeries, folder: Path) -> int:
-        """Write a series' instances into a folder, one at a time in memory; gives their number."""
-        count = 0
+    def retrieve(self, series: FoundSeries) -> Iterator[Dataset]:
+        """A series' instances as they are stored, one at a time in memory."""
         with self._asking("a series") as client:
-            for ds in client.iter_series(series.study, series.uid, media_types=_ANY_TRANSFER_SYNTAX):
-                count += 1
-                ds.save_as(folder / f"{count:05d}.dcm", enforce_file_format=True)
-        if count == 0:
-            raise PACSError(f"the PACS has no instance of series {series.uid} any more: list the images again")
-        return count
+            yield from client.iter_series(series.study, series.uid, media_types=_ANY_TRANSFER_SYNTAX)
 
     def store(self, ds: Dataset) -> None:
         """Store an instance; the same one again is no fault.
@@ -213,13 +211,22 @@ class PACS:
             raise PACSError(
                 f"the certificate of the PACS at {where} is not trusted: give its authority with --conf pacs_ca FILE"
             ) from error
-        except (requests.RequestException, RetryError, OSError) as error:
+        except RetryError as error:
+            status = getattr(error.last_attempt.value, "status_code", "unknown")
+            raise PACSAwayError(f"the PACS at {where} answers {what} with status {status}: try again later") from error
+        except OSError as error:  # all of `requests`' errors are
             reason = type(error).__name__
-            raise PACSError(f"the PACS at {where} does not answer {what} ({reason}): is it running?") from error
-        except (ValueError, KeyError, IndexError, AttributeError, TypeError, NotImplementedError) as error:
-            # Of parsing; the message may quote what the data set holds.
-            reason = type(error).__name__
-            raise PACSError(f"the PACS at {where} answered {what} with something else than DICOM ({reason})") from error
+            if isinstance(error, ValueError):  # no JSON
+                raise PACSError(self._no_dicom(what, error)) from error
+            raise PACSAwayError(f"the PACS at {where} does not answer {what} ({reason}): is it running?") from error
+        except IOPFLError:
+            raise
+        except Exception as error:  # of parsing, which has no common base; its message may quote what a data set holds
+            raise PACSError(self._no_dicom(what, error)) from error
+
+    def _no_dicom(self, what: str, error: Exception) -> str:
+        where, reason = self.access.shown_url, type(error).__name__
+        return f"the PACS at {where} answered {what} with something else than DICOM ({reason}): is that DICOMweb?"
 
     def _client(self) -> DICOMwebClient:
         client = getattr(self._local, "client", None)
@@ -230,7 +237,14 @@ class PACS:
     def _connect(self) -> DICOMwebClient:
         from monailabel.config import settings
 
-        session = _Session(self.access)
+        session = requests.Session()
+        session.trust_env = False  # neither a web proxy nor a .netrc: the PACS is in the house
+        session.verify = self.access.verify
+        session.auth = _SignIn(self.access)
+        # A connection that was refused is tried once more; what was sent is not sent twice.
+        retry = Retry(total=1, connect=1, read=0, redirect=0, status=0, backoff_factor=0.2)
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=retry))
         client = DICOMwebClient(
             self.access.url.rstrip("/"),
             session=session,
@@ -244,25 +258,8 @@ class PACS:
         return client
 
 
-class _Session(requests.Session):
-    """Signs in, trusts the right authority, and tries a connection that was refused once more."""
-
-    def __init__(self, access: PACSAccess) -> None:
-        super().__init__()
-        self._access = access
-        self.auth = _SignIn(access)
-        adapter = HTTPAdapter(max_retries=Retry(total=1, connect=1, read=0, redirect=0, status=0, backoff_factor=0.2))
-        self.mount("http://", adapter)
-        self.mount("https://", adapter)
-
-    def request(self, *arguments: Any, **options: Any) -> requests.Response:
-        """Send a request; of the environment's own authorities only those count that nobody set aside here."""
-        options.setdefault("verify", self._access.verify)
-        return super().request(*arguments, **options)
-
-
 class _SignIn(AuthBase):
-    """Adds the header; being there, it keeps `requests` from sending what a .netrc holds."""
+    """Adds the header, as the credentials are at each request."""
 
     def __init__(self, access: PACSAccess) -> None:
         self._access = access

@@ -45,7 +45,7 @@ class AppSettings:
         lease_minutes: how long an image that was offered to one annotator is offered to no other.
         pacs_cache_gb: what the images of a PACS may take on the disk, in GB.
         pacs_credentials: YAML file with `token`, or `username` and `password`; None = from the environment, or none.
-        pacs_ca: PEM file of the authority that signed the PACS's certificate; None = the system's.
+        pacs_ca: PEM file of the authority that signed the PACS's certificate; None = the public ones count.
     """
 
     tasks: Mapping[str, Task]

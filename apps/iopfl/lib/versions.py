@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 LOG = "log.jsonl"
 
-SUBMITTED, FOLDER, PACS, CONSENSUS = "submitted", "folder", "pacs", "consensus"
+SUBMITTED, FOLDER, FROM_PACS, CONSENSUS = "submitted", "folder", "pacs", "consensus"
 """Where a version comes from: a client; a file put into the labels' folder by hand; a SEG found in the PACS; all the
 annotators' versions together."""
 
@@ -48,7 +48,7 @@ class LabelVersion:
         number: from 1, in the order in which they came.
         annotator: whose it is; "" = nobody said.
         when: UTC, ISO 8601; later than that of the versions before, except for what a PACS dates itself.
-        kind: of `SUBMITTED`, `FOLDER`, `PACS`, `CONSENSUS`.
+        kind: of `SUBMITTED`, `FOLDER`, `FROM_PACS`, `CONSENSUS`.
         file: its name in the image's folder; "" = still in the PACS alone.
         sha256: of the file, hexadecimal; "" without one.
         origin: what it started from, e.g. task, model, bank.

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from iopfl.core.errors import LabelVersionError
 from iopfl.lib.annotators import name_annotator, tell_annotators
+from iopfl.lib.dicomweb import PACSDatastore
 from iopfl.lib.label_store import VersionedDatastore
 from iopfl.lib.versions import History, LabelVersion
 from iopfl.web.access import for_annotator, for_reviewer, for_user
@@ -42,14 +43,19 @@ def find_store() -> VersionedDatastore:
 Store = Annotated[VersionedDatastore, Depends(find_store)]
 
 
-@router.get(
-    "", summary="How final labels are chosen, and which images are lent to whom", dependencies=[Depends(for_user)]
-)
-def describe_all(store: Store) -> Response:
-    leases = [
-        {"image": lease.image, "to": lease.annotator, "until": lease.until} for lease in app_instance().leases.active()
-    ]
-    return JSONResponse({"rule": str(store.rule), "lent": leases}, headers=_HEADERS)
+@router.get("", summary="The rule for final labels, and all that keeps an image or a label from being seen")
+def describe_all(store: Store, user: Annotated[User, Depends(for_user)]) -> Response:
+    """What is lent to whom; of a PACS, the series that are left out and why, and the labels it has not taken yet."""
+    leases = app_instance().leases.active()
+    about: dict[str, Any] = {
+        "rule": str(store.rule),
+        "lent": [{"image": lease.image, "to": lease.annotator, "until": lease.until} for lease in leases],
+    }
+    if isinstance(store, PACSDatastore):
+        about["left_out"] = [{"image": image, "reason": reason} for image, reason in sorted(store.left_out().items())]
+        about["waiting"] = [{"image": image, "version": number} for image, number in store.outbox.waiting()]
+        about["pacs"] = store.status()["pacs"]
+    return JSONResponse(about, headers=_HEADERS)
 
 
 @router.get("/{image}", summary="All labels that an image ever had", dependencies=[Depends(for_user)])
@@ -81,11 +87,13 @@ def choose(image: str, choice: Choice, store: Store, user: Annotated[User, Depen
 
 def _answer(image: str, store: VersionedDatastore) -> Response:
     history, lease = store.history(image), app_instance().leases.find(image)
+    selected = store.rule.select(history)
+    final = selected[0].number if len(selected) == 1 else history.published
     return JSONResponse(
         {
             "image": image,
             "rule": str(store.rule),
-            "final": history.published or None,
+            "final": final or None,
             "chosen": history.chosen,
             "lent": {"to": lease.annotator, "until": lease.until} if lease else None,
             "versions": [_describe(version, history) for version in history.versions],
@@ -105,4 +113,6 @@ def _describe(version: LabelVersion, history: History) -> dict[str, Any]:
         "sources": list(version.sources),
         "is_current": version in history.current.values(),
         "withdrawn": history.withdrawn.get(version.number),
+        "sop_instance_uid": version.sop_instance_uid,
+        "is_stored": version.is_stored,
     }

@@ -1,0 +1,328 @@
+"""A PACS as the datastore: its series are the images, and labels are DICOM SEG, there for everybody who can read them.
+
+All else (training, rounds, strategies, pages) sees a local datastore with NIfTI files that are named by Series
+Instance UID. Images come when somebody needs them (`pacs_cache`). A submitted label is kept as a version first,
+then stored; while the PACS does not take it, it is offered again and again, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from monailabel.datastore.local import DataModel, ImageLabelModel
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from pydicom import Dataset
+
+from iopfl.core.errors import IOPFLError, PACSAwayError, PACSError, SeriesError
+from iopfl.lib.datastore import FINAL
+from iopfl.lib.label_store import VersionedDatastore
+from iopfl.lib.pacs import PACS, FoundSeries, PACSAccess
+from iopfl.lib.pacs_cache import SeriesCache
+from iopfl.lib.pacs_labels import MODALITY as SEGMENTATIONS
+from iopfl.lib.pacs_labels import UNREADABLE, PACSLabels
+from iopfl.lib.pacs_outbox import LabelOutbox
+from iopfl.lib.pacs_segmentations import build_label, write_label
+from iopfl.lib.refreshing import Refreshing
+from iopfl.lib.versions import History, LabelVersion
+
+logger = logging.getLogger(__name__)
+
+SUFFIX = ".nii.gz"
+
+_MAX_SERIES = 20_000
+_FRESH_SECONDS = 2.0
+_PATIENCE_SECONDS = 20.0
+"""How long whoever needs the list waits for a newer one, before the one there is must do."""
+_CHECKED_AT_ONCE = 50
+"""New series that are looked at with each search; more wait for the next."""
+
+
+class PACSDatastore(VersionedDatastore):
+    """The series of a PACS with the modalities of this server's tasks.
+
+    Attributes:
+        outbox: labels that the PACS has not taken yet.
+    """
+
+    def __init__(
+        self, access: PACSAccess, folder: Path, *, cache_bytes: int, filters: dict[str, Any], **options: Any
+    ) -> None:
+        """Args:
+        access: the PACS.
+        folder: of the cache.
+        cache_bytes: what images may take in it.
+        filters: more that a listed series must match, DICOM keyword -> value; a modality replaces the tasks'.
+        options: of `VersionedDatastore`.
+        """
+        # Read-only: the index follows the PACS here, not the folder.
+        super().__init__(str(folder), extensions=[f"*{SUFFIX}"], read_only=True, **options)
+        self._pacs = PACS(access)
+        self._cache = SeriesCache(folder, self._pacs, limit=cache_bytes)
+        self.outbox = LabelOutbox(self._pacs, self.versions, self._build)
+        self._labels = PACSLabels(folder / "segmentations.json", self._pacs, self.versions)
+        asked = filters.pop("Modality", None)
+        self._modalities = [asked] if asked else sorted({task.modality for task in self._tasks})
+        self._filters = filters
+        self._left_out: dict[str, str] = {}
+        self._list = Refreshing(self._look, seconds=_FRESH_SECONDS)
+
+    def start(self) -> None:
+        """In the server, not in its children: store what the PACS has not taken yet, again and again."""
+        threading.Thread(target=self.outbox.run, name="outbox", daemon=True).start()
+
+    def name(self) -> str:
+        """The PACS's address."""
+        return self._pacs.access.shown_url
+
+    def list_images(self) -> list[str]:
+        """Series Instance UIDs, as the PACS has them now, or, while it is away, had them last.
+
+        Raises:
+            PACSError: it never answered.
+        """
+        self._renew()
+        return super().list_images()
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Those with a final label, as the PACS has them now."""
+        self._renew()
+        return super().get_labeled_images(label_tag, labels)
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Those without, as the PACS has them now."""
+        self._renew()
+        return super().get_unlabeled_images(label_tag, labels)
+
+    def status(self) -> dict[str, Any]:
+        """Counts, and how it stands with the PACS; waits for nobody."""
+        self._list.refresh(wait=0)
+        objects = dict(self._datastore.objects)
+        labeled = sum(FINAL in entry.labels for entry in objects.values())
+        about = {"problem": self._list.problem, "left_out": len(self._left_out), "waiting": len(self.outbox.waiting())}
+        return {"total": len(objects), "completed": labeled, "label_tags": {FINAL: labeled}, "pacs": about}
+
+    def left_out(self) -> dict[str, str]:
+        """Series that are no images to segment -> why not."""
+        return dict(self._left_out)
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Where a series lies as NIfTI, once it was downloaded; "" for one that the PACS has not.
+
+        Raises:
+            PACSError: it cannot be had just now.
+            SeriesError: it is no image, or cannot be read.
+        """
+        series = self._find(image_id)
+        return str(self._cache.image(series)) if series else ""
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """Where a label lies; a final one is fetched if it is in the PACS alone."""
+        if label_tag == FINAL:
+            with self.versions.hold(label_id):
+                self._materialize(label_id)
+        return super().get_label_uri(label_id, label_tag)
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """All labeled images with their labels, fetched where they are not here.
+
+        Raises:
+            PACSError: there are labels, and none can be had.
+        """
+        pairs, problem = [], None
+        for image in sorted(self.get_labeled_images()):
+            try:
+                pair = {"image": self.get_image_uri(image), "label": self.get_label_uri(image, FINAL)}
+            except (IOPFLError, MONAILabelException) as error:
+                problem = error if isinstance(error, PACSError) else problem
+                logger.warning("the label of %s is passed over: %s", image, getattr(error, "msg", None) or error)
+                continue
+            if all(pair.values()):
+                pairs.append(pair)
+        if problem is not None and not pairs:
+            raise problem
+        self._cache.hold(Path(pair["image"]).name.removesuffix(SUFFIX) for pair in pairs)
+        return pairs
+
+    def find_subject(self, image_id: str) -> str:
+        """Keyed hash of the patient, so that images of one do not both train and test."""
+        return self._cache.facts(image_id).subject
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Refused: images are the PACS's."""
+        raise MONAILabelException(MONAILabelError.INVALID_INPUT, "images come from the PACS: send this one there")
+
+    def remove_image(self, image_id: str) -> None:
+        """Refused: images are the PACS's."""
+        raise MONAILabelException(MONAILabelError.INVALID_INPUT, "images are in the PACS: remove this one there")
+
+    def submit(self, image_id: str, label: Path, info: dict[str, Any]) -> LabelVersion:
+        """Keep a label, and store it in the PACS; if that fails it is stored later.
+
+        Returns:
+            Its version.
+        """
+        version = super().submit(image_id, label, info)
+        try:
+            self.outbox.store(image_id, version.number)
+        except IOPFLError as error:
+            logger.warning("version %d of %s waits for the PACS: %s", version.number, image_id, error)
+        return self.versions.history(image_id).find(version.number)
+
+    def repair(self) -> None:
+        """Nothing: a search brings final labels in line."""
+
+    def _look(self) -> None:
+        """Search for series and segmentations; what was found before and is there no more, is dropped."""
+        found: dict[str, FoundSeries] = {}
+        for modality in self._modalities:
+            series = self._pacs.find_series({"Modality": modality, **self._filters}, limit=_MAX_SERIES)
+            found |= {entry.uid: entry for entry in series}
+        if len(found) >= _MAX_SERIES:
+            logger.warning("more than %d series: narrow MONAI_LABEL_DICOMWEB_SEARCH_FILTER", _MAX_SERIES)
+        segmentations = self._pacs.find_series({"Modality": SEGMENTATIONS, **self._filters}, limit=_MAX_SERIES)
+        self._check_new(found.values())
+        refused = {uid: reason for uid, series in found.items() if (reason := self._cache.refusal(series))}
+        listed = {uid: series for uid, series in found.items() if uid not in refused}
+        self._labels.update(segmentations, listed)
+        self._left_out = refused
+        self._index(listed)
+        self._cache.keep(found)
+
+    def _check_new(self, found: Iterable[FoundSeries]) -> None:
+        new = [series for series in found if self._cache.facts(series.uid).checked != series.instances]
+        for series in new[:_CHECKED_AT_ONCE]:
+            try:
+                self._cache.check(series)
+            except PACSError as error:
+                logger.warning("series %s is not looked at yet: %s", series.uid, error)
+
+    def _index(self, listed: dict[str, FoundSeries]) -> None:
+        """Make MONAI Label's index that of the PACS; labels with other tags, and what is known of images, stay."""
+        with getattr(self, "_index_lock", contextlib.nullcontext()):
+            super().list_images()  # the index as it is now on disk
+            objects = self._datastore.objects
+            before = self._datastore.model_dump(include={"objects"})
+            for uid in set(objects) - set(listed):
+                del objects[uid]
+            for uid, series in listed.items():
+                entry = objects.setdefault(uid, ImageLabelModel(image=DataModel(ext=SUFFIX)))
+                entry.image.info |= _to_info(series)
+                self._mark(uid, entry)
+            if self._datastore.model_dump(include={"objects"}) != before:
+                self._update_datastore_file()
+
+    def _mark(self, image: str, entry: ImageLabelModel) -> None:
+        """Say in the index whether an image has a final label, wherever that is."""
+        history = self.versions.history(image)
+        selected = self.rule.select(history)
+        if not selected:
+            entry.labels.pop(FINAL, None)
+        elif FINAL not in entry.labels or not _stands_for(entry.labels[FINAL].info, selected, history):
+            newest = selected[0]
+            about = {"name": f"{image}{SUFFIX}", "version": newest.number, "annotator": newest.annotator}
+            entry.labels[FINAL] = DataModel(info={**newest.info, **about}, ext=SUFFIX)
+
+    def _find(self, image: str) -> FoundSeries | None:
+        """A listed series.
+
+        Raises:
+            SeriesError: it is there, but no image to segment.
+        """
+        if image not in self._datastore.objects:
+            self._renew()
+        if image in self._left_out:
+            raise SeriesError(f"series {image} is left out: {self._left_out[image]}")
+        entry = self._datastore.objects.get(image)
+        if entry is None:
+            return None
+        info = entry.image.info
+        return FoundSeries(image, info["StudyInstanceUID"], info["Modality"], info["instances"])
+
+    def _renew(self) -> None:
+        self._list.refresh(wait=_PATIENCE_SECONDS)
+        if self._list.problem and not self._datastore.objects:
+            raise PACSAwayError(self._list.problem)
+
+    def _take_in(self, image: str) -> None:
+        """Nothing: the folder of final labels is a copy of what is in the PACS, not a place to put labels."""
+
+    def _publish(self, image: str) -> None:
+        """Make the version that the rule selects the final label, or, if it is in the PACS alone, only say so."""
+        selected = self.rule.select(self.versions.history(image))
+        if all(version.file for version in selected):
+            super()._publish(image)
+        if selected and selected[0].file:
+            return
+        with getattr(self, "_index_lock", contextlib.nullcontext()):
+            self._mark(image, self._datastore.objects[image])
+            self._update_datastore_file()
+
+    def _materialize(self, image: str) -> None:
+        """Fetch what the final label is made of, and put that in place; what cannot be read counts no more."""
+        while True:
+            selected = self.rule.select(self.versions.history(image))
+            missing = [version for version in selected if not version.file]
+            if not missing:
+                break
+            for version in missing:
+                self._fetch(image, version)
+        if image in self._datastore.objects:
+            self._publish(image)
+
+    def _fetch(self, image: str, version: LabelVersion) -> None:
+        series = self._find(image)
+        if series is None:
+            raise PACSError(f"the PACS has no series {image} any more: list the images again")
+        source = self._cache.read(series)
+        ds = self._labels.fetch(version.sop_instance_uid)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, f"label{SUFFIX}")
+            try:
+                write_label(ds, source, self._tasks, file)
+            except SeriesError as error:
+                logger.warning("segmentation %s is left out: %s", version.sop_instance_uid, error)
+                self.versions.withdraw(image, [version], why=f"{UNREADABLE}{error}")
+            else:
+                self.versions.attach(image, version.number, file)
+
+    def _build(self, image: str, version: LabelVersion) -> Dataset:
+        """The SEG of a label that was submitted."""
+        series = self._find(image)
+        if series is None:
+            raise PACSError(f"the PACS has no series {image} any more: its label stays here")
+        label = self.versions.file(image, version)
+        task = self.find_task(image, [label])
+        return build_label(label, self._cache.image(series), self._cache.read(series), task, version)
+
+    def _reconcile_datastore(self) -> None:
+        """What MONAI Label does when a file was removed: labels with other tags follow the folder."""
+        for image, entry in self._datastore.objects.items():
+            for tag in [tag for tag in entry.labels if tag != FINAL]:
+                if not Path(self._datastore.label_path(tag), f"{image}{entry.labels[tag].ext}").is_file():
+                    del entry.labels[tag]
+        self._update_datastore_file()
+
+
+def _to_info(series: FoundSeries) -> dict[str, Any]:
+    """What clients are told of an image: no patient's name or number, which none of them needs."""
+    return {
+        "name": f"{series.uid}{SUFFIX}",
+        "SeriesInstanceUID": series.uid,
+        "StudyInstanceUID": series.study,
+        "Modality": series.modality,
+        "instances": series.instances,
+    }
+
+
+def _stands_for(info: dict[str, Any], selected: tuple[LabelVersion, ...], history: History) -> bool:
+    """Whether what the index says of a final label is what the rule selects."""
+    number = info.get("version", 0)
+    if len(selected) == 1:
+        return number == selected[0].number
+    return 1 <= number <= len(history.versions) and history.find(number).sources == tuple(v.number for v in selected)

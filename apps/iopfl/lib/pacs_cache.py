@@ -1,0 +1,255 @@
+"""Series of a PACS on this machine's disk: downloaded when somebody needs them, the longest unused removed first.
+
+In the folder, for a series UID: `UID.nii.gz`, which everything else reads; `dicom/UID/`, its instances; and
+`facts/UID.json`, what is known of it, which stays when the images go. Any number of processes may share the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hmac
+import json
+import logging
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydicom import Dataset
+
+from iopfl.core.errors import DatasetError, PACSError, SeriesError
+from iopfl.core.locks import hold_one
+from iopfl.core.private_files import read_or_make_key
+from iopfl.core.weights import write_bytes
+from iopfl.dicomio.series import Series, find_refusal, read_series, write_nifti
+from iopfl.lib.pacs import PACS, FoundSeries
+
+logger = logging.getLogger(__name__)
+
+_LEFT_ALONE_SECONDS = 600.0
+"""What was used so recently may still be read: it is not removed."""
+
+_HELD_SECONDS = 24 * 3600.0
+"""How long a training may keep what it reads from being removed."""
+
+_EPOCH = 10**9
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a series.
+
+    Attributes:
+        checked: number of instances when it was looked at; 0 = it was not.
+        refusal: why it is no image to segment; "" = it is one, as far as is known.
+        downloaded: number of instances that were downloaded; 0 = none.
+        subject: keyed hash of whose it is; "" = not known yet.
+    """
+
+    checked: int = 0
+    refusal: str = ""
+    downloaded: int = 0
+    subject: str = ""
+
+
+class SeriesCache:
+    """The cache of one PACS."""
+
+    def __init__(self, folder: Path, pacs: PACS, *, limit: int) -> None:
+        """Args:
+        folder: of the cache; created.
+        pacs: where series come from.
+        limit: bytes that images and instances may take together.
+        """
+        self._folder = folder
+        self._pacs = pacs
+        self._limit = limit
+        self._known: dict[str, tuple[int, Facts]] = {}
+        self._holding = -1
+        for name in ("dicom", "facts", "locks", "held"):
+            (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def facts(self, uid: str) -> Facts:
+        """What is known of a series."""
+        path = self._facts_file(uid)
+        try:
+            stamp = path.stat().st_ctime_ns
+            if uid not in self._known or self._known[uid][0] != stamp:
+                self._known[uid] = (stamp, Facts(**json.loads(path.read_bytes())))
+        except (OSError, ValueError, TypeError):  # not there, or of another version: it will be found out again
+            return Facts()
+        return self._known[uid][1]
+
+    def refusal(self, series: FoundSeries) -> str:
+        """Why a series, as the PACS has it now, is no image to segment; "" = nothing is known against it."""
+        facts = self.facts(series.uid)
+        return facts.refusal if facts.checked == series.instances else ""
+
+    def check(self, series: FoundSeries) -> None:
+        """Find out from one instance's header whether a series is an image; does nothing where that is known."""
+        if self.facts(series.uid).checked == series.instances:
+            return
+        header = self._pacs.read_first_header(series)
+        if header is not None:
+            self._learn(series, refusal=find_refusal(header) or "")
+
+    def image(self, series: FoundSeries) -> Path:
+        """A series as NIfTI.
+
+        Raises:
+            PACSError: it is not here, and cannot be had.
+            SeriesError: it is no image, or cannot be read.
+            DatasetError: the cache cannot be written to.
+        """
+        path = self._image_file(series.uid)
+        if not self._is_here(series):
+            with hold_one([self._folder / "locks" / series.uid]):
+                if not self._is_here(series):  # another thread or process was first
+                    with _writing(self._folder):
+                        self._fetch(series)
+            self._make_room(series.uid)
+        with contextlib.suppress(OSError):
+            os.utime(self._facts_file(series.uid))
+        return path
+
+    def read(self, series: FoundSeries) -> Series:
+        """A series with its headers."""
+        self.image(series)
+        return read_series(self._folder / "dicom" / series.uid)
+
+    def keep(self, uids: Container[str]) -> None:
+        """Remove all but these: they are not in the PACS any more."""
+        for path in (self._folder / "facts").glob("*.json"):
+            if path.stem not in uids:
+                self._image_file(path.stem).unlink(missing_ok=True)
+                shutil.rmtree(self._folder / "dicom" / path.stem, ignore_errors=True)
+                path.unlink(missing_ok=True)
+
+    def hold(self, uids: Iterable[str]) -> None:
+        """Keep series from being removed until this process ends, or holds others, or a day has passed."""
+        held = self._folder / "held" / str(os.getpid())
+        descriptor = os.open(held, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps(sorted(uids)).encode())
+        before, self._holding = self._holding, descriptor
+        if before >= 0:
+            os.close(before)
+
+    def _is_here(self, series: FoundSeries) -> bool:
+        downloaded = self.facts(series.uid).downloaded
+        return downloaded > 0 and series.instances in (0, downloaded) and self._image_file(series.uid).is_file()
+
+    def _fetch(self, series: FoundSeries) -> None:
+        started = time.monotonic()
+        part, target = (self._folder / "dicom" / name for name in (f".{series.uid}.part", series.uid))
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            count = 0
+            for count, ds in enumerate(self._pacs.retrieve(series), start=1):  # also its number at the end
+                ds.save_as(part / f"{count:05d}.dcm", enforce_file_format=True)
+            if count < max(1, series.instances):
+                raise PACSError(
+                    f"{count} of {series.instances or 'some'} instances of series {series.uid} came: try again"
+                )
+            try:
+                read = read_series(part)
+            except SeriesError as error:
+                self._learn(series, refusal=str(error))
+                raise
+            write_nifti(read, self._image_file(series.uid))
+            # The same series has the same time whenever it is downloaded: rounds tell new images by it.
+            stable = _EPOCH + zlib.crc32("".join(sorted(read.sop_instance_uids)).encode()) % _EPOCH
+            os.utime(self._image_file(series.uid), (stable, stable))
+            shutil.rmtree(target, ignore_errors=True)
+            part.rename(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        self._learn(series, downloaded=count, subject=self._hash_subject(read.datasets[0]))
+        logger.info("series %s: %d instances downloaded in %.1f s", series.uid, count, time.monotonic() - started)
+
+    def _learn(self, series: FoundSeries, *, refusal: str = "", downloaded: int = 0, subject: str = "") -> None:
+        if refusal:
+            logger.info("left out of the images: series %s: %s", series.uid, refusal)
+        before = self.facts(series.uid)
+        facts = Facts(
+            checked=series.instances or downloaded,
+            refusal=refusal,
+            downloaded=downloaded or before.downloaded,
+            subject=subject or before.subject,
+        )
+        write_bytes(self._facts_file(series.uid), json.dumps(asdict(facts)).encode())
+
+    def _hash_subject(self, ds: Dataset) -> str:
+        """Tells patients apart without naming any: images of one must not both train and test."""
+        known = [str(ds.get(keyword) or "") for keyword in ("PatientID", "IssuerOfPatientID")]
+        text = "\0".join(known) if known[0] else str(ds.StudyInstanceUID)
+        key = read_or_make_key(self._folder.parent / "subjects.key")
+        return hmac.digest(key, text.encode(errors="surrogatepass"), "sha256").hex()[:24]
+
+    def _make_room(self, keep: str) -> None:
+        """Remove what was used longest ago until the rest fits, except for what may be in use."""
+        uids = {path.stem for path in (self._folder / "facts").glob("*.json") if self.facts(path.stem).downloaded}
+        sizes = {uid: self._size(uid) for uid in uids}
+        excess = sum(sizes.values()) - self._limit
+        if excess <= 0:
+            return
+        used = self._held() | {keep}
+        for last, uid in sorted((self._last_use(uid), uid) for uid in uids if uid not in used):
+            if excess <= 0 or time.time() - last < _LEFT_ALONE_SECONDS:
+                break
+            with contextlib.suppress(OSError), hold_one([self._folder / "locks" / uid]):
+                self._image_file(uid).unlink(missing_ok=True)
+                shutil.rmtree(self._folder / "dicom" / uid, ignore_errors=True)
+                excess -= sizes[uid]
+        if excess > 0:
+            logger.warning("what is in use of the PACS's images takes %d MB more than pacs_cache_gb", excess >> 20)
+
+    def _held(self) -> set[str]:
+        """What running processes hold."""
+        found: set[str] = set()
+        for path in (self._folder / "held").iterdir():
+            with contextlib.suppress(OSError, ValueError), path.open("r+b") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.time() - path.stat().st_mtime < _HELD_SECONDS:
+                        found |= set(json.loads(file.read()))
+                else:
+                    path.unlink(missing_ok=True)  # its process is gone
+        return found
+
+    def _last_use(self, uid: str) -> float:
+        with contextlib.suppress(OSError):
+            return self._facts_file(uid).stat().st_mtime
+        return 0.0
+
+    def _size(self, uid: str) -> int:
+        instances = self._folder / "dicom" / uid
+        files = [self._image_file(uid), *(instances.iterdir() if instances.is_dir() else ())]
+        with contextlib.suppress(OSError):
+            return sum(file.stat().st_size for file in files if file.exists())
+        return 0
+
+    def _image_file(self, uid: str) -> Path:
+        return self._folder / f"{uid}.nii.gz"
+
+    def _facts_file(self, uid: str) -> Path:
+        return self._folder / "facts" / f"{uid}.json"
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say in plain words that the disk is full, or not to be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(
+            f"the cache of the PACS's images, {folder}, cannot be written to ({error.strerror or error}): "
+            "make room, or give another --state"
+        ) from error

@@ -1,0 +1,223 @@
+"""Labels in the PACS: which segmentations are there, and whose label of which image each of them is.
+
+A segmentation's header is fetched once and kept (`segmentations.json`); its pixels only when somebody
+needs them. What a person drew or corrected is a label. What an algorithm alone made is none: training on it would
+teach the network its own mistakes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydicom import Dataset
+
+from iopfl import __version__
+from iopfl.core.errors import PACSAwayError, PACSError
+from iopfl.core.weights import write_bytes
+from iopfl.dicomio.segmentation import find_time, referenced_series
+from iopfl.lib.pacs import PACS, FoundSeries
+from iopfl.lib.pacs_segmentations import UNNAMED
+from iopfl.lib.versions import FROM_PACS, GONE, VersionStore
+
+logger = logging.getLogger(__name__)
+
+MODALITY = "SEG"
+
+_UNREADABLE = "cannot be read by iopfl "
+UNREADABLE = f"{_UNREADABLE}{__version__}: "
+"""Why a segmentation does not count that this version cannot read; the next one tries again."""
+
+_AUTOMATIC = "AUTOMATIC"
+_RETRY_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class FoundLabel:
+    """A segmentation in the PACS, by its header.
+
+    Attributes:
+        sop_instance_uid: of the SEG.
+        image: Series Instance UID of what it was drawn on; "" = it does not say.
+        annotator: content creator; "" = it does not say.
+        when: UTC, ISO 8601.
+        is_automatic: whether nobody drew or corrected it.
+    """
+
+    sop_instance_uid: str
+    image: str
+    annotator: str
+    when: str
+    is_automatic: bool
+
+
+@dataclass(frozen=True)
+class FoundSegmentations:
+    """A series of segmentations.
+
+    Attributes:
+        study: Study Instance UID.
+        instances: how many there were when the headers were read.
+        labels: of the instances.
+    """
+
+    study: str
+    instances: int
+    labels: tuple[FoundLabel, ...] = field(default=())
+
+
+class PACSLabels:
+    """The segmentations of one PACS, as versions of their images' labels."""
+
+    def __init__(self, file: Path, pacs: PACS, versions: VersionStore) -> None:
+        """Args:
+        file: where headers are kept; whatever is in it can be had from the PACS again.
+        pacs: where segmentations are.
+        versions: the versions of all images' labels.
+        """
+        self._file = file
+        self._pacs = pacs
+        self._versions = versions
+        self._known = _read(file)
+        self._passed_over: dict[str, float] = {}
+
+    def update(self, found: Iterable[FoundSeries], images: Iterable[str]) -> None:
+        """Bring the versions in line with the segmentations that a search found.
+
+        Args:
+            found: all series of segmentations that there are.
+            images: series that are listed.
+        """
+        before = self._known
+        self._known = self._read_headers(list(found))
+        if self._known != before:
+            write_bytes(self._file, json.dumps({uid: asdict(entry) for uid, entry in self._known.items()}).encode())
+        listed = set(images)
+        here = {label.sop_instance_uid for entry in self._known.values() for label in entry.labels}
+        gone = {label.sop_instance_uid for entry in before.values() for label in entry.labels} - here
+        labels: dict[str, list[FoundLabel]] = {image: [] for image in self._versions.images() if image in listed}
+        for entry in self._known.values():
+            for label in entry.labels:
+                if label.image in listed and not label.is_automatic:
+                    labels.setdefault(label.image, []).append(label)
+        for image, of_image in labels.items():
+            self._update_image(image, of_image, here, gone)
+
+    def find(self, sop_instance_uid: str) -> FoundSeries:
+        """The series that holds a segmentation.
+
+        Raises:
+            PACSError: there is none any more.
+        """
+        for uid, entry in self._known.items():
+            if any(label.sop_instance_uid == sop_instance_uid for label in entry.labels):
+                return FoundSeries(uid, entry.study, MODALITY, entry.instances)
+        raise PACSError(f"the PACS has no segmentation {sop_instance_uid} any more: list the images again")
+
+    def fetch(self, sop_instance_uid: str) -> Dataset:
+        """A segmentation with its pixels."""
+        for ds in self._pacs.retrieve(self.find(sop_instance_uid)):
+            if str(ds.SOPInstanceUID) == sop_instance_uid:
+                return ds
+        raise PACSError(f"the PACS has no segmentation {sop_instance_uid} any more: list the images again")
+
+    def _read_headers(self, found: list[FoundSeries]) -> dict[str, FoundSegmentations]:
+        """Headers of what was found; of what was found before, those that are kept."""
+        entries = {}
+        for series in found:
+            known = self._known.get(series.uid)
+            if known is not None:
+                entries[series.uid] = known
+            is_known = known is not None and known.instances == series.instances
+            if is_known or time.monotonic() < self._passed_over.get(series.uid, 0.0):
+                continue
+            try:
+                labels = tuple(filter(None, map(_to_label, self._pacs.read_headers(series))))
+            except PACSAwayError:
+                raise
+            except PACSError as error:  # one that cannot be read keeps nobody from the others
+                logger.warning("segmentations of series %s are passed over for now: %s", series.uid, error)
+                self._passed_over[series.uid] = time.monotonic() + _RETRY_SECONDS
+                continue
+            entries[series.uid] = FoundSegmentations(series.study, series.instances, labels)
+        return entries
+
+    def _update_image(self, image: str, labels: list[FoundLabel], here: set[str], gone: set[str]) -> None:
+        history = self._versions.history(image)
+        by_uid = {version.sop_instance_uid: version for version in history.versions if version.sop_instance_uid}
+        new = [label for label in labels if label.sop_instance_uid not in by_uid]
+        removed = [v for uid, v in by_uid.items() if uid in gone and v.number not in history.withdrawn]
+        back = [v for uid, v in by_uid.items() if uid in here and _may_count_again(history.withdrawn.get(v.number))]
+        if not (new or removed or back):
+            return
+        with self._versions.hold(image):
+            known = {version.sop_instance_uid for version in self._versions.history(image).versions}
+            for label in sorted(new, key=lambda label: label.when):
+                if label.sop_instance_uid not in known:
+                    self._versions.add(
+                        image,
+                        None,
+                        annotator=label.annotator,
+                        kind=FROM_PACS,
+                        when=datetime.fromisoformat(label.when),
+                        sop_instance_uid=label.sop_instance_uid,
+                        is_stored=True,
+                    )
+            self._versions.withdraw(image, removed, why=GONE)
+            if back:
+                self._versions.note(image, "restored", numbers=[version.number for version in back])
+
+
+def _may_count_again(why: str | None) -> bool:
+    """Whether what was withdrawn for this reason counts again if it is in the PACS."""
+    why = why or ""
+    return why == GONE or (why.startswith(_UNREADABLE) and not why.startswith(UNREADABLE))
+
+
+def _to_label(ds: Dataset) -> FoundLabel | None:
+    """What a segmentation's header says; None of what has no UID."""
+    uid = str(ds.get("SOPInstanceUID") or "")
+    if not uid:
+        return None
+    annotator = str(ds.get("ContentCreatorName") or "").strip("^ ")
+    kinds = {str(item.get("SegmentAlgorithmType") or "") for item in ds.get("SegmentSequence") or []}
+    image = referenced_series(ds) or ""
+    if not image:
+        logger.warning("segmentation %s is passed over: it does not say which series it was drawn on", uid)
+    when = _find_when(ds)
+    return FoundLabel(
+        sop_instance_uid=uid,
+        image=image,
+        annotator="" if annotator == UNNAMED else annotator,
+        when=when.isoformat(),
+        is_automatic=_AUTOMATIC in kinds,
+    )
+
+
+def _find_when(ds: Dataset) -> datetime:
+    """When it was drawn, in UTC; now, where that is not said or no date."""
+    when = find_time(ds) or datetime.now()
+    try:
+        return when.astimezone(UTC)
+    except (OverflowError, ValueError):  # of the year 1 or 9999
+        return datetime.now(UTC)
+
+
+def _read(file: Path) -> dict[str, FoundSegmentations]:
+    try:
+        kept: Mapping[str, dict] = json.loads(file.read_bytes())
+        return {
+            uid: FoundSegmentations(
+                entry["study"], entry["instances"], tuple(FoundLabel(**label) for label in entry["labels"])
+            )
+            for uid, entry in kept.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError):  # of another version, or damaged: it is fetched again
+        return {}

@@ -1,0 +1,78 @@
+"""Labels on their way into the PACS: what it does not take is kept, and offered again until it does."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from monailabel.interfaces.exception import MONAILabelException
+from pydicom import Dataset, dcmread
+
+from iopfl.core.errors import IOPFLError, PACSAwayError
+from iopfl.core.weights import replacing
+from iopfl.lib.pacs import PACS
+from iopfl.lib.versions import SUBMITTED, LabelVersion, VersionStore
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 15.0
+
+
+class LabelOutbox:
+    """Submitted versions that the PACS has not taken yet; they are those that the versions' logs say so of."""
+
+    def __init__(self, pacs: PACS, versions: VersionStore, build: Callable[[str, LabelVersion], Dataset]) -> None:
+        """Args:
+        pacs: where labels go.
+        versions: the versions of all images' labels.
+        build: makes the SEG of an image's version.
+        """
+        self._pacs = pacs
+        self._versions = versions
+        self._build = build
+
+    def waiting(self) -> list[tuple[str, int]]:
+        """Images and version numbers."""
+        found = []
+        for image in self._versions.images():
+            new = (v for v in self._versions.history(image).counting if v.kind == SUBMITTED and not v.is_stored)
+            found += [(image, version.number) for version in new]
+        return found
+
+    def store(self, image: str, number: int) -> None:
+        """Store a version, at most once: what is sent again after a failure is the same instance.
+
+        Raises:
+            IOPFLError: it is not stored yet.
+        """
+        with self._versions.hold(image):
+            history = self._versions.history(image)
+            version = history.find(number)
+            if version.is_stored or number in history.withdrawn:
+                return
+            file = self._versions.segmentation_file(image, number)
+            if not file.is_file():
+                ds = self._build(image, version)
+                with replacing(file) as temporary:
+                    ds.save_as(temporary, enforce_file_format=True)
+            ds = dcmread(file)
+            if version.sop_instance_uid != ds.SOPInstanceUID:
+                self._versions.note(image, "segmentation", number=number, sop_instance_uid=str(ds.SOPInstanceUID))
+            self._pacs.store(ds)
+            self._versions.note(image, "stored", number=number)
+            file.unlink()
+        logger.info("version %d of %s is in the PACS as %s", number, image, ds.SOPInstanceUID)
+
+    def run(self) -> None:
+        """Offer what waits, again and again, as long as the process lives."""
+        while True:
+            for image, number in self.waiting():
+                try:
+                    self.store(image, number)
+                except PACSAwayError:
+                    break
+                except (IOPFLError, MONAILabelException, OSError) as error:
+                    reason = getattr(error, "msg", None) or error
+                    logger.warning("version %d of %s waits for the PACS: %s", number, image, reason)
+            time.sleep(_RETRY_SECONDS)

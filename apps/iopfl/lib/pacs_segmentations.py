@@ -1,0 +1,60 @@
+"""Between a label's file on an image's grid and a DICOM SEG: both ways, by the tasks of this server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from pydicom import Dataset
+
+from iopfl.core.errors import SeriesError
+from iopfl.core.task import Task
+from iopfl.core.transforms import read_image, read_label
+from iopfl.dicomio.segmentation import Origin, build_segmentation, read_segmentation, segments_of
+from iopfl.dicomio.series import Series
+from iopfl.lib.versions import LabelVersion
+
+UNNAMED = "unnamed"
+"""Content creator of a label whose annotator did not say who they are: without one it would count as automatic."""
+
+
+def write_label(ds: Dataset, series: Series, tasks: Sequence[Task], target: Path) -> None:
+    """Write a SEG as NIfTI on its series' grid, with the values of the first task that has all its segments.
+
+    Raises:
+        SeriesError: it is of no task, of another series, or cannot be read; the message is of the last task.
+    """
+    problem = SeriesError("expected a task to read it for, this server has none")
+    for task in tasks:
+        try:
+            mask = read_segmentation(ds, series, task.labels, codes=task.codes).mask
+        except SeriesError as error:
+            problem = error
+        else:
+            nib.save(nib.Nifti1Image(mask, series.affine), target)
+            return
+    raise problem
+
+
+def build_label(label: Path, image: Path, series: Series, task: Task, version: LabelVersion) -> Dataset:
+    """Build the SEG of a submitted label.
+
+    Args:
+        label: its file.
+        image: the series as NIfTI.
+        series: the same with its headers.
+        task: whose values the label has.
+        version: who drew it, and what it started from.
+    """
+    values = np.array(task.label_values, np.uint8)
+    classes = read_label(label, task, like=read_image(image, task))[0].as_tensor().long().numpy()
+    started = version.origin
+    origin = Origin(
+        algorithm=f"iopfl {task.name}" if started.get("model") else "",
+        version=f"bank {started.get('bank', '')}, {started.get('model', '')}" if started else "",
+        annotator=version.annotator or UNNAMED,
+        description=task.description or task.name,
+    )
+    return build_segmentation(values[classes], series, segments_of(task), origin)
