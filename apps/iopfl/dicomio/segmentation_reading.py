@@ -65,6 +65,15 @@ def referenced_series(ds: Dataset) -> str | None:
     return None
 
 
+def find_time(ds: Dataset) -> datetime | None:
+    """Content Date and Time, local; None where they cannot be read."""
+    try:
+        day, clock = DA(str(ds.get("ContentDate") or "")), TM(str(ds.get("ContentTime") or "0000"))
+    except ValueError:
+        return None
+    return datetime.combine(day, clock) if day and clock else None
+
+
 def read_segmentation(
     ds: Dataset,
     series: Series,
@@ -102,7 +111,7 @@ def read_segmentation(
             mask=mask,
             names={segment.value: segment.name for segment in described if segment.value is not None},
             annotator=str(ds.get("ContentCreatorName") or "").strip("^ "),
-            when=_find_time(ds),
+            when=find_time(ds),
             description=str(ds.get("SeriesDescription") or ""),
         )
 
@@ -236,22 +245,3 @@ def _fill(plane: np.ndarray, drawn: np.ndarray, number: int, value: int) -> None
             "correct the segmentation"
         )
     plane[drawn] = value
-
-
-def find_time(ds: Dataset) -> datetime | None:
-    """Content date and time, local; None = not said."""
-    date, time = str(ds.get("ContentDate") or ""), str(ds.get("ContentTime") or "")
-    try:
-        day, clock = DA(date), TM(time or "0000")
-    except ValueError:
-        return None
-    return datetime.combine(day, clock) if day and clock else None
-
-
-def _find_time(ds: Dataset) -> datetime | None:
-    """Content Date and Time, where both can be read."""
-    try:
-        day, clock = DA(str(ds.get("ContentDate") or "")), TM(str(ds.get("ContentTime") or "0000"))
-    except ValueError:
-        return None
-    return datetime.combine(day, clock) if day and clock else None

@@ -25,7 +25,7 @@ from iopfl.dicomio.pixels import (
     is_color,
 )
 from iopfl.dicomio.refusals import PICTURES, VOLUMES, check_instance, find_refusal, is_other_object
-from iopfl.dicomio.showing import show_code
+from iopfl.dicomio.showing import is_uid, show_code
 
 __all__ = ["Series", "check_instance", "find_refusal", "read_series", "write_nifti"]
 
