@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "app": {"core", "dicomio", "datasets", "compat", "lib", "web"},
     "server": {"core", "dicomio", "datasets", "compat", "lib", "web", "app"},
     "main": {"app", "compat"},
-    "cli": {"core", "dicomio", "datasets", "web", "server"},
+    "cli": {"core", "dicomio", "datasets", "lib", "web", "server"},
 }
 
 

@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bank(commands)
     _add_datasets(commands)
     _add_users(commands)
+    _add_dicom(commands)
     return parser
 
 
@@ -192,6 +193,14 @@ def _add_bank(commands: Any) -> None:
     from iopfl import cli_bank
 
     cli_bank.add_actions(lambda name, run, text, example: _add(actions, name, run, text, example), _add_keys)
+
+
+def _add_dicom(commands: Any) -> None:
+    from iopfl import cli_dicom
+
+    text = "Receive, segment and send DICOM, and ask other DICOM nodes (DIMSE)."
+    parser = _add(commands, "dicom", lambda _: None, text, "iopfl dicom echo pacs.hospital 104 -aec ORTHANC")
+    cli_dicom.add_actions(parser.add_subparsers(required=True, metavar="ACTION"), _add, _add_keys)
 
 
 def _add_users(commands: Any) -> None:

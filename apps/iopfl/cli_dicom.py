@@ -1,0 +1,250 @@
+"""The actions of `iopfl dicom`; each imports what it needs, so that `--help` need not wait for torch and pynetdicom."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iopfl.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from iopfl.dicomio.peers import TLS, Timeouts
+    from iopfl.dicomio.scu import Caller, Retrieval
+
+Add = Callable[[Any, str, Callable[[Any], None], str, str], argparse.ArgumentParser]
+
+_LEVEL_COLUMN = "QueryRetrieveLevel"
+_INCOMPLETE = 1
+
+
+def add_actions(actions: Any, add: Add, add_keys: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Add every action to the parser of `iopfl dicom`."""
+    from iopfl import cli_listen
+
+    cli_listen.add_listen(actions, add, add_keys)
+    cli_listen.add_queue(actions, add)
+    _add_rules(actions, add)
+    example = "iopfl dicom echo pacs.hospital 104 -aec ORTHANC"
+    echo = add(actions, "echo", _echo, "Verify that a DICOM peer answers (C-ECHO).", example)
+    example = "iopfl dicom find pacs.hospital 104 -aec ORTHANC -k PatientID=123 -k StudyInstanceUID -k StudyDate"
+    find = add(actions, "find", _find, "Ask a peer what it has (C-FIND).", example)
+    example = "iopfl dicom get pacs.hospital 104 -aec ORTHANC -k SeriesInstanceUID=1.2.3 -od series/"
+    get = add(actions, "get", _get, "Bring instances into a folder (C-GET).", example)
+    example = "iopfl dicom move pacs.hospital 104 -aec ORTHANC -aem IOPFL -k SeriesInstanceUID=1.2.3"
+    move = add(actions, "move", _move, "Have a peer send instances to a third (C-MOVE).", example)
+    example = "iopfl dicom send pacs.hospital 104 -aec ORTHANC series/"
+    send = add(
+        actions, "send", _send, "Send DICOM files (C-STORE), decompressed where the peer asks for that.", example
+    )
+    for parser in (echo, find, get, move, send):
+        _add_peer(parser)
+    for parser in (find, get, move):
+        help_text = "an element to match or to be told, repeatable: KEYWORD=VALUE, gggg,eeee=VALUE, or KEYWORD"
+        parser.add_argument("-k", dest="keys", action="append", metavar="KEY", default=[], help=help_text)
+        root = parser.add_mutually_exclusive_group()
+        root.add_argument("-S", dest="patient_root", action="store_false", help="study root model (default)")
+        root.add_argument("-P", dest="patient_root", action="store_true", help="patient root model")
+    get.add_argument("-od", "--output", type=Path, default=Path(), metavar="DIR", help="(default: here)")
+    move.add_argument("-aem", "--aem", required=True, metavar="AETITLE", help="who shall receive; the peer knows where")
+    send.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="DICOM files, or folders of them")
+
+
+def add_aet(parser: argparse.ArgumentParser) -> None:
+    """Add our own AE title."""
+    parser.add_argument("-aet", "--aet", default="IOPFL", metavar="AETITLE", help="our own AE title (default: IOPFL)")
+
+
+def add_tls(parser: argparse.ArgumentParser) -> None:
+    """Add what TLS needs."""
+    parser.add_argument("--tls-ca", type=Path, metavar="PEM", help="certificates that the peer's must lead to: use TLS")
+    parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="certificate of our own")
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="key of our certificate")
+
+
+def add_timeouts(parser: argparse.ArgumentParser) -> None:
+    """Add how long to wait, by the names that pynetdicom's programs have."""
+    parser.add_argument(
+        "-ta", "--acse-timeout", type=float, default=30, metavar="S", help="association (default: 30 s)"
+    )
+    parser.add_argument("-td", "--dimse-timeout", type=float, default=60, metavar="S", help="an answer (default: 60 s)")
+    parser.add_argument("-tn", "--network-timeout", type=float, default=60, metavar="S", help="silence (default: 60 s)")
+
+
+def build_tls(arguments: Any, name: str = "") -> TLS | None:
+    """TLS as asked for.
+
+    Raises:
+        ConfigError: a certificate or key without the authority that says whom to trust.
+    """
+    from iopfl.dicomio.peers import TLS
+
+    if arguments.tls_ca is None:
+        if arguments.tls_cert or arguments.tls_key:
+            raise ConfigError("TLS needs --tls-ca too, the certificates that peers' must lead to")
+        return None
+    return TLS(arguments.tls_ca, arguments.tls_cert, arguments.tls_key, name)
+
+
+def build_timeouts(arguments: Any) -> Timeouts:
+    """Timeouts as asked for."""
+    from iopfl.dicomio.peers import Timeouts
+
+    given = (arguments.acse_timeout, arguments.dimse_timeout, arguments.network_timeout)
+    if min(given) <= 0:
+        raise ConfigError(f"timeouts: expected seconds above 0, given {min(given):g}")
+    return Timeouts(acse=given[0], dimse=given[1], network=given[2])
+
+
+def print_table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> None:
+    """Print rows below a header, in columns."""
+    from iopfl.dicomio.peers import printable
+
+    cells = [["-" if cell is None or cell == "" else printable(cell) for cell in row] for row in rows]
+    lines = [list(header), *cells]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _add_peer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("host", help="name or address of the peer")
+    parser.add_argument("port", type=int, help="where it listens")
+    parser.add_argument(
+        "-aec", "--aec", default="ANY-SCP", metavar="AETITLE", help="its AE title (default: %(default)s)"
+    )
+    add_aet(parser)
+    add_tls(parser)
+    parser.add_argument("--tls-name", default="", metavar="NAME", help="in the peer's certificate (default: HOST)")
+    add_timeouts(parser)
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_rules(actions: Any, add: Add) -> None:
+    text = "Check a rule file, and which rule a series would take."
+    parser = add(actions, "rules", lambda _: None, text, "iopfl dicom rules check rules.yaml series/")
+    below = parser.add_subparsers(required=True, metavar="ACTION")
+    check = add(below, "check", _check_rules, text, "iopfl dicom rules check rules.yaml series/ --calling SCANNER")
+    check.add_argument("rules", type=Path, help="the YAML file")
+    check.add_argument("series", type=Path, nargs="?", help="folder of a DICOM series")
+    check.add_argument("--calling", default="", metavar="AETITLE", help="who would send it")
+    check.add_argument("--called", default="IOPFL", metavar="AETITLE", help="to whom (default: %(default)s)")
+
+
+def _check_rules(arguments: Any) -> None:
+    from iopfl.dicomio.rules import Facts, read_rules
+    from iopfl.dicomio.scu import list_instances
+
+    rules = read_rules(arguments.rules)
+    if arguments.series is None:
+        rows = [(rule.name, *(f"{key} {pattern}" for key, pattern in rule.patterns.items())) for rule in rules.rules]
+        for rule, row in zip(rules.rules, rows, strict=True):
+            print(f"{', '.join(row)}: {rule.answer} to {', '.join(rule.send_to)}")
+        return
+    instances = list_instances([arguments.series])
+    first = next(iter(instances.values()))
+    ends = {"calling": arguments.calling, "called": arguments.called}
+    chosen, reasons = rules.find(Facts.of(first, instances=len(instances), **ends))
+    for reason in reasons:
+        print(f"not {reason}")
+    if chosen is None:
+        print("no rule matches: the series would not be segmented")
+        raise SystemExit(_INCOMPLETE)
+    print(f"{chosen.name}: segmented by {chosen.answer}, sent to {', '.join(chosen.send_to)}")
+
+
+def _echo(arguments: Any) -> None:
+    from iopfl.dicomio.scu import echo
+
+    caller = _caller(arguments)
+    seconds = echo(caller)
+    if arguments.json:
+        print(json.dumps({"peer": str(caller.peer), "seconds": round(seconds, 3)}))
+    else:
+        print(f"{caller.peer} answers, in {seconds:.3f} s")
+
+
+def _find(arguments: Any) -> None:
+    from iopfl.dicomio.scu import build_query, find
+
+    query = build_query(arguments.keys)
+    found = list(find(_caller(arguments), query, patient_root=arguments.patient_root))
+    if arguments.json:
+        print(json.dumps([ds.to_json_dict() for ds in found], ensure_ascii=False))
+        return
+    columns = [element.keyword or str(element.tag) for element in query if element.keyword != _LEVEL_COLUMN]
+    tags = [element.tag for element in query if element.keyword != _LEVEL_COLUMN]
+    print_table([[ds[tag].value if tag in ds else "" for tag in tags] for ds in found], columns)
+    print(f"{len(found)} found", file=sys.stderr)
+
+
+def _get(arguments: Any) -> None:
+    from iopfl.dicomio.scu import build_query, get
+
+    query = build_query(arguments.keys)
+    result = get(_caller(arguments), query, arguments.output, patient_root=arguments.patient_root)
+    _report(arguments, result, f"instances in {arguments.output}")
+
+
+def _move(arguments: Any) -> None:
+    from iopfl.dicomio.peers import check_ae_title
+    from iopfl.dicomio.scu import build_query, move
+
+    query, target = build_query(arguments.keys), check_ae_title(arguments.aem)
+    result = move(_caller(arguments), query, target, patient_root=arguments.patient_root)
+    _report(arguments, result, f"instances sent to {arguments.aem}")
+
+
+def _report(arguments: Any, result: Retrieval, what: str) -> None:
+    if arguments.json:
+        print(json.dumps(vars(result)))
+    else:
+        print(f"{result.completed + result.warnings} {what}, {result.failed} failed")
+    if result.failed:
+        raise SystemExit(_INCOMPLETE)
+
+
+def _send(arguments: Any) -> None:
+    from tqdm import tqdm
+
+    from iopfl.dicomio.scu import list_instances, send
+
+    instances = list_instances(arguments.paths)
+    taken = transcoded = 0
+    bar = tqdm(total=len(instances), unit="instance", disable=None)
+    with bar:
+        for sent in send(_caller(arguments), instances):
+            bar.update()
+            taken += sent.is_taken
+            transcoded += sent.is_taken and sent.is_transcoded
+            if arguments.json:
+                values = {"path": str(sent.path), "sop_instance_uid": sent.sop_instance_uid, "status": sent.status}
+                print(json.dumps({**values, "reason": sent.reason, "transcoded": sent.is_transcoded}), flush=True)
+            elif sent.reason:
+                print(
+                    f"{sent.sop_instance_uid}: {'taken' if sent.is_taken else 'not taken'}: {sent.reason}", flush=True
+                )
+    if not arguments.json:
+        note = f", {transcoded} of them decompressed" if transcoded else ""
+        print(f"{taken} of {len(instances)} instances taken{note}")
+    if taken < len(instances):
+        raise SystemExit(_INCOMPLETE)
+
+
+def _caller(arguments: Any) -> Caller:
+    from iopfl.dicomio.peers import Peer
+    from iopfl.dicomio.scu import Caller
+
+    _silence_pydicom()
+    peer = Peer(arguments.aec, arguments.host, arguments.port, build_tls(arguments, arguments.tls_name))
+    return Caller(peer, arguments.aet, build_timeouts(arguments))
+
+
+def _silence_pydicom() -> None:
+    """Its warnings quote values, which are patients'."""
+    import warnings
+
+    warnings.filterwarnings("ignore", module="pydicom")

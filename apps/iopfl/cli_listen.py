@@ -1,0 +1,226 @@
+"""`iopfl dicom listen`, the service that segments what a PACS sends, and `iopfl dicom queue`, what it is at."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import logging
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iopfl.cli_dicom import Add, add_aet, add_timeouts, add_tls, build_timeouts, build_tls, print_table
+from iopfl.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from iopfl.dicomio.listening import Answer, Answered
+    from iopfl.lib.models import SiteModels
+
+EVERYONE = "*"
+FOLDER = "dimse"
+"""Of the service, in the state folder."""
+
+_ROUTED = "_routed"
+_GB = 10**9
+
+
+def add_listen(actions: Any, add: Add, add_keys: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Add `iopfl dicom listen`."""
+    text = "Receive series by DICOM, segment them by rules, and send the segmentations on."
+    example = "iopfl dicom listen --rules rules.yaml --bank bank/ --state state/ --allow ORTHANC"
+    parser = add(actions, "listen", _listen, text, example)
+    parser.add_argument(
+        "--rules", type=Path, required=True, metavar="FILE", help="what is segmented by what, and sent where"
+    )
+    parser.add_argument(
+        "--bank",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="folder of a bank; repeatable, one a task",
+    )
+    parser.add_argument("--site", default="", help="this site's name in the banks; none for an outside site")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    _add_state(parser)
+    add_keys(parser)
+    add_aet(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=11112, help="(default: %(default)s)")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="AETITLE",
+        help=f"who may call; repeatable. Needed where --host is not of this machine alone; {EVERYONE} = everybody",
+    )
+    parser.add_argument("--max-associations", type=int, default=16, metavar="N", help="at once (default: %(default)s)")
+    add_tls(parser)
+    add_timeouts(parser)
+    parser.add_argument(
+        "--quiet-seconds",
+        type=float,
+        default=10,
+        metavar="S",
+        help="without a new instance, until a series is complete",
+    )
+    parser.add_argument(
+        "--keep-days", type=float, default=7, metavar="D", help="series stay when done (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-gb", type=float, metavar="GB", help="of received series; the oldest that are done go first"
+    )
+    parser.add_argument("--durable", action="store_true", help="accept an instance when it is on the disk: slower")
+    parser.add_argument("--commitment", action="store_true", help="answer requests for storage commitment")
+
+
+def add_queue(actions: Any, add: Add) -> None:
+    """Add `iopfl dicom queue`."""
+    text = "Show what was received and what became of it; try a series again, or drop it."
+    parser = add(actions, "queue", _queue, text, "iopfl dicom queue --state state/")
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("list", "retry", "drop"),
+        default="list",
+        metavar="ACTION",
+        help="list, retry or drop",
+    )
+    parser.add_argument("series", nargs="*", metavar="UID", help="Series Instance UIDs, for retry and drop")
+    _add_state(parser)
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_state(parser: argparse.ArgumentParser) -> None:
+    from iopfl.server import DEFAULT_STATE
+
+    parser.add_argument("--state", type=Path, default=DEFAULT_STATE, metavar="DIR", help="(default: %(default)s)")
+
+
+def _listen(arguments: Any) -> None:
+    from iopfl.dicomio.listening import Listener, ListenSettings
+    from iopfl.dicomio.rules import read_rules
+    from iopfl.dicomio.scp import SCPSettings
+    from iopfl.lib.models import SiteModels
+    from iopfl.lib.settings import AppSettings
+
+    scp = SCPSettings(
+        ae_title=arguments.aet,
+        host=arguments.host,
+        port=arguments.port,
+        allow=_allowed(arguments),
+        max_associations=arguments.max_associations,
+        tls=build_tls(arguments),
+        timeouts=build_timeouts(arguments),
+    )
+    settings = ListenSettings(
+        folder=arguments.state / FOLDER,
+        scp=scp,
+        quiet_seconds=arguments.quiet_seconds,
+        keep_days=arguments.keep_days,
+        max_bytes=None if arguments.max_gb is None else int(arguments.max_gb * _GB),
+        durable=arguments.durable,
+        commitment=arguments.commitment,
+    )
+    rules = read_rules(arguments.rules)
+    conf = {
+        "bank": ",".join(str(bank.resolve()) for bank in arguments.bank),
+        "site": arguments.site,
+        "keys": str(arguments.keys),
+        "device": arguments.device,
+    }
+    models = SiteModels(AppSettings.from_conf(conf, default_state=arguments.state))
+    rules.check_answers([answer for name in models.tasks for answer in (name, name + _ROUTED)])
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=form, stream=sys.stderr, force=True)
+    logging.getLogger("iopfl").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore")  # pydicom's quote values, which are patients'
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with Listener(settings, rules, build_answer(models)) as listener:
+        print(f"{scp.ae_title} listens on {scp.host}:{listener.port}{' by TLS' if scp.tls else ''}", flush=True)
+        stop.wait()
+
+
+def build_answer(models: SiteModels) -> Answer:
+    """What segments an image file, from the models of a site; the same that its label server answers with."""
+    from iopfl.dicomio.listening import Answered
+    from iopfl.dicomio.segmentation import Origin, segments_of
+
+    def answer(name: str, image: Path, cancelled: Callable[[], bool]) -> Answered:
+        task_name = name.removesuffix(_ROUTED)
+        with models.lock(task_name):
+            predictor = models.predictor(task_name)
+            result = predictor.segment(image, "routed" if name.endswith(_ROUTED) else None, cancelled=cancelled)
+        made, task = result.answer, predictor.task
+        origin = Origin(
+            algorithm=f"iopfl {task.name}",
+            version=f"bank {made.bank}, {made.model}",
+            description=task.description or task.name,
+        )
+        return Answered(result.mask.numpy(), segments_of(task), origin, made.seconds)
+
+    return answer
+
+
+def _allowed(arguments: Any) -> tuple[str, ...]:
+    """Calling AE titles that are taken; empty = all.
+
+    Raises:
+        ConfigError: others than this machine could call, and nobody said who may.
+    """
+    if EVERYONE in arguments.allow:
+        return ()
+    if not arguments.allow and not _is_loopback(arguments.host):
+        raise ConfigError(
+            f"--host {arguments.host} is open to other machines: say who may call with --allow AETITLE, "
+            f"or --allow '{EVERYONE}'"
+        )
+    return tuple(arguments.allow)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _queue(arguments: Any) -> None:
+    from iopfl.dicomio.queue import list_jobs
+    from iopfl.dicomio.upkeep import ask
+
+    folder = arguments.state / FOLDER
+    if arguments.action != "list":
+        if not arguments.series:
+            raise ConfigError(f"queue {arguments.action}: give the Series Instance UIDs that iopfl dicom queue shows")
+        for uid in arguments.series:
+            is_done = ask(folder, arguments.action, uid)
+            print(f"{uid}: {arguments.action}{'' if is_done else ', by the listener, after what it does now'}")
+        return
+    jobs = list_jobs(folder / "queue")
+    if arguments.json:
+        print(json.dumps([asdict(job) for job in jobs]))
+        return
+    header = ("series", "state", "instances", "answer", "from", "waits for", "changed", "reason")
+    rows = [
+        (
+            job.series_instance_uid,
+            job.state,
+            job.instances,
+            job.answer,
+            job.calling_ae_title,
+            ", ".join(job.waiting),
+            job.changed[:19],
+            job.reason,
+        )
+        for job in jobs
+    ]
+    print_table(rows, header)

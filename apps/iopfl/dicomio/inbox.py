@@ -1,0 +1,308 @@
+"""The inbox: a folder for each received series, an instance a file, as it came.
+
+An instance that was accepted is a whole file under its final name: it is written
+under another one and renamed, so a killed process leaves none that is half, and
+what was accepted outlives it. (The kernel writes files to the disk some seconds
+later. Against the loss of power there is `durable`, at the price of a write to the
+disk an instance.) The folder's listing is the truth of what there is; the queue
+says what was done with it. UIDs become file names only when they are UIDs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from iopfl.core.errors import SeriesError
+from iopfl.core.private_files import sync_folder
+from iopfl.dicomio.queue import FINISHED, Job, Queue, State
+
+logger = logging.getLogger(__name__)
+
+OPEN_ASSOCIATION_SECONDS = 60.0
+"""Without a new instance, after which a series is complete though the association that brought it is still open."""
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")  # leading zeros are no UID's, but are sent
+_MAX_UID = 64
+_SUFFIX = ".dcm"
+
+
+class InboxFullError(SeriesError):
+    """There is no room for another instance."""
+
+
+class Outcome(StrEnum):
+    """What an instance was to the inbox."""
+
+    NEW = "new"
+    SAME = "same"
+    REPLACED = "replaced"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An instance as it came, and from whom.
+
+    Attributes:
+        series_instance_uid: of its series.
+        study_instance_uid: of its study.
+        sop_instance_uid: its own.
+        calling: AE title that sent it.
+        called: AE title that it was sent to.
+        expected: Number of Series Related Instances, where the instance says so; 0 = it does not.
+    """
+
+    series_instance_uid: str
+    study_instance_uid: str
+    sop_instance_uid: str
+    calling: str
+    called: str
+    expected: int = 0
+
+
+@dataclass
+class _Arrivals:
+    """What is known of a series that is still coming."""
+
+    first: float
+    last: float = 0.0
+    count: int = 0
+    expected: int = 0
+    associations: set[object] = field(default_factory=set)
+
+
+class Inbox:
+    """The received series of a folder.
+
+    Args:
+        folder: of the inbox.
+        queue: where a job is made for each series.
+        max_bytes: of all series together; None = as the disk has it.
+        durable: have each instance on the disk before it is accepted.
+    """
+
+    def __init__(self, folder: Path, queue: Queue, *, max_bytes: int | None = None, durable: bool = False) -> None:
+        self._series, self._incoming = folder / "series", folder / "incoming"
+        self.queue, self.max_bytes, self.durable = queue, max_bytes, durable
+        self._lock = threading.RLock()
+        shutil.rmtree(self._incoming, ignore_errors=True)  # never accepted
+        for place in (self._series, self._incoming):
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._arrivals: dict[str, _Arrivals] = {}
+        self.size = sum(path.stat().st_size for path in self._series.glob(f"*/*{_SUFFIX}"))
+        self._recover()
+
+    def store(self, instance: Instance, content: Iterable[bytes], association: object = None) -> Outcome:
+        """Accept an instance: when this returns, it stays.
+
+        Of instances with the same UID the later one stays; one with the same content changes nothing.
+
+        Args:
+            instance: what it is.
+            content: the parts of the file.
+            association: that brought it.
+
+        Raises:
+            SeriesError: a UID that is none, or its series is of another study.
+            InboxFullError: there would be more than `max_bytes`.
+            OSError: the disk does not take it.
+        """
+        uid = check_uid(instance.series_instance_uid, "Series Instance UID")
+        name = check_uid(instance.sop_instance_uid, "SOP Instance UID") + _SUFFIX
+        check_uid(instance.study_instance_uid, "Study Instance UID")
+        data = b"".join(content)
+        if self.max_bytes is not None and self.size + len(data) > self.max_bytes:
+            raise InboxFullError(f"the inbox holds {self.size} bytes, at most {self.max_bytes}")
+        target = self._series / uid / name
+        with NamedTemporaryFile(dir=self._incoming, delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(data)
+                file.flush()
+                if self.durable:
+                    os.fsync(file.fileno())
+                with self._lock:
+                    job = self._open_job(instance)
+                    outcome, before = _compare(target, data)
+                    if outcome is not Outcome.SAME:
+                        target.parent.mkdir(exist_ok=True, mode=0o700)
+                        temporary.replace(target)
+                        self.size += len(data) - before
+                        if self.durable:
+                            sync_folder(target.parent)
+                    self._note(instance, outcome, job, association)
+                    return outcome
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def ended(self, association: object) -> None:
+        """Note that an association brings no more."""
+        with self._lock:
+            for arrivals in self._arrivals.values():
+                arrivals.associations.discard(association)
+
+    def complete(self, quiet_seconds: float) -> list[str]:
+        """Series of which all there is has come: nothing new for a while, or as many as the series says it has."""
+        now = time.monotonic()
+        with self._lock:
+            return [
+                uid
+                for uid, arrivals in self._arrivals.items()
+                if now - arrivals.last >= (OPEN_ASSOCIATION_SECONDS if arrivals.associations else quiet_seconds)
+                or 0 < arrivals.expected <= arrivals.count
+            ]
+
+    def begin(self, series_instance_uid: str) -> Job | None:
+        """Take a complete series up for segmentation; None where there is nothing of it."""
+        with self._lock:
+            job = self.queue.get(series_instance_uid)
+            arrivals = self._arrivals.pop(series_instance_uid, None)
+            if job is None:
+                return None
+            instances, content = self.listing(series_instance_uid)
+            if not instances:
+                self.queue.remove(series_instance_uid)
+                return None
+            first, last = (_epoch(arrivals.first), _epoch(arrivals.last)) if arrivals else (0.0, 0.0)
+            times = {"first": first, "last": last, "complete": time.time()} if arrivals else dict(job.times)
+            job = replace(job, state=State.SEGMENTING, content=content, instances=instances, times=times)
+            return self.queue.put(job)
+
+    def is_unchanged(self, job: Job) -> bool:
+        """Whether a series is still what the job was begun with."""
+        return self.listing(job.series_instance_uid)[1] == job.content
+
+    def expect(self, series_instance_uid: str) -> None:
+        """Wait for more of a series, as if an instance had come just now."""
+        with self._lock:
+            now = time.monotonic()
+            count = self.listing(series_instance_uid)[0]
+            self._arrivals.setdefault(series_instance_uid, _Arrivals(now, count=count)).last = now
+
+    def folder(self, series_instance_uid: str) -> Path:
+        """Where a series lies, or would."""
+        return self._series / check_uid(series_instance_uid, "Series Instance UID")
+
+    def files(self, series_instance_uid: str) -> list[Path]:
+        """The files of a series, by name; empty where there is none."""
+        return sorted(self.folder(series_instance_uid).glob(f"*{_SUFFIX}"))
+
+    def find(self, sop_instance_uid: str) -> Path | None:
+        """The file of an instance, wherever it lies."""
+        if not _is_uid(sop_instance_uid):
+            return None
+        return next(self._series.glob(f"*/{sop_instance_uid}{_SUFFIX}"), None)
+
+    def listing(self, series_instance_uid: str) -> tuple[int, str]:
+        """How many files a series has, and a digest that changes when one does."""
+        digest, files = hashlib.sha256(), self.files(series_instance_uid)
+        for path in files:
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return len(files), digest.hexdigest() if files else ""
+
+    def remove(self, job: Job, *, finished: bool = True) -> bool:
+        """Delete a series and its job, unless it has changed since.
+
+        Args:
+            job: as it was read.
+            finished: only where nothing is owed to anybody any more.
+        """
+        with self._lock:
+            if self.queue.get(job.series_instance_uid) is not job or (finished and job.state not in FINISHED):
+                return False
+            files = self.files(job.series_instance_uid)
+            self.size -= sum(path.stat().st_size for path in files)
+            shutil.rmtree(self.folder(job.series_instance_uid), ignore_errors=True)
+            self.queue.remove(job.series_instance_uid)
+            self._arrivals.pop(job.series_instance_uid, None)
+            return True
+
+    def _open_job(self, instance: Instance) -> Job:
+        """The job of the instance's series; made before its first file, or nobody would know who sent it."""
+        job = self.queue.get(instance.series_instance_uid)
+        if job is None:
+            self.expect(instance.series_instance_uid)  # even if its first file does not come to lie there
+            return self.queue.put(
+                Job(
+                    series_instance_uid=instance.series_instance_uid,
+                    study_instance_uid=instance.study_instance_uid,
+                    calling_ae_title=instance.calling,
+                    called_ae_title=instance.called,
+                )
+            )
+        if job.study_instance_uid != instance.study_instance_uid:
+            raise SeriesError(f"series {job.series_instance_uid} belongs to another study already")
+        return job
+
+    def _note(self, instance: Instance, outcome: Outcome, job: Job, association: object) -> None:
+        """Take an instance down among the arrivals of its series."""
+        uid, now = instance.series_instance_uid, time.monotonic()
+        if uid not in self._arrivals:
+            if outcome is Outcome.SAME:
+                return  # of a series that is complete: nothing new
+            self.expect(uid)
+            self._reopen(job)
+        elif outcome is Outcome.NEW:
+            self._arrivals[uid].count += 1
+        arrivals = self._arrivals[uid]
+        arrivals.last = now
+        arrivals.expected = instance.expected or arrivals.expected
+        if association is not None:
+            arrivals.associations.add(association)
+
+    def _reopen(self, job: Job) -> None:
+        """Have a series that was complete segmented again; one that is being segmented is looked at afterwards."""
+        if job.state not in (State.RECEIVED, State.SEGMENTING):
+            logger.info("series %s gets more instances: it will be segmented again", job.series_instance_uid)
+            self.queue.put(replace(job, state=State.RECEIVED, reason="", attempts=0, due=0.0, waiting=()))
+
+    def _recover(self) -> None:
+        """Go on where a process ended: wait for series that were coming, and for those with files that no job saw."""
+        for job in self.queue.jobs():
+            if job.state in (State.RECEIVED, State.SEGMENTING):
+                self.expect(job.series_instance_uid)
+            elif job.content and not self.is_unchanged(job):
+                self._reopen(job)
+                self.expect(job.series_instance_uid)
+        known = {job.series_instance_uid for job in self.queue.jobs()}
+        for folder in self._series.iterdir():
+            if folder.name not in known:  # a deletion that was cut off
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_uid(value: str, what: str) -> str:
+    """A UID that may become a file name (PS3.5, 9.1).
+
+    Raises:
+        SeriesError: it is none.
+    """
+    if not _is_uid(value):
+        raise SeriesError(f"expected a UID as {what}, digits and dots, came {len(value)} other characters")
+    return value
+
+
+def _is_uid(value: str) -> bool:
+    return len(value) <= _MAX_UID and _UID.fullmatch(value) is not None
+
+
+def _compare(target: Path, data: bytes) -> tuple[Outcome, int]:
+    """What data is to what lies there, and how many bytes that has."""
+    try:
+        before = target.read_bytes()
+    except FileNotFoundError:
+        return Outcome.NEW, 0
+    return (Outcome.SAME if before == data else Outcome.REPLACED), len(before)
+
+
+def _epoch(monotonic: float) -> float:
+    return time.time() - (time.monotonic() - monotonic)

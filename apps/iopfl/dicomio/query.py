@@ -1,0 +1,255 @@
+"""Query and retrieve over the inbox: C-FIND, C-MOVE to a destination of the rule file, and C-GET (PS3.4, annex C).
+
+What was received and not yet deleted can be found, by patient, study, series or
+image. Relational queries are answered too: no key above the level is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import translate
+from pathlib import Path
+from typing import Any, cast
+
+from pydicom import Dataset, dcmread
+from pydicom.dataelem import DataElement
+from pydicom.uid import UID
+from pynetdicom import build_context, evt
+from pynetdicom.events import Event
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    PatientRootQueryRetrieveInformationModelFind,
+    PatientRootQueryRetrieveInformationModelGet,
+    PatientRootQueryRetrieveInformationModelMove,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+)
+
+from iopfl.dicomio.inbox import Inbox
+from iopfl.dicomio.peers import Peer, printable
+from iopfl.dicomio.scp import name
+
+logger = logging.getLogger(__name__)
+
+PENDING, CANCEL, SUCCESS = 0xFF00, 0xFE00, 0x0000
+IDENTIFIER_MISMATCH, UNKNOWN_DESTINATION, UNABLE = 0xA900, 0xA801, 0xC000
+
+SOP_CLASSES: tuple[str, ...] = (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelMove,
+    StudyRootQueryRetrieveInformationModelGet,
+    PatientRootQueryRetrieveInformationModelFind,
+    PatientRootQueryRetrieveInformationModelMove,
+    PatientRootQueryRetrieveInformationModelGet,
+)
+
+_LEVELS = {
+    "PATIENT": "PatientID",
+    "STUDY": "StudyInstanceUID",
+    "SERIES": "SeriesInstanceUID",
+    "IMAGE": "SOPInstanceUID",
+}
+_NO_KEYS = ("QueryRetrieveLevel", "SpecificCharacterSet", "RetrieveAETitle", "InstanceAvailability")
+_COUNTED = ("NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances", "NumberOfSeriesRelatedInstances")
+_RANGED = ("DA", "TM", "DT")
+_MAX_CONTEXTS = 128
+
+
+class QueryRetrieve:
+    """The services, to be given to the SCP.
+
+    Args:
+        inbox: what is found.
+        find_peer: where an AE title lives, for C-MOVE; None = nowhere.
+    """
+
+    def __init__(self, inbox: Inbox, find_peer: Callable[[str], Peer | None]) -> None:
+        self._inbox = inbox
+        self._find_peer = find_peer
+
+    @property
+    def service(self) -> tuple[Sequence[str], Sequence[Any]]:
+        """SOP classes and handlers."""
+        return SOP_CLASSES, [(evt.EVT_C_FIND, self._find), (evt.EVT_C_MOVE, self._move), (evt.EVT_C_GET, self._get)]
+
+    def _find(self, event: Event) -> Iterator[tuple[int, Dataset | None]]:
+        query = _read_query(event)
+        if query is None:
+            yield IDENTIFIER_MISMATCH, None
+            return
+        found = find(self._inbox, query)
+        logger.info("%s asked for what is here at %s level", name(event.assoc), query.QueryRetrieveLevel)
+        for group in found:
+            if event.is_cancelled:
+                yield CANCEL, None
+                return
+            yield PENDING, _build_answer(query, group, event.assoc.acceptor.ae_title)
+
+    def _move(self, event: Event) -> Iterator[Any]:
+        title = str(cast(Any, event.request).MoveDestination or "").strip()
+        peer = self._find_peer(title)
+        if peer is None:
+            wanted = printable(title)
+            logger.warning("%s wants instances sent to %s: no destination of the rules", name(event.assoc), wanted)
+            yield None, None
+            return
+        files = self._retrieve(event)
+        tls = (peer.tls.client_context(), peer.tls.name or peer.host) if peer.tls else None
+        yield peer.host, peer.port, {"contexts": _contexts(files or []), "tls_args": tls}
+        yield from self._send(event, files)
+
+    def _get(self, event: Event) -> Iterator[Any]:
+        yield from self._send(event, self._retrieve(event))
+
+    def _retrieve(self, event: Event) -> list[Path] | None:
+        """Files that a request asks for; None where it is none."""
+        query = _read_query(event)
+        if query is None:
+            return None
+        level = _LEVELS[query.QueryRetrieveLevel]
+        if not query.get(level):  # everything there is, by mistake
+            return None
+        return [path for group in find(self._inbox, query, whole=True) for path, _ in group]
+
+    def _send(self, event: Event, files: list[Path] | None) -> Iterator[Any]:
+        if files is None:
+            yield 1
+            yield IDENTIFIER_MISMATCH, None
+            return
+        logger.info("%s retrieves %d instances", name(event.assoc), len(files))
+        yield len(files)
+        for path in files:
+            if event.is_cancelled:
+                yield CANCEL, None
+                return
+            yield PENDING, _read(path) or _name_only(path)
+
+
+def find(inbox: Inbox, query: Dataset, *, whole: bool = False) -> Iterator[list[tuple[Path, Dataset]]]:
+    """What matches a query, an entity of its level at a time.
+
+    Args:
+        inbox: where to look.
+        query: with a level and keys.
+        whole: every instance of each entity; otherwise those that were needed to tell, one a series.
+
+    Returns:
+        The files and headers of each entity.
+    """
+    level = query.QueryRetrieveLevel
+    groups: dict[str, list[tuple[Path, Dataset]]] = {}
+    for job in inbox.queue.jobs():
+        files = inbox.files(job.series_instance_uid)
+        for path in files if level == "IMAGE" else files[:1]:
+            ds = _read(path, pixels=False)
+            if ds is None or not matches(query, ds):
+                continue
+            kept = [(other, ds) for other in files] if whole and level != "IMAGE" else [(path, ds)]
+            groups.setdefault(str(ds.get(_LEVELS[level]) or ""), []).extend(kept)
+            if level != "IMAGE":
+                ds.add_new("NumberOfSeriesRelatedInstances", "IS", len(files))
+    yield from groups.values()
+
+
+def matches(query: Dataset, ds: Dataset) -> bool:
+    """Whether a data set matches every key of a query (PS3.4, C.2.2.2).
+
+    Sequences, and keys that nothing is counted for, match everything, as optional keys may.
+    """
+    for key in query:
+        if key.keyword in (*_NO_KEYS, *_COUNTED, "ModalitiesInStudy") or key.VR == "SQ" or key.is_empty:
+            continue
+        if not _matches_key(key, ds.get(key.tag)):
+            return False
+    return True
+
+
+def _matches_key(key: DataElement, element: DataElement | None) -> bool:
+    wanted = [str(value) for value in (key.value if key.VM > 1 else [key.value])]
+    if wanted == ["*"]:
+        return True
+    values = [] if element is None or element.is_empty else element.value if element.VM > 1 else [element.value]
+    given = [str(value) for value in values]
+    if key.VR == "UI":
+        return any(value in wanted for value in given)
+    if key.VR in _RANGED and "-" in wanted[0]:
+        first, _, last = wanted[0].partition("-")
+        return any((not first or value >= first) and (not last or value[: len(last)] <= last) for value in given)
+    # Names are found whatever their case (PS3.4, C.2.2.2.1), and the rest does no harm in being so.
+    patterns = [re.compile(translate(_only_wildcards(value)), re.IGNORECASE) for value in wanted]
+    return any(pattern.match(value) for pattern in patterns for value in given)
+
+
+def _only_wildcards(value: str) -> str:
+    """A value of DICOM, which knows `*` and `?` alone, for `fnmatch`."""
+    return value.replace("[", "[[]")
+
+
+def _read_query(event: Event) -> Dataset | None:
+    """A request's identifier; None where it has no level, or cannot be read."""
+    try:
+        query = event.identifier
+        query.QueryRetrieveLevel = str(query.get("QueryRetrieveLevel") or "").strip().upper()
+        patient_root = UID(str(event.context.abstract_syntax)) in SOP_CLASSES[3:]
+        known = list(_LEVELS) if patient_root else list(_LEVELS)[1:]
+        if query.QueryRetrieveLevel in known:
+            matches(query, Dataset())  # every key is read here, or nowhere
+            return query
+        reason = "no level that there is"
+    except Exception as error:  # pydicom's have no common base
+        reason = type(error).__name__
+    logger.warning("%s asked something that is not understood: %s", name(event.assoc), reason)
+    return None
+
+
+def _build_answer(query: Dataset, group: list[tuple[Path, Dataset]], ae_title: str) -> Dataset:
+    """The identifier of a match: the keys that were asked for, as the entity has them."""
+    headers = [ds for _, ds in group]
+    first, answer = headers[0], Dataset()
+    counts = {
+        "NumberOfStudyRelatedSeries": len(headers),
+        "NumberOfStudyRelatedInstances": sum(int(ds.get("NumberOfSeriesRelatedInstances") or 1) for ds in headers),
+        "NumberOfSeriesRelatedInstances": int(first.get("NumberOfSeriesRelatedInstances") or 1),
+        "ModalitiesInStudy": sorted({str(ds.get("Modality") or "") for ds in headers} - {""}),
+    }
+    for key in query:
+        if key.keyword in counts:
+            setattr(answer, key.keyword, counts[key.keyword])
+        elif key.keyword not in _NO_KEYS:
+            element = first.get(key.tag)
+            if element is not None and element.VR == key.VR:
+                answer[key.tag] = element
+            else:
+                answer.add_new(key.tag, key.VR, [] if key.VR == "SQ" else None)
+    if "SpecificCharacterSet" in first:
+        answer.SpecificCharacterSet = first.SpecificCharacterSet
+    answer.QueryRetrieveLevel = query.QueryRetrieveLevel
+    answer.RetrieveAETitle, answer.InstanceAvailability = ae_title, "ONLINE"
+    return answer
+
+
+def _contexts(files: Sequence[Path]) -> list[Any]:
+    """Presentation contexts for files: each SOP class and transfer syntax that there is among them."""
+    kinds = {}
+    for path in files:
+        ds = _read(path, pixels=False)
+        if ds is not None:
+            kinds[str(ds.SOPClassUID), str(ds.file_meta.TransferSyntaxUID)] = True
+    return [build_context(*kind) for kind in kinds][:_MAX_CONTEXTS]
+
+
+def _name_only(path: Path) -> Dataset:
+    """What stands for an instance that cannot be read: it is counted as failed."""
+    ds = Dataset()
+    ds.SOPInstanceUID = path.stem
+    return ds
+
+
+def _read(path: Path, *, pixels: bool = True) -> Dataset | None:
+    """An instance; None where it was deleted meanwhile, or cannot be read."""
+    try:
+        return dcmread(path, stop_before_pixels=not pixels)
+    except Exception:  # pydicom's have no common base, and files come from anybody
+        return None

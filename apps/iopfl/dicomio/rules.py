@@ -1,0 +1,289 @@
+"""The rule file: which received series is segmented by what, and where the result goes.
+
+YAML with two keys. `rules` is a list; the first that a series matches answers it, and a series that
+none matches is not segmented. `destinations` names who receives results.
+
+    rules:
+      - name: fundus
+        match: {modality: OP, description: "*color*", calling: "RETINA*", min_slices: 1}
+        answer: vessel_routed
+        send_to: [pacs, web]
+    destinations:
+      pacs: {ae_title: ORTHANC, host: 127.0.0.1, port: 4242}
+      web: {stow: "https://pacs/dicom-web", user: iopfl, password_env: PACS_PASSWORD}
+
+Patterns are those of file names (`*`, `?`, `[abc]`), or regular expressions between slashes
+(`"/^t2.*tra/"`) that may match anywhere; upper and lower case are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from fnmatch import translate
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+from pydicom import Dataset
+
+from iopfl.core.errors import ConfigError
+from iopfl.dicomio.peers import TLS, Peer
+
+_PATTERNS = ("modality", "body_part", "description", "calling", "called")
+_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,63}")
+_PEER_KEYS = ("ae_title", "host", "port", "tls")
+_TLS_KEYS = ("ca", "certificate", "key", "name")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a rule looks at.
+
+    Attributes:
+        modality: DICOM Modality.
+        body_part: Body Part Examined.
+        description: Series Description.
+        calling: AE title that sent the series.
+        called: AE title that it was sent to.
+        slices: instances, or frames of a multi-frame instance.
+    """
+
+    modality: str = ""
+    body_part: str = ""
+    description: str = ""
+    calling: str = ""
+    called: str = ""
+    slices: int = 1
+
+    @classmethod
+    def of(cls, ds: Dataset, *, calling: str, called: str, instances: int) -> Facts:
+        """Those of a series, from the header of one instance."""
+        frames = str(ds.get("NumberOfFrames") or 1)
+        modality, body_part, description = (
+            str(ds.get(key) or "") for key in ("Modality", "BodyPartExamined", "SeriesDescription")
+        )
+        slices = max(instances, int(frames) if frames.isdecimal() else 1)
+        return cls(modality, body_part, description, calling, called, slices)
+
+
+@dataclass(frozen=True)
+class Stow:
+    """A PACS that takes instances over DICOMweb.
+
+    Attributes:
+        url: of its DICOMweb root.
+        user: to sign in with; empty = none.
+        password_env: environment variable that holds the password.
+        token_env: environment variable that holds a bearer token, instead.
+        ca: PEM certificates that the server's must lead to; None = the system's.
+    """
+
+    url: str
+    user: str = ""
+    password_env: str = ""
+    token_env: str = ""
+    ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+            raise ConfigError(f"stow: expected http(s)://host/dicom-web without a password in it, given {self.url!r}")
+        if bool(self.user) != bool(self.password_env) or (self.user and self.token_env):
+            raise ConfigError("stow: expected user and password_env, or token_env alone, or neither")
+        if self.ca and not self.ca.is_file():
+            raise ConfigError(f"stow: there is no file {self.ca}")
+        for name in (self.password_env, self.token_env):
+            if name and not os.environ.get(name):
+                raise ConfigError(f"stow: expected a secret in the environment variable {name}, which is not set")
+
+    def __str__(self) -> str:
+        return self.url
+
+
+Destination = Peer | Stow
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        name: of the rule, in logs and lists.
+        answer: task that segments, or `<task>_routed`.
+        send_to: names of destinations.
+        patterns: what the series must look like, e.g. modality -> `MR`.
+        min_slices: below which the rule does not match.
+    """
+
+    name: str
+    answer: str
+    send_to: tuple[str, ...]
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    min_slices: int = 1
+
+    def find_mismatch(self, facts: Facts) -> str | None:
+        """Why the rule does not match, without the value of free text; None = it does."""
+        for key, pattern in self.patterns.items():
+            given = str(getattr(facts, key))
+            if not _compile(pattern).search(given):
+                shown = "" if key == "description" else f" {given!r}"  # people write names into descriptions
+                return f"{key}{shown} is not {pattern!r}"
+        if facts.slices < self.min_slices:
+            return f"{facts.slices} slices, at least {self.min_slices} expected"
+        return None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A whole rule file.
+
+    Attributes:
+        rules: in order.
+        destinations: by name.
+    """
+
+    rules: tuple[Rule, ...]
+    destinations: Mapping[str, Destination]
+
+    def find(self, facts: Facts) -> tuple[Rule | None, list[str]]:
+        """The first rule that matches, and why those before it do not."""
+        reasons: list[str] = []
+        for rule in self.rules:
+            mismatch = rule.find_mismatch(facts)
+            if mismatch is None:
+                return rule, reasons
+            reasons.append(f"{rule.name}: {mismatch}")
+        return None, reasons
+
+    def find_peer(self, ae_title: str) -> Peer | None:
+        """The DIMSE destination with an AE title."""
+        peers = (place for place in self.destinations.values() if isinstance(place, Peer))
+        return next((peer for peer in peers if peer.ae_title == ae_title), None)
+
+    def check_answers(self, known: Sequence[str]) -> None:
+        """Check that every answer is one of those known.
+
+        Raises:
+            ConfigError: names the rule whose is not.
+        """
+        for rule in self.rules:
+            if rule.answer not in known:
+                raise ConfigError(
+                    f"rule {rule.name}: no answer {rule.answer!r}: the banks given answer {', '.join(known)}"
+                )
+
+
+def read_rules(path: Path) -> Rules:
+    """Read a rule file.
+
+    Raises:
+        ConfigError: no such file, no YAML, an unknown or missing key or a wrong value; the message says where.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"rules {path}: {error.strerror}; see iopfl dicom listen --help") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"rules {path.name}: no valid YAML: {error}") from error
+    try:
+        return _build_rules(values, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"rules {path.name}: {error}") from error
+
+
+def _build_rules(values: Any, folder: Path) -> Rules:
+    top = _keys(values, "the file", required=("rules",), optional=("destinations",))
+    places = _mapping(top.get("destinations") or {}, "destinations")
+    destinations = {_name(name, "destinations"): _build_place(str(name), at, folder) for name, at in places.items()}
+    if not isinstance(top["rules"], list) or not top["rules"]:
+        raise ConfigError("rules: expected a list of at least one rule")
+    rules = [_build_rule(item, number, destinations) for number, item in enumerate(top["rules"], start=1)]
+    names = [rule.name for rule in rules]
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise ConfigError(f"rules: several have the name {', '.join(double)}: give each its own")
+    return Rules(tuple(rules), destinations)
+
+
+def _build_rule(values: Any, number: int, destinations: Mapping[str, Destination]) -> Rule:
+    where = f"rule {number}"
+    given = _keys(values, where, required=("answer", "send_to"), optional=("name", "match"))
+    match = _keys(given.get("match") or {}, f"{where}, match", optional=(*_PATTERNS, "min_slices"))
+    patterns = {key: str(value) for key, value in match.items() if key != "min_slices"}
+    for key, pattern in patterns.items():
+        try:
+            _compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{where}: {key}: no regular expression {pattern!r}: {error}") from error
+    min_slices = match.get("min_slices", 1)
+    if not isinstance(min_slices, int) or isinstance(min_slices, bool) or min_slices < 1:
+        raise ConfigError(f"{where}: min_slices: expected a number from 1, given {min_slices!r}")
+    send_to = [given["send_to"]] if isinstance(given["send_to"], str) else given["send_to"]
+    if not isinstance(send_to, list) or not send_to:
+        raise ConfigError(f"{where}: send_to: expected names of destinations, given {send_to!r}")
+    unknown = [name for name in send_to if name not in destinations]
+    if unknown:
+        raise ConfigError(f"{where}: send_to: no destination {unknown[0]!r}; there are {', '.join(destinations)}")
+    name = _name(given.get("name", str(number)), where)
+    return Rule(name, str(given["answer"]), tuple(dict.fromkeys(send_to)), patterns, min_slices)
+
+
+def _build_place(name: str, values: Any, folder: Path) -> Destination:
+    where = f"destination {name}"
+    try:
+        if isinstance(values, Mapping) and "stow" in values:
+            known = [item.name for item in fields(Stow) if item.name != "url"]
+            given = dict(_keys(values, where, required=("stow",), optional=known))
+            ca = folder / str(given.pop("ca")) if given.get("ca") else None
+            return Stow(url=str(given.pop("stow")), ca=ca, **{key: str(value) for key, value in given.items()})
+        given = dict(_keys(values, where, required=_PEER_KEYS[:3], optional=_PEER_KEYS[3:]))
+        tls = given.pop("tls", None)
+        if not isinstance(given["port"], int):
+            raise ConfigError(f"port: expected a number, given {given['port']!r}")
+        return Peer(str(given["ae_title"]), str(given["host"]), given["port"], _build_tls(tls, folder))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
+
+
+def _build_tls(values: Any, folder: Path) -> TLS | None:
+    if values is None:
+        return None
+    given = _keys(values, "tls", required=_TLS_KEYS[:1], optional=_TLS_KEYS[1:])
+    ca, certificate, key = (folder / str(given[word]) if given.get(word) else None for word in _TLS_KEYS[:3])
+    assert ca is not None
+    return TLS(ca, certificate, key, str(given.get("name") or ""))
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    """A pattern of the file as a regular expression to search with."""
+    if len(pattern) > 1 and pattern[0] == pattern[-1] == "/":
+        return re.compile(pattern[1:-1], re.IGNORECASE)
+    return re.compile(r"\A" + translate(pattern), re.IGNORECASE)
+
+
+def _keys(values: Any, where: str, *, required: Sequence[str] = (), optional: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Values that have the required keys and none besides the known ones."""
+    values = _mapping(values, where)
+    known = (*required, *optional)
+    unknown = [str(key) for key in values if key not in known]
+    missing = [key for key in required if values.get(key) in (None, "")]
+    if unknown or missing:
+        wrong = f"unknown key {', '.join(unknown)}" if unknown else f"{', '.join(missing)} is missing"
+        raise ConfigError(f"{where}: {wrong}; there are {', '.join(known)}")
+    return values
+
+
+def _mapping(values: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected 'key: value' lines, given {type(values).__name__}")
+    return values
+
+
+def _name(name: Any, where: str) -> str:
+    if not _NAME.fullmatch(str(name)):
+        raise ConfigError(f"{where}: expected a name of letters, digits, - and _, given {str(name)[:64]!r}")
+    return str(name)

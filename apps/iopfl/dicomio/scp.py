@@ -1,0 +1,279 @@
+"""The storage SCP: takes associations, verifies (C-ECHO), stores (C-STORE), and says in a line what it refused.
+
+Instances are written as they came, neither decoded nor encoded again; of each only
+the identifying header is read. The lines have UIDs, AE titles and addresses, and nothing of the patient.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from io import BytesIO
+from typing import Any, cast
+
+from pydicom import Dataset, uid
+from pydicom.filereader import read_dataset
+from pydicom.uid import UID
+from pynetdicom import AllStoragePresentationContexts, evt
+from pynetdicom.association import Association
+from pynetdicom.dsutils import create_file_meta, encode_file_meta
+from pynetdicom.events import Event
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+from iopfl.core.errors import ConfigError, SeriesError
+from iopfl.dicomio.inbox import Inbox, InboxFullError, Instance
+from iopfl.dicomio.peers import TLS, Timeouts, check_ae_title, printable
+from iopfl.dicomio.sockets import MAX_PDU, TunedAE, TunedServer
+
+logger = logging.getLogger(__name__)
+
+SUCCESS = 0x0000
+NOT_SUPPORTED = 0x0122
+OUT_OF_RESOURCES = 0xA700
+MISMATCH = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+"""Statuses of C-STORE (PS3.4, B.2.3)."""
+
+TRANSFER_SYNTAXES: tuple[UID, ...] = (
+    uid.ExplicitVRLittleEndian,
+    uid.ImplicitVRLittleEndian,
+    uid.JPEGLosslessSV1,
+    uid.JPEGLossless,
+    uid.JPEG2000Lossless,
+    uid.JPEGLSLossless,
+    uid.RLELossless,
+    uid.JPEG2000,
+    uid.JPEGLSNearLossless,
+    uid.JPEGBaseline8Bit,
+    uid.JPEGExtended12Bit,
+)
+"""Those that can be decoded; a context without one of them is refused."""
+
+STORED: tuple[UID, ...] = tuple(UID(str(context.abstract_syntax)) for context in AllStoragePresentationContexts)
+"""Every storage SOP class of the standard: a study that is sent whole shall not fail at its report. What is no image
+is kept, but not segmented."""
+
+MAX_ASSOCIATIONS = 16
+
+_LAST_READ = 0x0020FFFF  # what identifies an instance lies in groups 0008 to 0020
+_MAX_COMMENT = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class SCPSettings:
+    """How to listen.
+
+    Attributes:
+        ae_title: our own; requests for another are rejected.
+        host: address to listen on.
+        port: port to listen on; 0 for any that is free.
+        allow: calling AE titles; empty = every one.
+        max_associations: at once; the next are rejected for now.
+        tls: with it peers need a certificate; None = plain.
+        timeouts: of associations.
+    """
+
+    ae_title: str = "IOPFL"
+    host: str = "127.0.0.1"
+    port: int = 11112
+    allow: tuple[str, ...] = ()
+    max_associations: int = MAX_ASSOCIATIONS
+    tls: TLS | None = None
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+    def __post_init__(self) -> None:
+        for title in (self.ae_title, *self.allow):
+            check_ae_title(title)
+        if self.max_associations < 1:
+            raise ConfigError(f"expected at least one association, given {self.max_associations}")
+
+
+class StorageSCP:
+    """Listens until it is told to stop.
+
+    Args:
+        settings: how to listen.
+        inbox: where instances go.
+        services: further `(SOP classes, (event, handler) pairs)`, e.g. query and retrieve.
+
+    Raises:
+        ConfigError: the address cannot be listened on, or TLS cannot be set up.
+    """
+
+    def __init__(
+        self, settings: SCPSettings, inbox: Inbox, services: Sequence[tuple[Sequence[str], Sequence[Any]]] = ()
+    ) -> None:
+        self._inbox = inbox
+        ae = TunedAE(check_ae_title(settings.ae_title))
+        settings.timeouts.apply(ae)
+        ae.maximum_associations = settings.max_associations
+        ae.maximum_pdu_size = MAX_PDU
+        ae.require_called_aet = True
+        ae.require_calling_aet = [check_ae_title(title) for title in settings.allow]
+        ae.add_supported_context(Verification)
+        for sop_class in STORED:  # both roles: who retrieves by C-GET stores on its own association
+            ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES), scu_role=True, scp_role=True)
+        handlers: list[Any] = [
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_ACCEPTED, _log_accepted),
+            (evt.EVT_REJECTED, _log_rejected),
+            (evt.EVT_ABORTED, _log_aborted),
+            (evt.EVT_CONN_CLOSE, self._close),
+        ]
+        for sop_classes, more in services:
+            for served in sop_classes:
+                ae.add_supported_context(served, scu_role=True, scp_role=True)
+            handlers += more
+        context = settings.tls.server_context() if settings.tls else None
+        try:
+            self._server = ae.make_server(
+                (settings.host, settings.port), ssl_context=context, evt_handlers=handlers, server_class=TunedServer
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another --port"
+            ) from error
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="dicom-accept")
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._server.server_address[1])
+
+    def start(self) -> None:
+        """Take associations, in threads of their own."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more, and abort those there are: what was not answered was not accepted."""
+        self._server.shutdown()
+        for assoc in self._server.active_associations:
+            assoc.abort(block=False)
+        self._thread.join()
+
+    def _store(self, event: Event) -> int | Dataset:
+        """Answer a C-STORE request."""
+        try:
+            instance = read_instance(event)
+            parts = (file_head(event), cast(Any, event.request).DataSet.getvalue())
+            self._inbox.store(instance, parts, event.assoc)
+        except RefusedError as refusal:
+            return _refuse(event, refusal.status, str(refusal))
+        except InboxFullError as error:
+            return _refuse(event, OUT_OF_RESOURCES, str(error))
+        except SeriesError as error:
+            return _refuse(event, CANNOT_UNDERSTAND, str(error))
+        except OSError as error:  # a full disk
+            return _refuse(event, OUT_OF_RESOURCES, f"cannot be written: {error.strerror or type(error).__name__}")
+        except Exception as error:  # whatever else: an association must not die of one instance
+            return _refuse(event, CANNOT_UNDERSTAND, f"cannot be stored: {type(error).__name__}")
+        return SUCCESS
+
+    def _close(self, event: Event) -> None:
+        assoc = event.assoc
+        self._inbox.ended(assoc)
+        if not (assoc.is_released or assoc.is_aborted or assoc.is_rejected) and not assoc.is_established:
+            logger.warning("%s: connection without an association", name(assoc))
+
+
+class RefusedError(Exception):
+    """An instance that is not accepted."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def name(assoc: Association) -> str:
+    """AE title and address of a peer, for logs."""
+    address = assoc.requestor.address_info
+    return f"{printable(assoc.requestor.ae_title)} at {address.address if address else '?'}"
+
+
+def read_header(data: bytes, syntax: UID) -> Dataset:
+    """What identifies an encoded data set: its groups up to 0020.
+
+    Raises:
+        Exception: of whatever kind pydicom raises on broken bytes.
+    """
+    return read_dataset(
+        BytesIO(data), syntax.is_implicit_VR, syntax.is_little_endian, stop_when=lambda tag, *_: tag > _LAST_READ
+    )
+
+
+def read_instance(event: Event) -> Instance:
+    """What a C-STORE request brings.
+
+    Raises:
+        RefusedError: it is not understood, or not what the request says.
+    """
+    request, assoc = cast(Any, event.request), event.assoc
+    if request.AffectedSOPClassUID != event.context.abstract_syntax:
+        raise RefusedError(NOT_SUPPORTED, "its SOP class is not that of the presentation context")
+    try:
+        ds = read_header(request.DataSet.getvalue(), UID(event.context.transfer_syntax))
+        keywords = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+        sop_class, instance, series, study = (str(ds.get(keyword) or "") for keyword in keywords)
+        expected = str(ds.get("NumberOfSeriesRelatedInstances") or "")
+    except Exception as error:  # pydicom's have no common base
+        raise RefusedError(CANNOT_UNDERSTAND, f"the data set cannot be read: {type(error).__name__}") from error
+    if (sop_class, instance) != (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID):
+        raise RefusedError(MISMATCH, "SOP class or instance of the data set are not those of the request")
+    called = assoc.acceptor.ae_title
+    return Instance(
+        series_instance_uid=series,
+        study_instance_uid=study,
+        sop_instance_uid=instance,
+        calling=printable(assoc.requestor.ae_title),
+        called=printable(called),
+        expected=int(expected) if expected.isdecimal() else 0,
+    )
+
+
+def file_head(event: Event) -> bytes:
+    """Preamble and file meta information (PS3.10, 7.1) of a received instance."""
+    request = cast(Any, event.request)
+    instance = str(request.AffectedSOPInstanceUID)
+    head = _encode_head(str(request.AffectedSOPClassUID), str(event.context.transfer_syntax), len(instance))
+    return head.replace(b"9" * len(instance), instance.encode("ascii"))
+
+
+@lru_cache(maxsize=256)
+def _encode_head(sop_class: str, syntax: str, length: int) -> bytes:
+    """A head for an instance whose UID is so many digits: encoding one takes longer than storing an instance."""
+    meta = create_file_meta(
+        sop_class_uid=UID(sop_class), sop_instance_uid=UID("9" * length), transfer_syntax=UID(syntax)
+    )
+    return b"\0" * 128 + b"DICM" + encode_file_meta(meta)
+
+
+def _refuse(event: Event, status: int, reason: str) -> Dataset:
+    """The answer to a request for an instance that is not accepted, and the line about it."""
+    instance = printable(cast(Any, event.request).AffectedSOPInstanceUID)
+    logger.warning("instance %s from %s refused, 0x%04X: %s", instance, name(event.assoc), status, reason)
+    ds = Dataset()
+    ds.Status, ds.ErrorComment = status, reason[:_MAX_COMMENT]
+    return ds
+
+
+def _log_accepted(event: Event) -> None:
+    assoc = event.assoc
+    logger.info("association with %s accepted", name(assoc))
+    for context in assoc.rejected_contexts:
+        sop_class = UID(printable(context.abstract_syntax))
+        known = sop_class in STORED or sop_class == Verification
+        reason = "none of its transfer syntaxes can be decoded" if known else "this SOP class is not served"
+        logger.warning("%s asked for %s: refused, %s", name(assoc), sop_class.name, reason)
+
+
+def _log_rejected(event: Event) -> None:
+    answer = cast(Any, event.assoc.acceptor.primitive)
+    asked = printable(getattr(event.assoc.requestor.primitive, "called_ae_title", ""))
+    logger.warning("association with %s rejected: %s (it called %s)", name(event.assoc), answer.reason_str, asked)
+
+
+def _log_aborted(event: Event) -> None:
+    logger.warning("association with %s aborted", name(event.assoc))
