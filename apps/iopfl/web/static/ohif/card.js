@@ -5,7 +5,7 @@ import { BRUSH, drawing, ERASER, setRadius, take } from './drawing.js';
 import { make, section, swatch } from './elements.js';
 import { canTakeOver, hideOverlay, takeOver } from './segs.js';
 import { state, subscribe } from './state.js';
-import { submit } from './submit.js';
+import { canTakeBack, describeHistory, submit, takeBack } from './submit.js';
 import { rememberedName, rememberName, signOut } from './user.js';
 
 const NOTES = { work: 'status', problem: 'alert', done: 'status', training: 'status' };
@@ -20,7 +20,8 @@ class Card extends HTMLElement {
     this.overlay = make('div');
     this.root ??= this.attachShadow({ mode: 'open' }); // OHIF's styles stay outside
     const styles = make('link', { rel: 'stylesheet', href: '/ohif/iopfl/card.css' });
-    this.root.replaceChildren(styles, this.session.box, ...this.notes, this.overlay, this.answer, this.tools.box, this.sending.box);
+    const foot = make('section', { className: 'foot' }, this.session.ended, ...this.notes, this.sending.box); // always in view
+    this.root.replaceChildren(styles, this.session.box, this.overlay, this.answer, this.tools.box, foot);
     this.unsubscribe = subscribe(() => this.show());
     this.show();
   }
@@ -56,7 +57,7 @@ class Card extends HTMLElement {
     const ended = make('p', { className: 'note problem', role: 'alert' },
       'Your session has ended. What you drew is still here: ',
       make('a', { href: '/iopfl/signin', target: '_blank', rel: 'noopener' }, 'sign in in a new tab'), ', come back here and go on.');
-    return { box: make('div', {}, ended, who, asked), asked, account, who, ended };
+    return { box: make('div', {}, who, asked), asked, account, who, ended };
   }
 
   showSession() {
@@ -117,17 +118,23 @@ class Card extends HTMLElement {
 
   makeSending() {
     const button = make('button', { type: 'button', className: 'primary', onclick: () => submit(state.labelmap) });
-    const hint = make('p', {}, make('small', {}));
-    return { box: make('section', { className: 'sending' }, button, hint), button, hint: hint.firstChild };
+    const hint = make('small');
+    const history = make('small');
+    const back = make('button', { type: 'button', className: 'link', onclick: () => takeBack(state.labelmap) }, 'Take mine back');
+    const box = make('div', {}, button, make('p', {}, hint), make('p', {}, history, ' ', back));
+    return { box, button, hint, history, back };
   }
 
   showSending(labelmap) {
-    const { button, hint } = this.sending;
+    const { button, hint, history, back } = this.sending;
     const isBusy = Boolean(state.work);
     button.disabled = isBusy || labelmap.isSubmitted;
     button.textContent = labelmap.isSubmitted ? 'Submitted' : 'Submit label';
     const what = labelmap.isEdited ? 'Your changes are not submitted yet.' : 'Stores the mask as shown, for this site\'s next training.';
     hint.textContent = labelmap.isSubmitted ? 'Change the mask to submit it again.' : what;
+    history.textContent = describeHistory(labelmap.history);
+    back.hidden = !canTakeBack(labelmap.history);
+    back.disabled = isBusy;
   }
 }
 

@@ -26,6 +26,7 @@ export class Labelmap {
     this.isEdited = false; // by the person, and not submitted since
     this.isSubmitted = false; // as it is now
     this.segment = task.labels[0].value; // drawn next
+    this.history = null; // labels that these images have, see submit.js
     this.undoable = [];
     const planes = displaySet.imageIds.map((imageId) => cornerstone().metaData.get('imagePlaneModule', imageId));
     this.grid = makeGrid(planes);

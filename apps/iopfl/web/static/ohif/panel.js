@@ -11,7 +11,8 @@ import { readNrrd } from './nrrd.js';
 import { openInPlace } from './segs.js';
 import { explain, getJson, Refused } from './server.js';
 import { attempt, state, update } from './state.js';
-import { followTraining } from './training.js';
+import { loadHistory } from './submit.js';
+import { followTraining, withBars } from './training.js';
 import { findUser, whoami } from './user.js';
 import { awaitImages, findDisplaySet } from './viewports.js';
 import './card.js';
@@ -116,10 +117,16 @@ function repair(Shipped, services, element) {
       const [info, status] = await Promise.all([getJson('/info/'), getJson('/iopfl/status'), findUser()]);
       const names = Object.keys(info.models).filter((name) => info.models[name].type === 'segmentation');
       update({ info, tasks: describeTasks(info, status) });
-      this.setState({ info: describeForTabs(info, names), isDataReady: true, options: this.state.options ?? {} });
+      this.setState({ info: describeForTabs(withBars(info, false), names), isDataReady: true, options: this.state.options ?? {} });
       if (!state.tasks.length) throw new Refused('This server has no task: it needs a model bank.');
       followTraining(this, { onlyIfRunning: true });
-      await findLabelmap(services, await awaitImages(services, () => this.isGone), state.labelmap?.task ?? state.tasks[0]);
+      await this.open(await awaitImages(services, () => this.isGone), state.labelmap?.task ?? state.tasks[0]);
+    }
+
+    async open(displaySet, task) {
+      const labelmap = await findLabelmap(services, displaySet, task);
+      if (!labelmap.history) await loadHistory(labelmap);
+      return labelmap;
     }
 
     /** The viewports show something else now: so does the card. */
@@ -131,7 +138,7 @@ function repair(Shipped, services, element) {
         try {
           await awaitImages(services, () => this.isGone);
           if (displaySet === state.labelmap.displaySet) await show(services, state.labelmap);
-          else await findLabelmap(services, displaySet, state.labelmap.task);
+          else await this.open(displaySet, state.labelmap.task);
         } catch (problem) {
           if (!this.isGone) update({ problem: problem.message });
         }
@@ -161,7 +168,7 @@ function repair(Shipped, services, element) {
     /** Ask for a mask and show it on the images that it was asked for. */
     async run(model, image, ask) {
       const displaySet = findDisplaySet(services);
-      const labelmap = await findLabelmap(services, displaySet, findTask(model));
+      const labelmap = await this.open(displaySet, findTask(model));
       const response = await ask();
       if (response.status !== 200) throw explainAxios(response);
       const { params, mask } = await readAnswer(response);

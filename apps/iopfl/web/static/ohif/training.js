@@ -7,11 +7,12 @@ const SECONDS = 2;
 
 let following = false;
 
-const lastLine = (task) => [...(task.details ?? [])].reverse().find((line) => line.trim()) ?? '';
+/** The last line that is meant for people: those of the log begin with a time in brackets. */
+const lastLine = (task) => (task.details ?? []).filter((line) => line.trim() && !line.startsWith('[')).at(-1) ?? '';
 
 /** What a record of GET /train/ means; '' = nothing to say. */
 function describe(task) {
-  const name = task.model ?? 'model';
+  const name = task.request?.model ?? '';
   const line = lastLine(task);
   switch (task.status) {
     case 'SUBMITTED':
@@ -27,6 +28,15 @@ function describe(task) {
   }
 }
 
+/**
+ * The server's description with figures that the shipped bars read as they are meant: they take a training for over when
+ * it has a total time, which ours has from its first epoch on, and one that never was for one that is done.
+ */
+export function withBars(info, isRunning) {
+  const stats = Object.entries(info.train_stats ?? {}).map(([name, { total_time: seconds, ...others }]) => [name, isRunning ? others : { ...others, total_time: seconds || '0' }]);
+  return { ...info, train_stats: Object.fromEntries(stats) };
+}
+
 export async function followTraining(panel, { onlyIfRunning = false }) {
   if (following) return;
   following = true;
@@ -38,7 +48,7 @@ export async function followTraining(panel, { onlyIfRunning = false }) {
       if (first && onlyIfRunning && !isRunning) return;
       const info = await getJson('/info/');
       update({ training: describe(task), info });
-      panel.setState(({ info: shown }) => ({ info: { ...shown, data: info } }));
+      panel.setState(({ info: shown }) => ({ info: { ...shown, data: withBars(info, isRunning) } }));
       panel.actions.activelearning.current?.setState({ training: isRunning });
       if (isRunning) await new Promise((resolve) => { setTimeout(resolve, 1000 * SECONDS); });
     }
