@@ -50,6 +50,7 @@ SERIES_NUMBER = 9000
 _CATEGORY = codes.cid7150.AnatomicalStructure
 _TISSUE = Code("85756007", "SCT", "Tissue")
 _LONGEST = 64  # characters of DICOM's LO and PN
+_BLOCK = 8  # columns (x) of a mask that are reordered together
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 # What highdicom asks for; the source's own modules replace it.
 _PATIENT_AND_STUDY = (
@@ -132,19 +133,19 @@ def build_segmentation(mask: np.ndarray, series: Series, segments: Sequence[Segm
     Raises:
         SeriesError: the mask is not on the series' grid, or holds a value that no segment has.
     """
-    numbers = _number(mask, series, segments)  # (X, Y, Z)
+    frames = _number_frames(mask, series, segments)
     if series.frame_numbers:
-        numbers = numbers[..., np.argsort(series.frame_numbers)]  # the source's order of frames
+        frames = frames[np.argsort(series.frame_numbers)]  # the source's order
     sources = _outline_sources(series)
     positions = None
-    if series.has_geometry and not numbers.any():
+    if series.has_geometry and not frames.any():
         first = find_plane(sources[0]).position
-        numbers, positions = numbers[..., :1], [PlanePositionSequence(CoordinateSystemNames.PATIENT, first)]
+        frames, positions = frames[:1], [PlanePositionSequence(CoordinateSystemNames.PATIENT, first)]
     ds = Segmentation(
         source_images=sources,
-        pixel_array=np.ascontiguousarray(numbers.transpose(2, 1, 0)),  # (N, rows, columns)
+        pixel_array=frames,
         plane_positions=positions,
-        omit_empty_frames=bool(numbers.any()),
+        omit_empty_frames=bool(frames.any()),
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[_describe(number, item, origin) for number, item in enumerate(segments, start=1)],
         series_instance_uid=generate_uid(),
@@ -174,18 +175,24 @@ def build_segmentation(mask: np.ndarray, series: Series, segments: Sequence[Segm
     return ds
 
 
-def _number(mask: np.ndarray, series: Series, segments: Sequence[Segment]) -> np.ndarray:
-    """The mask with segment numbers for label values."""
+def _number_frames(mask: np.ndarray, series: Series, segments: Sequence[Segment]) -> np.ndarray:
+    """The mask with segment numbers for label values, as frames in slice order, (Z, Y, X)."""
     if mask.shape != series.shape:
         raise SeriesError(f"expected a mask on the series' grid {series.shape}, came {mask.shape}")
-    numbers = np.zeros(256, np.uint8)
+    numbers, present = np.zeros(256, np.uint8), np.zeros(256, bool)
     numbers[[segment.value for segment in segments]] = np.arange(1, len(segments) + 1)
-    present = set(np.unique(mask).tolist()) - {0}
-    unknown = present - {segment.value for segment in segments}
+    frames = np.empty(mask.shape[::-1], np.uint8)
+    for start in range(0, len(mask), _BLOCK):  # so that a block fits the cache: many times faster
+        block = mask[start : start + _BLOCK].astype(np.uint8)
+        if mask.dtype != np.uint8 and not np.array_equal(block, mask[start : start + _BLOCK]):
+            raise SeriesError("expected label values from 0 to 255 in the mask, came others")
+        present |= np.bincount(block.ravel(), minlength=256) > 0
+        frames[..., start : start + _BLOCK] = numbers[block].transpose(2, 1, 0)
+    unknown = set(np.flatnonzero(present).tolist()) - {0, *(segment.value for segment in segments)}
     if unknown:
         named = {segment.value: segment.name for segment in segments}
         raise SeriesError(f"expected the label values {named}, but the mask holds {sorted(unknown)[:8]}")
-    return numbers[mask.astype(np.uint8)]
+    return frames
 
 
 def _describe(number: int, segment: Segment, origin: Origin) -> SegmentDescription:

@@ -69,7 +69,7 @@ def find_time(ds: Dataset) -> datetime | None:
     """Content Date and Time, local; None where they cannot be read."""
     try:
         day, clock = DA(str(ds.get("ContentDate") or "")), TM(str(ds.get("ContentTime") or "0000"))
-    except ValueError:
+    except Exception:  # of pydicom, at broken bytes
         return None
     return datetime.combine(day, clock) if day and clock else None
 

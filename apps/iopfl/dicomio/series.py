@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -83,13 +84,11 @@ class Series:
         return x, y, z
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """One slice to decode: which file, which frame, which source."""
+class _Slice(NamedTuple):
+    """One slice: a frame (from 0) of an instance."""
 
-    path: Path
     ds: Dataset
-    frame: int = 0
+    frame: int
 
 
 def read_series(source: Path | Sequence[Path]) -> Series:
@@ -107,9 +106,9 @@ def read_series(source: Path | Sequence[Path]) -> Series:
             unreadable; the message says which.
     """
     with reading("the series"):
-        files = _read_headers(_list_files(source))
-        _check_one_series(files)
-        return _build(files)
+        instances = _read_images(_list_files(source))
+        _check_one_series(instances)
+        return _build(instances)
 
 
 def _list_files(source: Path | Sequence[Path]) -> list[Path]:
@@ -121,13 +120,17 @@ def _list_files(source: Path | Sequence[Path]) -> list[Path]:
     return [path for found in nested for path in found if path.is_file()]
 
 
-def _read_headers(paths: Sequence[Path]) -> list[tuple[Path, Dataset]]:
-    """Every image's header, each SOP instance once."""
-    found: dict[str, tuple[Path, Dataset]] = {}
+def _read_images(paths: Sequence[Path]) -> list[Dataset]:
+    """Every image, each SOP instance once."""
+    if sum(path.stat().st_size for path in paths) > MAX_SERIES_BYTES:
+        raise SeriesError(
+            f"expected at most {MAX_SERIES_BYTES >> 30} GiB of files, came more; give one series at a time"
+        )
+    found: dict[str, Dataset] = {}
     others: Counter[str] = Counter()
     for number, path in enumerate(paths, start=1):
         with reading(f"file {number} of {len(paths)}"):
-            ds = read_dataset(path, pixels=False)
+            ds = read_dataset(path)
             if ds is None or is_other_object(ds):
                 others["no DICOM" if ds is None else find_refusal(ds) or ""] += 1
                 continue
@@ -135,92 +138,85 @@ def _read_headers(paths: Sequence[Path]) -> list[tuple[Path, Dataset]]:
                 if not is_uid(ds.get(keyword)):
                     raise SeriesError(f"file {number} of {len(paths)} has no valid {keyword}; export it again")
             uid = str(ds.SOPInstanceUID)
-            if uid in found and found[uid][1] != ds:
+            if uid in found and found[uid] != ds:
                 raise SeriesError(f"instance {uid} is there twice, with different content; keep the right one")
-            found.setdefault(uid, (path, ds))
+            found.setdefault(uid, ds)
     if not found:
         seen = "; ".join(f"{count} x {what}" for what, count in others.most_common(3))
         raise SeriesError(f"expected a DICOM image series, came none in {len(paths)} files ({seen or 'empty'})")
     return list(found.values())
 
 
-def _check_one_series(files: Sequence[tuple[Path, Dataset]]) -> None:
+def _check_one_series(instances: Sequence[Dataset]) -> None:
     series: dict[str, list[Dataset]] = {}
-    for _, ds in files:
+    for ds in instances:
         series.setdefault(str(ds.SeriesInstanceUID), []).append(ds)
     if len(series) > 1:
         seen = [
             f"{uid} ({show_code(group[0].get('Modality'))}, {len(group)} instances)" for uid, group in series.items()
         ]
         raise SeriesError(f"expected one image series, came {len(series)}: {', '.join(seen[:8])}; give one at a time")
-    group = [ds for _, ds in files]
-    reasons = Counter(reason for ds in group if (reason := find_refusal(ds)))
+    reasons = Counter(reason for ds in instances if (reason := find_refusal(ds)))
     if reasons:
         reason, count = reasons.most_common(1)[0]
-        which = "" if count == len(group) else f", {count} of {len(group)} instances"
-        raise SeriesError(f"series {group[0].SeriesInstanceUID} is not segmented{which}: {reason}")
+        which = "" if count == len(instances) else f", {count} of {len(instances)} instances"
+        raise SeriesError(f"series {instances[0].SeriesInstanceUID} is not segmented{which}: {reason}")
     for keyword in _SAME:
-        values = {str(ds.get(keyword, "")) for ds in group}
+        values = {str(ds.get(keyword, "")) for ds in instances}
         if len(values) > 1:
             raise SeriesError(f"expected one {keyword} in a series, came {len(values)}; send one stack a series")
 
 
-def _build(files: Sequence[tuple[Path, Dataset]]) -> Series:
-    first = files[0][1]
-    if first.SOPClassUID in PICTURES:
-        if len(files) > 1 or count_frames(first) > 1:
-            raise SeriesError(
-                f"expected one picture, came {max(len(files), count_frames(first))} in one series; give one at a time"
-            )
-        slices, affine = [_Slice(files[0][0], first)], np.eye(4)
-    else:
-        slices, affine = _build_stack(files)
-    multi_frame = count_frames(first) > 1 or first.SOPClassUID in VOLUMES
-    sources = (first,) if multi_frame else tuple(piece.ds for piece in slices)
+def _build(instances: Sequence[Dataset]) -> Series:
+    first = instances[0]
+    is_picture = first.SOPClassUID in PICTURES
+    multi_frame = first.SOPClassUID in VOLUMES or any(count_frames(ds) > 1 for ds in instances)
+    if len(instances) > 1 and (is_picture or multi_frame):
+        what = "picture" if is_picture else "multi-frame instance"
+        raise SeriesError(f"expected one {what}, came {len(instances)} in one series; give one at a time")
+    if is_picture and multi_frame:
+        raise SeriesError(f"expected one picture, came {count_frames(first)} frames; send them one by one")
+    slices = [_Slice(ds, frame) for ds in instances for frame in range(count_frames(ds))]
+    affine = np.eye(4)
+    if not is_picture:
+        planes = [find_plane(*piece) for piece in slices]
+        order = order_slices(planes)
+        slices = [slices[index] for index in order]
+        affine = build_affine([planes[index] for index in order], thickness=find_thickness(*slices[0]))
+    array = _decode(slices)
     return Series(
-        datasets=sources,
-        array=_decode(slices),
+        datasets=(first,) if multi_frame else tuple(piece.ds for piece in slices),
+        array=array,
         affine=affine,
-        has_geometry=first.SOPClassUID not in PICTURES,
+        has_geometry=not is_picture,
         frame_numbers=tuple(piece.frame + 1 for piece in slices) if multi_frame else (),
     )
 
 
-def _build_stack(files: Sequence[tuple[Path, Dataset]]) -> tuple[list[_Slice], np.ndarray]:
-    if len(files) > 1 and any(count_frames(ds) > 1 for _, ds in files):
-        raise SeriesError(f"expected one multi-frame instance, came {len(files)} in one series; give one at a time")
-    slices = [_Slice(path, ds, frame) for path, ds in files for frame in range(count_frames(ds))]
-    planes = [find_plane(piece.ds, piece.frame) for piece in slices]
-    order = order_slices(planes)
-    slices, planes = [slices[index] for index in order], [planes[index] for index in order]
-    return slices, build_affine(planes, thickness=find_thickness(slices[0].ds, slices[0].frame))
-
-
 def _decode(slices: Sequence[_Slice]) -> np.ndarray:
-    """Every slice's pixels, (X, Y, Z) or (X, Y, Z, 3)."""
+    """Every slice's pixels, (X, Y, Z) or (X, Y, Z, 3); they are taken out of the instances."""
     first = slices[0].ds
-    dtypes = {decoded_dtype(ds) for ds in {id(piece.ds): piece.ds for piece in slices}.values()}
+    sources = {id(piece.ds): piece.ds for piece in slices}
+    place = {(id(piece.ds), piece.frame): z for z, piece in enumerate(slices)}
+    dtypes = {decoded_dtype(ds) for ds in sources.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
     shape = (len(slices), int(first.Rows), int(first.Columns), *([3] if is_color(first) else []))
     if np.prod(shape, dtype=np.float64) * dtype.itemsize > MAX_SERIES_BYTES:
         raise SeriesError(f"expected at most {MAX_SERIES_BYTES >> 30} GiB of voxels, came {shape}; send a part of it")
-    wanted: dict[Path, dict[int, int]] = {}
-    for z, piece in enumerate(slices):
-        wanted.setdefault(piece.path, {})[piece.frame] = z
     volume = np.empty(0, dtype)
+    decoded = 0
     with Decoder() as decoder:
-        for path, places in wanted.items():
-            ds = read_dataset(path)
-            if ds is None:
-                raise SeriesError("expected the files to stay as they are while they are read; try again")
+        for key, ds in sources.items():
             for frame, pixels in enumerate(decode_frames(ds, decoder)):
                 if pixels.shape != shape[1:]:
                     raise SeriesError(f"expected frames of {shape[1:]} pixels, came {pixels.shape}; send it again")
                 if not volume.size:  # only now is it sure that such images are there
                     volume = np.empty(shape, dtype)
-                volume[places.pop(frame)] = pixels
-            if places:
-                raise SeriesError(f"expected {len(places)} more frames in an instance, which has fewer; send it again")
+                volume[place[key, frame]] = pixels
+                decoded += 1
+            del ds.PixelData
+    if decoded < len(slices):
+        raise SeriesError(f"expected {len(slices)} frames, came {decoded}; send the series again")
     return volume.swapaxes(0, 2)  # (X, Y, Z[, 3]), in the order of memory that NIfTI has
 
 
