@@ -121,9 +121,7 @@ class IOPFLApp(MONAILabelApp):
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Segment, and remember who was answered what: a label that comes back may have started from it."""
         result = super().infer(request, datastore)
-        image = request.get("image")
-        if isinstance(image, str):
-            self.datastore().answers.note(str(request.get("client_id") or ""), image, result.get("params") or {})
+        self.datastore().answers.note(request, result.get("params") or {})
         return result
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:

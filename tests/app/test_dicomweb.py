@@ -260,7 +260,7 @@ def test_what_is_no_image_is_left_out_with_the_reason(pacs, open_store, tmp_path
 
 def test_a_label_becomes_a_segmentation_and_comes_back_exactly(pacs, open_store, tmp_path):
     store = open_store(pacs.dicomweb_url)
-    store.answers.note("ann", SERIES[0], {"task": "gland", "model": "routed", "bank": "gland-1a2b"})
+    store.answers.note({"client_id": "ann", "image": SERIES[0]}, {"task": "gland", "model": "routed", "bank": "gland-1a2b"})
     drawn = draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(SERIES[0]))
     version = store.submit(SERIES[0], drawn, {"client_id": "ann"})
     assert version.is_stored and store.outbox.waiting() == []
@@ -282,7 +282,7 @@ def test_a_label_becomes_a_segmentation_and_comes_back_exactly(pacs, open_store,
 
 def test_nobody_by_name_still_counts_as_a_person(pacs, open_store, tmp_path):
     store = open_store(pacs.dicomweb_url)
-    store.answers.note("", SERIES[0], {"task": "gland", "model": "routed", "bank": "b"})
+    store.answers.note({"image": SERIES[0]}, {"task": "gland", "model": "routed", "bank": "b"})
     store.submit(SERIES[0], draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(SERIES[0])), {})
     other = open_store(pacs.dicomweb_url, state="other")
     assert other.get_labeled_images() == [SERIES[0]]

@@ -353,10 +353,12 @@ def test_a_full_disk_leaves_the_log_as_it_was(tmp_path, monkeypatch):
 
 def test_a_label_that_started_from_an_answer_says_so(studies, tmp_path):
     store = open_store(studies)
-    store.answers.note("ann", IMAGE, {"task": "gland", "model": "routed", "bank": "gland-1a2b", "seconds": 1.0})
+    store.answers.note({"client_id": "ann", "image": IMAGE}, {"task": "gland", "model": "routed", "bank": "gland-1a2b", "seconds": 1.0})
     label = draw(tmp_path / "a.nii.gz", slice(0, 3))
     assert submit(store, label, "ann").origin == {"task": "gland", "model": "routed", "bank": "gland-1a2b"}
     assert submit(store, label, "bob").origin == {}
+    told = {"task": "gland", "model": "global", "bank": "b\n1", "edited": True, "seconds": 2}
+    assert submit(store, label, "eve", origin=told).origin == {"task": "gland", "model": "global", "bank": "b1"}
 
 
 def test_a_clients_name_is_kept_short_and_printable():

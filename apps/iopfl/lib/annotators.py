@@ -51,18 +51,30 @@ class RecentAnswers:
         self._lock = threading.Lock()
         self._answers: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
 
-    def note(self, client: str, image: str, params: Mapping[str, Any]) -> None:
-        """Remember an answer's `params`."""
+    def note(self, request: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+        """Remember what a request for an image was answered with, by the answer's `params`."""
+        client, image = _client(request), str(request.get("image") or "")
         with self._lock:
             self._answers[client, image] = {key: params[key] for key in _ORIGIN if key in params}
             self._answers.move_to_end((client, image))
             while len(self._answers) > _KEPT:
                 self._answers.popitem(last=False)
 
-    def find(self, client: str, image: str) -> dict[str, Any]:
-        """`task`, `model` and `bank` of the last answer; empty where there was none since the server's start."""
+    def find(self, image: str, info: Mapping[str, Any]) -> dict[str, Any]:
+        """What a label started from: what its client says, or else the last answer that it got for the image.
+
+        Args:
+            image: the label's.
+            info: what came with the label.
+
+        Returns:
+            `task`, `model` and `bank`; empty where nothing is known.
+        """
+        said = info.get("origin")
+        if isinstance(said, Mapping):
+            return {key: _printable(said[key]) for key in _ORIGIN if isinstance(said.get(key), str)}
         with self._lock:
-            return dict(self._answers.get((client, image), {}))
+            return dict(self._answers.get((_client(info), image), {}))
 
 
 def _telling(function: Callable) -> Callable:
@@ -82,8 +94,11 @@ def _telling(function: Callable) -> Callable:
 
 def _client(params: Mapping[str, Any] | None) -> str:
     """What a client calls itself, as far as it can be printed."""
-    name = str((params or {}).get("client_id") or "")
-    return "".join(character for character in name if character.isprintable()).strip()[:_LONGEST]
+    return _printable(str((params or {}).get("client_id") or ""))
+
+
+def _printable(text: str) -> str:
+    return "".join(character for character in text if character.isprintable()).strip()[:_LONGEST]
 
 
 def _parse(params: Any) -> Mapping[str, Any]:

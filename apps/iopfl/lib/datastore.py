@@ -32,18 +32,19 @@ class CheckedDatastore(LocalDatastore):
             MONAILabelException: what does not fit, in plain words; nothing was saved.
         """
         if label_tag == FINAL:
-            self.find_task(image_id, [Path(label_filename)])
+            self.find_tasks(image_id, [Path(label_filename)])
         return super().save_label(image_id, label_filename, label_tag, label_info)
 
-    def find_task(self, image_id: str, labels: Iterable[Path]) -> Task:
-        """The first task that all these labels of an image fit.
+    def find_tasks(self, image_id: str, labels: Iterable[Path]) -> list[Task]:
+        """The tasks that all these labels of an image fit, at least one.
 
         Raises:
             MONAILabelException: what does not fit the last task.
         """
         image, labels = Path(self.get_image_uri(image_id)), list(labels)
-        problem = SeriesError("expected a task to label for, this server has none: give it a bank")
-        for task in self._tasks:
+        problem = SeriesError("expected a task to label this image for, this server has none: give it a bank")
+        found = []
+        for task in self.tasks_for(image_id):
             try:
                 like = read_image(image, task)
                 for label in labels:
@@ -51,8 +52,14 @@ class CheckedDatastore(LocalDatastore):
             except SeriesError as error:
                 problem = error
             else:
-                return task
-        raise as_client_error(problem) from problem
+                found.append(task)
+        if not found:
+            raise as_client_error(problem) from problem
+        return found
+
+    def tasks_for(self, image_id: str) -> list[Task]:
+        """The tasks that an image may be labeled for."""
+        return self._tasks
 
     def find_subject(self, image_id: str) -> str:
         """Whose image it is; "" = to be found in the image's id."""
@@ -60,15 +67,22 @@ class CheckedDatastore(LocalDatastore):
 
 
 def split_labeled(datastore: Datastore, task: Task) -> dict[str, list[Case]]:
-    """A datastore's labeled images by the site's split; unreadable pairs are left to training to name.
+    """A datastore's images labeled for a task, by the site's split; unreadable pairs are left to training to name.
 
     Raises:
         TooFewLabelsError: there is none.
     """
     pairs = [(Path(pair["image"]), Path(pair["label"])) for pair in datastore.datalist()]
+    pairs = [pair for pair in pairs if _is_for(datastore, find_stem(pair[0].name), task)]
     if not pairs:
         raise TooFewLabelsError(f"no labeled image, {task.name} needs {task.training.min_labels}: submit some")
     find = datastore.find_subject if isinstance(datastore, CheckedDatastore) else lambda _: ""
     stems = [find_stem(image.name) for image, _ in pairs]
     cases = [Case(stem, *pair, subject=find(stem)) for stem, pair in zip(stems, pairs, strict=True)]
     return split_cases(sorted(cases, key=lambda case: case.stem), task, site_folder=pairs[0][0].parent)
+
+
+def _is_for(datastore: Datastore, image: str, task: Task) -> bool:
+    """Whether an image's label was drawn for a task, as far as that is known."""
+    tasks = datastore.get_label_info(image, FINAL).get("tasks")
+    return not tasks or task.name in tasks

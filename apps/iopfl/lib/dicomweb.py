@@ -20,8 +20,10 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from pydicom import Dataset
 
 from iopfl.core.errors import IOPFLError, PACSAwayError, PACSError, SeriesError
+from iopfl.core.sites import IMAGE_SUFFIXES
+from iopfl.core.task import Task
 from iopfl.lib.datastore import FINAL
-from iopfl.lib.label_store import VersionedDatastore
+from iopfl.lib.label_store import VersionedDatastore, to_info
 from iopfl.lib.pacs import PACS, FoundSeries, PACSAccess
 from iopfl.lib.pacs_cache import SeriesCache
 from iopfl.lib.pacs_labels import MODALITY as SEGMENTATIONS
@@ -39,6 +41,8 @@ _MAX_SERIES = 20_000
 _FRESH_SECONDS = 2.0
 _PATIENCE_SECONDS = 20.0
 """How long whoever needs the list waits for a newer one, before the one there is must do."""
+_START_SECONDS = 5.0
+"""How long a server that starts waits for the PACS."""
 _CHECKED_AT_ONCE = 50
 """New series that are looked at with each search; more wait for the next."""
 
@@ -61,19 +65,20 @@ class PACSDatastore(VersionedDatastore):
         options: of `VersionedDatastore`.
         """
         # Read-only: the index follows the PACS here, not the folder.
-        super().__init__(str(folder), extensions=[f"*{SUFFIX}"], read_only=True, **options)
+        super().__init__(str(folder), extensions=[f"*{suffix}" for suffix in IMAGE_SUFFIXES], read_only=True, **options)
         self._pacs = PACS(access)
         self._cache = SeriesCache(folder, self._pacs, limit=cache_bytes)
         self.outbox = LabelOutbox(self._pacs, self.versions, self._build)
         self._labels = PACSLabels(folder / "segmentations.json", self._pacs, self.versions)
-        asked = filters.pop("Modality", None)
-        self._modalities = [asked] if asked else sorted({task.modality for task in self._tasks})
-        self._filters = filters
+        self._asked = filters.get("Modality")
+        self._modalities = [self._asked] if self._asked else sorted({task.modality for task in self._tasks})
+        self._filters = {keyword: value for keyword, value in filters.items() if keyword != "Modality"}
         self._left_out: dict[str, str] = {}
         self._list = Refreshing(self._look, seconds=_FRESH_SECONDS)
 
     def start(self) -> None:
-        """In the server, not in its children: store what the PACS has not taken yet, again and again."""
+        """In the server, not in its children: have a first list, and store what the PACS has not taken yet."""
+        self._list.refresh(wait=_START_SECONDS)
         threading.Thread(target=self.outbox.run, name="outbox", daemon=True).start()
 
     def name(self) -> str:
@@ -148,6 +153,13 @@ class PACSDatastore(VersionedDatastore):
             raise problem
         self._cache.hold(Path(pair["image"]).name.removesuffix(SUFFIX) for pair in pairs)
         return pairs
+
+    def tasks_for(self, image_id: str) -> list[Task]:
+        """The tasks of an image's modality; all where the administrator said which modality to list."""
+        entry = self._datastore.objects.get(image_id)
+        if self._asked or entry is None:
+            return self._tasks
+        return [task for task in self._tasks if task.modality == entry.image.info["Modality"]]
 
     def find_subject(self, image_id: str) -> str:
         """Keyed hash of the patient, so that images of one do not both train and test."""
@@ -225,8 +237,8 @@ class PACSDatastore(VersionedDatastore):
             entry.labels.pop(FINAL, None)
         elif FINAL not in entry.labels or not _stands_for(entry.labels[FINAL].info, selected, history):
             newest = selected[0]
-            about = {"name": f"{image}{SUFFIX}", "version": newest.number, "annotator": newest.annotator}
-            entry.labels[FINAL] = DataModel(info={**newest.info, **about}, ext=SUFFIX)
+            info = {**newest.info, "name": f"{image}{SUFFIX}", **to_info(newest)}
+            entry.labels[FINAL] = DataModel(info=info, ext=SUFFIX)
 
     def _find(self, image: str) -> FoundSeries | None:
         """A listed series.
@@ -284,12 +296,12 @@ class PACSDatastore(VersionedDatastore):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, f"label{SUFFIX}")
             try:
-                write_label(ds, source, self._tasks, file)
+                tasks = write_label(ds, source, self.tasks_for(image), file)
             except SeriesError as error:
                 logger.warning("segmentation %s is left out: %s", version.sop_instance_uid, error)
                 self.versions.withdraw(image, [version], why=f"{UNREADABLE}{error}")
             else:
-                self.versions.attach(image, version.number, file)
+                self.versions.attach(image, version.number, file, tasks=tasks)
 
     def _build(self, image: str, version: LabelVersion) -> Dataset:
         """The SEG of a label that was submitted."""
@@ -297,7 +309,7 @@ class PACSDatastore(VersionedDatastore):
         if series is None:
             raise PACSError(f"the PACS has no series {image} any more: its label stays here")
         label = self.versions.file(image, version)
-        task = self.find_task(image, [label])
+        task = next(task for task in self.find_tasks(image, [label]) if task.name in version.tasks)
         return build_label(label, self._cache.image(series), self._cache.read(series), task, version)
 
     def _reconcile_datastore(self) -> None:

@@ -28,6 +28,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEx
 from iopfl.core.errors import IOPFLError, LabelVersionError
 from iopfl.core.predictor import Answer, Segmentation
 from iopfl.core.sites import find_suffix
+from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
 from iopfl.core.weights import write_bytes
 from iopfl.core.writers import mask_name, write_mask
@@ -79,11 +80,13 @@ class VersionedDatastore(CheckedDatastore):
             Its version.
         """
         self._check_image(image_id)
-        self.find_task(image_id, [label])
-        origin = self.answers.find(str(info.get("client_id") or ""), image_id)
+        origin = self.answers.find(image_id, info)
+        tasks = _narrow(self.find_tasks(image_id, [label]), info, origin)
         with self.versions.hold(image_id):
             self._take_in(image_id)
-            version = self.versions.add(image_id, label, annotator=find_annotator(info), origin=origin, info=info)
+            version = self.versions.add(
+                image_id, label, annotator=find_annotator(info), tasks=tasks, origin=origin, info=info
+            )
             self._publish(image_id)
         return version
 
@@ -207,7 +210,7 @@ class VersionedDatastore(CheckedDatastore):
             return known
         files = [self.versions.file(image, version) for version in versions]
         try:
-            task = self.find_task(image, files)
+            task = self.find_tasks(image, files)[0]
         except MONAILabelException as error:
             logger.warning("%s: no consensus, the newest label counts: %s", image, error.msg)
             return versions[0]
@@ -220,7 +223,8 @@ class VersionedDatastore(CheckedDatastore):
             target = Path(folder, mask_name(source))
             write_mask(target, Segmentation(mask, like, Answer(task.name, "", CONSENSUS, 0.0)))
             origin = {"rule": self.rule.name, "task": task.name}
-            return self.versions.add(image, target, annotator="", kind=CONSENSUS, sources=sources, origin=origin)
+            about: dict[str, Any] = {"sources": sources, "origin": origin, "tasks": versions[0].tasks}
+            return self.versions.add(image, target, annotator="", kind=CONSENSUS, **about)
 
     def _write_final(self, image: str, version: LabelVersion | None) -> tuple[int, int]:
         """Put a version in place, or nothing; gives the file's stamp, zeros without one."""
@@ -243,9 +247,8 @@ class VersionedDatastore(CheckedDatastore):
             if version is None:
                 entry.labels.pop(FINAL, None)
             else:
-                about = {"ts": int(time.time()), "name": name, "version": version.number}
-                info = {**version.info, **about, "annotator": version.annotator}
-                entry.labels[FINAL] = DataModel(info=info, ext=name.removeprefix(image))
+                about = {"ts": int(time.time()), "name": name, **to_info(version)}
+                entry.labels[FINAL] = DataModel(info={**version.info, **about}, ext=name.removeprefix(image))
             self._update_datastore_file()
 
     def _final_files(self, image: str) -> list[Path]:
@@ -255,6 +258,24 @@ class VersionedDatastore(CheckedDatastore):
         named = entry.labels[FINAL].ext if entry and FINAL in entry.labels else ""
         suffixes = dict.fromkeys([named, *(pattern.removeprefix("*") for pattern in self._extensions)])
         return [file for suffix in suffixes if suffix and (file := folder / f"{image}{suffix}").is_file()]
+
+
+def to_info(version: LabelVersion) -> dict[str, Any]:
+    """What MONAI Label's index says of the version that is the final label."""
+    return {"version": version.number, "annotator": version.annotator, "tasks": list(version.tasks)}
+
+
+def _narrow(tasks: Sequence[Task], info: Mapping[str, Any], origin: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of the tasks whose grid and values a label fits, those that it was drawn for.
+
+    By the names that the client gave to the values, else by the answer that the label started from; all, where
+    neither tells.
+    """
+    named = info.get("label_info")
+    said = [(item.get("name"), item.get("idx")) for item in named or () if isinstance(item, Mapping)]
+    by_name = [task.name for task in tasks if said and set(said) <= set(task.labels.items())]
+    by_origin = [task.name for task in tasks if task.name == origin.get("task")]
+    return tuple(by_name or by_origin or [task.name for task in tasks])
 
 
 def describe_used(datastore: Datastore, images: Iterable[str]) -> list[dict[str, Any]]:

@@ -212,7 +212,7 @@ class PACS:
                 f"the certificate of the PACS at {where} is not trusted: give its authority with --conf pacs_ca FILE"
             ) from error
         except RetryError as error:
-            status = getattr(error.last_attempt.value, "status_code", "unknown")
+            status = getattr(error.last_attempt.value, "status_code", 0)
             raise PACSAwayError(f"the PACS at {where} answers {what} with status {status}: try again later") from error
         except OSError as error:  # all of `requests`' errors are
             reason = type(error).__name__

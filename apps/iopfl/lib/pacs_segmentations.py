@@ -20,22 +20,30 @@ UNNAMED = "unnamed"
 """Content creator of a label whose annotator did not say who they are: without one it would count as automatic."""
 
 
-def write_label(ds: Dataset, series: Series, tasks: Sequence[Task], target: Path) -> None:
+def write_label(ds: Dataset, series: Series, tasks: Sequence[Task], target: Path) -> list[str]:
     """Write a SEG as NIfTI on its series' grid, with the values of the first task that has all its segments.
+
+    Returns:
+        Names of the tasks that it is a label for: those that have its segments, with the same values.
 
     Raises:
         SeriesError: it is of no task, of another series, or cannot be read; the message is of the last task.
     """
     problem = SeriesError("expected a task to read it for, this server has none")
+    mask, found = None, []
     for task in tasks:
         try:
-            mask = read_segmentation(ds, series, task.labels, codes=task.codes).mask
+            read = read_segmentation(ds, series, task.labels, codes=task.codes).mask
         except SeriesError as error:
             problem = error
-        else:
-            nib.save(nib.Nifti1Image(mask, series.affine), target)
-            return
-    raise problem
+            continue
+        mask = read if mask is None else mask
+        if np.array_equal(read, mask):
+            found.append(task.name)
+    if mask is None:
+        raise problem
+    nib.save(nib.Nifti1Image(mask, series.affine), target)
+    return found
 
 
 def build_label(label: Path, image: Path, series: Series, task: Task, version: LabelVersion) -> Dataset:

@@ -51,6 +51,7 @@ class LabelVersion:
         kind: of `SUBMITTED`, `FOLDER`, `FROM_PACS`, `CONSENSUS`.
         file: its name in the image's folder; "" = still in the PACS alone.
         sha256: of the file, hexadecimal; "" without one.
+        tasks: names of the tasks that it is a label for; empty = not known.
         origin: what it started from, e.g. task, model, bank.
         info: what the client said with it.
         sources: of a consensus: the versions it was made of.
@@ -64,6 +65,7 @@ class LabelVersion:
     kind: str = SUBMITTED
     file: str = ""
     sha256: str = ""
+    tasks: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[int, ...] = ()
@@ -219,11 +221,11 @@ class VersionStore:
         logger.info("label of %s: version %d (%s)", image, number, kind)
         return version
 
-    def attach(self, image: str, number: int, file: Path) -> LabelVersion:
-        """Keep the file of a version that was in the PACS alone."""
+    def attach(self, image: str, number: int, file: Path, *, tasks: Iterable[str]) -> LabelVersion:
+        """Keep the file of a version that was in the PACS alone, and what it is a label for."""
         name = f"{number}{find_suffix(file.name) or file.suffix}"
         self._keep(image, name, file)
-        self.note(image, "file", number=number, file=name, sha256=_digest(file))
+        self.note(image, "file", number=number, file=name, sha256=_digest(file), tasks=list(tasks))
         return self.history(image).find(number)
 
     def withdraw(self, image: str, versions: Iterable[LabelVersion], *, why: str, by: str = "") -> None:
@@ -285,18 +287,23 @@ def _replay(path: Path) -> History:
     return history
 
 
+def _with_tuples(version: LabelVersion) -> LabelVersion:
+    """A version as it was before JSON, which has lists alone."""
+    return replace(version, sources=tuple(version.sources), tasks=tuple(version.tasks))
+
+
 def _apply(history: History, event: dict[str, Any]) -> History:
     what = event.pop("what")
     event.pop("at", None)
     match what:
         case "version":
-            version = LabelVersion(**{**event, "sources": tuple(event.get("sources", ()))})
+            version = _with_tuples(LabelVersion(**event))
             return replace(history, versions=(*history.versions, version))
         case "file" | "segmentation" | "stored":
             number = event.pop("number")
             changes = {**event, "is_stored": True} if what == "stored" else event
             versions = list(history.versions)
-            versions[number - 1] = replace(versions[number - 1], **changes)
+            versions[number - 1] = _with_tuples(replace(versions[number - 1], **changes))
             return replace(history, versions=tuple(versions))
         case "withdrawn":
             history = replace(history, withdrawn={**history.withdrawn, **dict.fromkeys(event["numbers"], event["why"])})

@@ -108,6 +108,7 @@ def _describe(version: LabelVersion, history: History) -> dict[str, Any]:
         "annotator": version.annotator,
         "when": version.when,
         "kind": version.kind,
+        "tasks": list(version.tasks),
         "from": dict(version.origin),
         "sha256": version.sha256,
         "sources": list(version.sources),

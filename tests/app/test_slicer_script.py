@@ -1,0 +1,306 @@
+"""3D Slicer's MONAI Label module, played call by call with MONAI Label's client, on pictures, volumes and a PACS.
+
+The order is that of the module's buttons: connect, Next Sample, fetch the volume, Run, correct, Submit Label,
+Update Model, and back; then sessions for an image that the server does not have.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import requests
+from monailabel.client import MONAILabelClient
+from monailabel.client.client import MONAILabelClientException
+from PIL import Image
+from pydicom import dcmread
+
+from core.tiny import BALL
+from dicomio.phantoms import build_slices, series_uid, write
+from iopfl.core.task import Task
+from iopfl.dicomio.segmentation import read_segmentation
+from iopfl.dicomio.series import read_series
+from label_server import LabelServer, running_server
+from orthanc import Orthanc, running_orthanc
+
+from .site import APP, GLAND, SPOT, draw_disk, finish, make_site_bank, write_picture
+
+CASES = 7
+SOLID = replace(BALL, training=replace(GLAND.training, batch_size=2))
+
+
+@dataclass(frozen=True)
+class Site:
+    """A running server, and what a person at it needs to know.
+
+    Attributes:
+        server: the server.
+        tasks: its tasks, by the suffix of their images' files.
+        folder: for what clients write.
+        pacs: where its images are; None = in a folder.
+    """
+
+    server: LabelServer
+    tasks: dict[str, Task]
+    folder: Path
+    pacs: Orthanc | None = None
+
+    def client(self, name: str) -> MONAILabelClient:
+        """What one person's Slicer connects with."""
+        place = self.folder / name
+        place.mkdir(exist_ok=True)
+        return MONAILabelClient(self.server.url, str(place), name)
+
+
+@contextmanager
+def serving(folder: Path, studies: Path | str, tasks: list[Task]) -> Iterator[LabelServer]:
+    banks = [make_site_bank(folder / f"bank_{task.name}", task, keys=folder / "keys") for task in tasks]
+    conf = {"bank": ",".join(str(bank.folder) for bank in banks), "keys": str(folder / "keys"), "site": "site_a"}
+    (folder / "tmp").mkdir(parents=True)
+    with running_server(
+        APP, studies, state=folder / "state", conf=conf, env={"TMPDIR": str(folder / "tmp")}
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory) -> Iterator[Site]:
+    """A folder of pictures and volumes, none of them labeled."""
+    folder = tmp_path_factory.mktemp("local")
+    studies = folder / "studies"
+    studies.mkdir()
+    for number in range(CASES):
+        write_picture(studies / f"eye{number}.png", number)
+        image, _ = draw_disk((20, 18), number)
+        volume = np.repeat(image[..., None], 16, axis=2).astype(np.float32)
+        nib.save(nib.Nifti1Image(volume, np.diag([1.0, 1.0, 1.5, 1.0])), studies / f"ball{number}.nii.gz")
+    with serving(folder, studies, [SPOT, SOLID]) as server:
+        yield Site(server, {".png": SPOT, ".nii.gz": SOLID}, folder)
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory) -> Iterator[Site]:
+    """A PACS of series of as many patients."""
+    folder = tmp_path_factory.mktemp("pacs")
+    with running_orthanc(folder / "orthanc") as orthanc:
+        for number in range(CASES):
+            image, _ = draw_disk((28, 36), number)
+            slices = build_slices(np.repeat(image[..., None], 5, axis=2).astype(np.int16), series=f"case{number}")
+            for ds in slices:
+                ds.PatientID = f"patient {number}"
+            orthanc.upload(*write(slices, folder / f"case{number}").iterdir())
+        with serving(folder, orthanc.dicomweb_url, [GLAND]) as server:
+            yield Site(server, {".nii.gz": GLAND}, folder, orthanc)
+
+
+@pytest.fixture(params=["local", "pacs"])
+def site(request) -> Site:
+    return request.getfixturevalue(request.param)
+
+
+def fetch(client: MONAILabelClient, sample: dict, folder: Path) -> Path:
+    """The module's way to an image: the path if it is on the same machine, else a download under the sample's name."""
+    if Path(sample["path"]).exists():
+        assert requests.head(f"{client.get_server_url()}/datastore/image", params={"image": sample["id"]}).ok
+    answer = requests.get(f"{client.get_server_url()}/datastore/image", params={"image": sample["id"]}, timeout=60)
+    answer.raise_for_status()
+    path = folder / sample["name"]
+    path.write_bytes(answer.content)
+    return path
+
+
+def correct(mask: str, task: Task, seed: int) -> str:
+    """A person's corrections: a disk where it is in the image."""
+    value = list(task.labels.values())[-1]
+    if mask.endswith(".png"):
+        shape = np.asarray(Image.open(mask)).shape
+        drawn = draw_disk(shape[::-1], seed)[1].T
+        Image.fromarray((drawn * value).astype(np.uint8)).save(mask)
+        return mask
+    image = nib.load(mask)
+    drawn = draw_disk(image.shape[:2], seed)[1][..., None] * np.ones(image.shape[2:3])
+    nib.save(nib.Nifti1Image((drawn * value).astype(np.uint8), image.affine), mask)
+    return mask
+
+
+def label(site: Site, client: MONAILabelClient, sample: dict) -> dict:
+    """Run, correct, submit."""
+    suffix = "".join(Path(sample["name"]).suffixes[-2:]) if sample["name"].endswith(".gz") else ".png"
+    task = site.tasks[suffix]
+    options = client.info()["models"][task.name]["config"]
+    assert isinstance(options["answer_from"], list) and options["quality"] is False
+    mask, params = client.infer(task.name, sample["id"], {"answer_from": "global", "quality": True})
+    assert params["label_names"] == dict(task.labels) and params["model"] == "global" and "quality" in params
+    labels = [{"name": name, "idx": value} for name, value in task.labels.items()]
+    seed = int("".join(filter(str.isdigit, sample["id"]))[-1])
+    return client.save_label(sample["id"], correct(mask, task, seed), params={"label_info": labels})
+
+
+def test_one_person_labels_a_case_of_each_kind(site):
+    client = site.client("ann")
+    assert not client.auth_enabled()
+    info = client.info()
+    assert info["name"] == "iopfl" and info["datastore"]["completed"] == 0
+    assert info["datastore"]["total"] == CASES * len(site.tasks)
+    kinds = set()
+    while kinds != set(site.tasks):
+        sample = client.next_sample("random", {})
+        path = fetch(client, sample, site.folder)
+        assert path.stat().st_size > 0
+        if site.pacs:
+            assert sample["id"] == sample["SeriesInstanceUID"] and sample["StudyInstanceUID"]
+            assert not [key for key in sample if "Patient" in key]
+        kind = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
+        if kind in kinds:
+            continue
+        kinds.add(kind)
+        answer = label(site, client, sample)
+        assert answer["image"] == sample["id"] and answer["version"] == 1 and "warning" not in answer
+        history = site.server.get(f"/iopfl/labels/{sample['id']}").json()
+        assert (history["final"], history["lent"]) == (1, None)
+        (version,) = history["versions"]
+        assert (version["annotator"], version["from"]["model"], version["is_current"]) == ("ann", "global", True)
+        downloaded = client.download_label(sample["id"], "final")
+        assert Path(downloaded).read_bytes() == site.server.get(f"/iopfl/labels/{sample['id']}/versions/1").content
+    assert client.info()["datastore"]["completed"] == len(site.tasks)
+
+
+def test_many_people_at_once_get_different_cases_and_all_their_labels_stay(site):
+    names = ["ann", "bob", "eve", "joe"]
+    given: list[tuple[str, str]] = []
+    failures: list[str] = []
+
+    def work(name: str) -> None:
+        client = site.client(name)
+        while True:
+            try:
+                sample = client.next_sample("random", {})
+            except MONAILabelClientException as error:
+                if "lent to others" not in error.msg:
+                    failures.append(error.msg)
+                return
+            if not sample:
+                return
+            given.append((sample["id"], name))
+            label(site, client, sample)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    images = [image for image, _ in given]
+    assert len(images) == len(set(images)), "a case was given to two"
+    assert len(images) == (CASES - 1) * len(site.tasks)
+    for image, name in given:
+        (version,) = site.server.get(f"/iopfl/labels/{image}").json()["versions"]
+        assert version["annotator"] == name
+    status = site.server.get("/info/").json()["datastore"]
+    assert (status["completed"], status["lent"]) == (CASES * len(site.tasks), 0)
+
+
+def test_two_people_at_the_same_case_keep_a_version_each(site):
+    image = sorted(site.client("ann").datastore()["objects"])[0]
+    before = site.server.get(f"/iopfl/labels/{image}").json()["versions"]
+    sample = {"id": image, "name": site.client("ann").datastore()["objects"][image]["image"]["info"]["name"]}
+    people = ["kim", "lou", "max"]
+    threads = [threading.Thread(target=label, args=(site, site.client(name), sample)) for name in people]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    history = site.server.get(f"/iopfl/labels/{image}").json()
+    new = history["versions"][len(before) :]
+    assert sorted(version["annotator"] for version in new) == people
+    assert history["final"] == new[-1]["version"]
+    undone = site.server.post(f"/iopfl/labels/{image}/undo", json={"client_id": new[-1]["annotator"]}).json()
+    assert undone["final"] == new[-2]["version"] and undone["versions"][-1]["withdrawn"] == "undone"
+    refused = site.server.post(f"/iopfl/labels/{image}/undo", json={"client_id": "nobody"})
+    assert refused.status_code == 409 and "nothing to undo" in refused.json()["detail"]
+    chosen = site.server.post(f"/iopfl/labels/{image}/choose", json={"version": 1, "client_id": "rev"}).json()
+    assert (chosen["final"], chosen["chosen"]) == (1, 1)
+    lifted = site.server.post(f"/iopfl/labels/{image}/choose", json={"version": None}).json()
+    assert lifted["final"] == new[-2]["version"]
+    assert site.server.get("/iopfl/labels/nothing").status_code == 404
+    assert site.server.get(f"/iopfl/labels/{image}/versions/99").status_code == 404
+
+
+def test_the_labels_train_and_the_training_says_which(site):
+    client = site.client("ann")
+    for task in site.tasks.values():
+        assert client.train_start(task.name, {"epochs": 2})["status"] in ("SUBMITTED", "RUNNING")
+        assert client.train_status(check_if_running=True)
+        done = finish(site.server)
+        assert done["status"] == "DONE", done["details"]
+        stats = client.info()["train_stats"][task.name]
+        assert stats["epoch"] == stats["total_epochs"] == 2
+        used = requests.get(f"{site.server.url}/iopfl/labels", timeout=60).json()
+        assert used["rule"] == "newest"
+        written = site.folder / "state" / "local" / f"{task.name}.labels.json"
+        assert f'"digest": "{stats["labels"]["digest"]}"' in written.read_text()
+        assert stats["labels"]["count"] >= 5
+    client.train_start(task.name, {"epochs": 5000})
+    assert client.train_stop()["status"] == "STOPPED"
+    assert not client.train_status(check_if_running=True)
+    methods = client.info()["scoring"]
+    assert f"{task.name}_dice" in methods
+    scored = site.server.post(f"/scoring/{task.name}_dice", params={"run_sync": True}, json={}).json()
+    assert scored["images"] >= 5
+
+
+def test_an_image_of_ones_own_goes_through_a_session(site, tmp_path):
+    client = site.client("ann")
+    task = list(site.tasks.values())[-1]
+    shape = (20, 18, 16) if task.spatial_dims == 3 else (28, 36, 5)
+    file = tmp_path / "own.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(60, 9, shape).astype(np.float32), np.eye(4)), file)
+    session = client.create_session(str(file))["session_id"]
+    assert client.get_session(session)["image"]
+    mask, params = client.infer(task.name, "", {}, session_id=session)
+    assert nib.load(mask).shape == shape and params["task"] == task.name
+    client.remove_session(session)
+    with pytest.raises(MONAILabelClientException):
+        client.get_session(session)
+    direct, _ = client.infer(task.name, "", {}, file=str(file))
+    assert nib.load(direct).shape == shape
+
+
+def test_an_image_is_uploaded_where_there_is_a_folder(local, pacs, tmp_path):
+    image, _ = draw_disk((20, 18), 99)
+    file = tmp_path / "new.nii.gz"
+    nib.save(nib.Nifti1Image(np.repeat(image[..., None], 16, axis=2).astype(np.float32), np.eye(4)), file)
+    assert local.client("ann").upload_image(str(file), "new")["image"] == "new"
+    assert local.client("ann").next_sample("ball_disagreement", {})["id"] == "new"
+    with pytest.raises(MONAILabelClientException) as caught:
+        pacs.client("ann").upload_image(str(file), "new")
+    assert "images come from the PACS" in caught.value.msg
+
+
+def test_what_was_submitted_is_in_the_pacs_exactly(pacs):
+    """Every current version, as whoever asks the PACS reads it."""
+    query = {"Level": "Instance", "Query": {"Modality": "SEG"}}
+    found = [
+        dcmread(BytesIO(pacs.pacs.request("GET", f"/instances/{uid}/file").content))
+        for uid in pacs.pacs.request("POST", "/tools/find", json=query).json()
+    ]
+    assert {str(ds.ContentCreatorName) for ds in found} >= {"ann", "kim", "lou", "max"}
+    by_uid = {ds.SOPInstanceUID: ds for ds in found}
+    compared = 0
+    for number in range(CASES):
+        series = read_series(pacs.folder / f"case{number}")
+        image = series_uid(f"case{number}")
+        for version in pacs.server.get(f"/iopfl/labels/{image}").json()["versions"]:
+            ds = by_uid.pop(version["sop_instance_uid"])
+            file = pacs.folder / "version.nii.gz"
+            file.write_bytes(pacs.server.get(f"/iopfl/labels/{image}/versions/{version['version']}").content)
+            assert np.array_equal(read_segmentation(ds, series, GLAND.labels).mask, np.asarray(nib.load(file).dataobj))
+            compared += 1
+    assert compared >= CASES + 3 and not by_uid, "one segmentation a version"
