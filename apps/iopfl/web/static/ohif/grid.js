@@ -11,6 +11,10 @@ const times = (a, factor) => a.map((value) => value * factor);
 const cross = ([a, b, c], [x, y, z]) => [b * z - c * y, c * x - a * z, a * y - b * x];
 const length = (a) => Math.sqrt(dot(a, a));
 
+/** Whether a plane is of the patient; where DICOM says nothing of it, OHIF makes something up, and says so. */
+const hasPlace = (plane) => Boolean(plane.imagePositionPatient && plane.rowPixelSpacing && plane.columnPixelSpacing)
+  && !plane.isDefaultValueSetForRowCosine && !plane.usingDefaultValues;
+
 /**
  * Order slices as the server does.
  * @param planes of cornerstone's `imagePlaneModule`, one a slice, in any order.
@@ -21,7 +25,7 @@ export function makeGrid(planes) {
   const [first] = planes;
   const sizes = [first.columns, first.rows, planes.length];
   const order = planes.map((_, index) => index);
-  if (!planes.every((plane) => plane.imagePositionPatient && plane.rowCosines && plane.columnCosines)) {
+  if (!planes.every(hasPlace)) {
     return { sizes, order, axes: [[-1, 0, 0], [0, -1, 0], [0, 0, 1]], origin: [0, 0, 0], isPlaced: false };
   }
   const [row, column] = [[...first.rowCosines], [...first.columnCosines]];
@@ -41,7 +45,7 @@ export function checkSameGrid(mask, grid) {
   if (mask.sizes.some((size, index) => size !== grid.sizes[index])) {
     throw new Refused(`The mask has ${shape(mask.sizes)} voxels, the images have ${shape(grid.sizes)}: were images added to the series? Reload this page.`);
   }
-  if (!grid.isPlaced) return;
+  if (!grid.isPlaced || !mask.axes) return;
   // A single slice's thickness moves no voxel.
   const apart = [0, 1, 2].filter((axis) => grid.sizes[axis] > 1)
     .reduce((sum, axis) => sum + length(plus(mask.axes[axis], grid.axes[axis], -1)) * (grid.sizes[axis] - 1), length(plus(mask.origin, grid.origin, -1)));

@@ -24,6 +24,13 @@ function withOurPanel(route) {
   };
 }
 
+/** SEG series call themselves volumes, and would be laid out instead of images; they are opened over these (segs.js). */
+function keepOutOfViewports({ displaySetService }) {
+  displaySetService.subscribe(displaySetService.EVENTS.DISPLAY_SETS_ADDED, ({ displaySetsAdded }) => {
+    for (const displaySet of displaySetsAdded) if (displaySet.Modality === 'SEG') displaySet.isReconstructable = false;
+  });
+}
+
 async function modeFactory({ modeConfiguration, loadModules }) {
   const [[shipped], served] = await Promise.all([loadModules([ID]), findModalities()]);
   const mode = shipped.modeFactory({ modeConfiguration });
@@ -34,6 +41,10 @@ async function modeFactory({ modeConfiguration, loadModules }) {
       valid: modalities.split('\\').some((modality) => served.includes(modality)),
       description: `This server segments ${[...new Set(served)].join(', ')}`,
     }),
+    onModeEnter: (context) => {
+      keepOutOfViewports(context.servicesManager.services);
+      mode.onModeEnter(context);
+    },
     onModeExit: (context) => {
       keepDrafts(context.servicesManager.services);
       mode.onModeExit(context);

@@ -21,17 +21,21 @@ function readHeader(bytes) {
 
 /**
  * Read an uncompressed mask.
- * @returns {{sizes: number[], axes: number[][], origin: number[], data: Uint8Array}} axes: the step of each index, LPS mm.
+ * @returns {{sizes: number[], axes: ?number[][], origin: ?number[], data: Uint8Array}} axes: the step of each index, LPS
+ *   mm; null in the mask of a single slice, which the server writes as a picture.
  */
 export function readNrrd(buffer) {
   const bytes = new Uint8Array(buffer);
   const { fields, start } = readHeader(bytes);
   const sizes = (fields.sizes ?? '').split(/\s+/).map(Number);
+  const isPicture = fields['space dimension'] === '2' && sizes.length === 2;
   const flips = FLIPS[(fields.space ?? '').toLowerCase()];
   const data = bytes.subarray(start);
-  if (!TYPES.includes(fields.type) || fields.encoding !== 'raw' || !flips || data.length !== sizes.reduce((a, b) => a * b, 1)) {
+  const isKnown = TYPES.includes(fields.type) && fields.encoding === 'raw' && (isPicture || (flips && sizes.length === 3));
+  if (!isKnown || data.length !== sizes.reduce((a, b) => a * b, 1)) {
     throw new Refused('The server sent a mask in a form that is not known here: is it another version than this page? Reload it.');
   }
+  if (isPicture) return { sizes: [...sizes, 1], axes: null, origin: null, data };
   const toLps = (vector) => vector.map((value, index) => value * flips[index]);
   const axes = fields['space directions'].match(/\([^)]*\)/g).map(parseVector).map(toLps);
   return { sizes, axes, origin: toLps(parseVector(fields['space origin'])), data };

@@ -33,7 +33,12 @@ async function overlay(services, segmentation) {
   }
   hideOverlay(services);
   const id = segmentation.displaySetInstanceUID;
-  await segmentation.load({ headers: {} });
+  try {
+    await segmentation.load({ headers: {} });
+  } catch (problem) {
+    console.error(problem);
+    throw new Refused('OHIF cannot read this segmentation. Of photographs, which have no place in the patient, it reads none.');
+  }
   const viewports = viewportsOf(services, images);
   for (const viewportId of viewports) {
     await segmentationService.addSegmentationRepresentation(viewportId, { segmentationId: id, type: window.cornerstoneTools.Enums.SegmentationRepresentations.Labelmap });

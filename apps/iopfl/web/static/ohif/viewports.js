@@ -34,11 +34,23 @@ export async function awaitViewport(services, displaySet, isGone = () => false) 
   throw new Refused('The viewer shows no images to segment: choose a series on the left.');
 }
 
+/**
+ * Three views need a volume: photographs, single slices and uneven stacks would leave them black, and get one plain view.
+ */
+function layOut({ displaySetService, viewportGridService }) {
+  const images = displaySetService.getActiveDisplaySets().filter((displaySet) => displaySet.numImageFrames && !displaySet.isOverlayDisplaySet);
+  const isShown = [...viewportGridService.getState().viewports.values()].some((viewport) => viewport.displaySetInstanceUIDs?.length);
+  if (images.length && !isShown && !images.some((displaySet) => displaySet.isReconstructable)) {
+    window.commandsManager.runCommand('setHangingProtocol', { protocolId: 'default' });
+  }
+}
+
 /** Wait until the active viewport has images, and has drawn them. */
 export async function awaitImages(services, isGone) {
   for (let waited = 0; waited < READY_SECONDS && !isGone(); waited += 0.1) {
     const displaySet = findDisplaySet(services);
     if (displaySet?.imageIds?.length) return awaitViewport(services, displaySet, isGone);
+    if (Math.round(10 * waited) % 10 === 9) layOut(services); // OHIF had its time
     await pause(100);
   }
   throw new Refused('The viewer shows no images to segment: choose a series on the left.');
