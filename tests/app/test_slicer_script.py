@@ -6,6 +6,8 @@ Update Model, and back; then sessions for an image that the server does not have
 
 from __future__ import annotations
 
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +24,9 @@ from monailabel.client.client import MONAILabelClientException
 from PIL import Image
 from pydicom import dcmread
 
-from core.tiny import BALL
+from core.tiny import BALL, UNET
 from dicomio.phantoms import build_slices, series_uid, write
-from iopfl.core.task import Task
+from iopfl.core.task import Task, read_task
 from iopfl.dicomio.segmentation import read_segmentation
 from iopfl.dicomio.series import read_series
 from label_server import LabelServer, running_server
@@ -304,3 +306,64 @@ def test_what_was_submitted_is_in_the_pacs_exactly(pacs):
             assert np.array_equal(read_segmentation(ds, series, GLAND.labels).mask, np.asarray(nib.load(file).dataobj))
             compared += 1
     assert compared >= CASES + 3 and not by_uid, "one segmentation a version"
+
+
+def test_real_series_are_labeled_and_train_from_a_pacs_that_asks_for_a_password(shared_data, tmp_path):
+    """A hippocampus in DICOM, beside what is none: listed, segmented, submitted, read back, trained on."""
+    task = replace(read_task("hippocampus"), network=UNET, training=replace(SOLID.training, augment=False))
+    credentials = tmp_path / "pacs.yaml"
+    credentials.write_text("username: iopfl\npassword: secret\n")
+    credentials.chmod(0o600)
+    volumes = sorted((shared_data / "hippocampus").glob("*.nii.gz"))[:6]
+    with running_orthanc(tmp_path / "orthanc", users={"iopfl": "secret"}) as orthanc:
+        orthanc.upload(*(shared_data / "dicom" / name for name in ("mr-hippocampus-crop", "edge-secondary-capture")))
+        for number, path in enumerate(volumes):
+            values = np.asarray(nib.load(path).dataobj, np.float64)
+            slices = build_slices((1000 * values / values.max()).astype(np.int16), spacing=(1, 1, 1), series=path.stem)
+            for ds in slices:
+                ds.PatientID = f"patient {number}"
+            orthanc.upload(*write(slices, tmp_path / path.stem).iterdir())
+        bank = make_site_bank(tmp_path / "bank", task)
+        command = [sys.executable, "-m", "iopfl.cli", "serve", "--bank", str(bank.folder), "--keys", tmp_path / "keys"]
+        conf = {"pacs_credentials": str(credentials)}
+        studies = orthanc.dicomweb_url
+        with running_server(APP, studies, state=tmp_path / "state", conf=conf, command=[*map(str, command)]) as server:
+            client = MONAILabelClient(server.url, str(tmp_path), "ann")
+            assert client.info()["datastore"]["total"] == 7
+            (left_out,) = server.get("/iopfl/labels").json()["left_out"]
+            assert "secondary capture" in left_out["reason"]
+            crop = read_series(shared_data / "dicom" / "mr-hippocampus-crop")
+            image = crop.series_instance_uid
+            mask, params = client.infer("hippocampus", image, {})
+            assert nib.load(mask).shape == crop.shape and params["bank"] == bank.label
+            assert np.allclose(nib.load(mask).affine, crop.affine, atol=1e-4)
+            drawn = np.zeros(crop.shape, np.uint8)
+            drawn[10:20, 12:30, 5:25], drawn[10:20, 30:40, 5:25] = 1, 2
+            submit(client, image, drawn, nib.load(mask).affine)
+            for path in volumes:
+                truth = np.asarray(nib.load(path.parent / "labels" / "final" / path.name).dataobj).astype(np.uint8)
+                uid = series_uid(path.stem)
+                submit(client, uid, truth, nib.load(client.infer("hippocampus", uid, {})[0]).affine)
+            found = orthanc.request(
+                "POST", "/tools/find", json={"Level": "Instance", "Query": {"Modality": "SEG"}}
+            ).json()
+            assert len(found) == 7
+            stored = [dcmread(BytesIO(orthanc.request("GET", f"/instances/{uid}/file").content)) for uid in found]
+            ours = next(ds for ds in stored if ds.ReferencedSeriesSequence[0].SeriesInstanceUID == image)
+            assert np.array_equal(read_segmentation(ours, crop, task.labels).mask, drawn)
+            assert [item.SegmentLabel for item in ours.SegmentSequence] == ["anterior", "posterior"]
+            assert client.train_start("hippocampus", {"epochs": 1})["status"] in ("SUBMITTED", "RUNNING")
+            done = finish(server)
+            assert done["status"] == "DONE", done["details"]
+            assert client.info()["train_stats"]["hippocampus"]["labels"]["count"] >= 4
+            log = server.log_path.read_text() + (tmp_path / "state" / "logs" / "app.log").read_text()
+            assert not any(word in log for word in ("secret", "patient 0", str(crop.datasets[0].PatientID)))
+
+
+def submit(client: MONAILabelClient, image: str, mask: np.ndarray, affine: np.ndarray) -> None:
+    """Send a mask as Slicer does."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "label.nii.gz")
+        nib.save(nib.Nifti1Image(mask, affine), file)
+        told = client.save_label(image, str(file), params={"label_info": [{"name": "anterior", "idx": 1}]})
+    assert told["version"] == 1 and "warning" not in told
