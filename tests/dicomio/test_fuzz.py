@@ -16,6 +16,7 @@ from dicomio import phantoms
 from dicomio.mutations import mutate
 from dicomio.test_other_segmentations import build_foreign, frames_of
 from dicomio.test_pixels import LOSSLESS, compress_with_pillow
+from dicomio.test_rtstruct import SQUARE, build_structure_set
 from iopfl.core.errors import SeriesError
 from iopfl.core.task import read_task
 from iopfl.dicomio.files import read_dataset, reading
@@ -72,6 +73,7 @@ def whole_segmentations(series: Series, slices: list[Dataset]) -> dict[str, byte
         "ours": to_bytes(build_segmentation(mask, series, segments_of(read_task("hippocampus")), Origin("a", "1"))),
         "label map": to_bytes(build_foreign(slices, frames_of(mask), names, "LABELMAP")),
         "fractional": to_bytes(fractional),
+        "structure set": to_bytes(build_structure_set(series, {"anterior": [(2, SQUARE)], "posterior": [(3, SQUARE)]})),
     }
 
 

@@ -22,8 +22,8 @@ from dicomio import phantoms
 from iopfl.core.task import read_task
 from iopfl.dicomio.files import read_dataset
 from iopfl.dicomio.grids import resample_nearest
+from iopfl.dicomio.labels import SegmentationError
 from iopfl.dicomio.segmentation import Origin, build_segmentation, read_segmentation, referenced_series, segments_of
-from iopfl.dicomio.segmentation_reading import SegmentationError
 from iopfl.dicomio.series import Series, read_series
 
 HIPPOCAMPUS = read_task("hippocampus")

@@ -29,13 +29,15 @@ from iopfl.core.errors import SeriesError
 from iopfl.core.task import Task
 from iopfl.dicomio.frames import find_group, find_plane
 from iopfl.dicomio.geometry import LPS_TO_RAS, Plane
-from iopfl.dicomio.segmentation_reading import VALUE_PREFIX, Label, find_time, read_segmentation, referenced_series
+from iopfl.dicomio.labels import Label, SegmentationError, find_time
+from iopfl.dicomio.segmentation_reading import VALUE_PREFIX, read_segmentation, referenced_series
 from iopfl.dicomio.series import Series
 
 __all__ = [
     "Label",
     "Origin",
     "Segment",
+    "SegmentationError",
     "build_segmentation",
     "find_time",
     "read_segmentation",

@@ -1,77 +1,50 @@
 """A mask out of a DICOM SEG, ours or anybody's: by segment, on the image's own grid, or a reason why not.
 
 A SEG may lack the slices where nothing is drawn, come on another grid of the same
-frame of reference, and number its segments as it likes.
+frame of reference, and number its segments as it likes. Structure sets are read too, by `rtstruct`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.uid import SegmentationStorage
-from pydicom.valuerep import DA, TM
+from pydicom.uid import RTStructureSetStorage, SegmentationStorage
 
 from iopfl.core.errors import SeriesError
+from iopfl.dicomio import rtstruct
 from iopfl.dicomio.decoding import Decoder
 from iopfl.dicomio.files import reading
 from iopfl.dicomio.frames import count_frames, find_group, find_plane, find_thickness
-from iopfl.dicomio.geometry import Plane
 from iopfl.dicomio.grids import MAX_VOXELS, place_frames, resample_nearest
+from iopfl.dicomio.labels import (
+    Described,
+    Drawn,
+    Label,
+    SegmentationError,
+    check_belongs,
+    check_value,
+    fill,
+    find_label,
+    find_time,
+)
 from iopfl.dicomio.refusals import LABEL_MAP
 from iopfl.dicomio.series import Series
-from iopfl.dicomio.showing import show_label, show_uid
+from iopfl.dicomio.showing import show_uid
 
 VALUE_PREFIX = "label value "
 """Begins the description of a segment whose label value is not its number."""
 
 
-class SegmentationError(SeriesError):
-    """A DICOM SEG cannot be read, or is none of this image or task."""
-
-
-@dataclass(frozen=True, eq=False)
-class Label:
-    """What was drawn on an image.
-
-    Attributes:
-        mask: (X, Y, Z) uint8 label values on the image's grid.
-        names: label value -> the segment's label.
-        annotator: content creator; empty = not said.
-        when: content date and time, local; None = not said.
-        description: of the SEG's series.
-    """
-
-    mask: np.ndarray
-    names: Mapping[int, str]
-    annotator: str = ""
-    when: datetime | None = None
-    description: str = ""
-
-
 def referenced_series(ds: Dataset) -> str | None:
-    """Series Instance UID of the images that a SEG was drawn on, where it says so.
+    """Series Instance UID of the images that a SEG or RTSTRUCT was drawn on, where it says so.
 
     Raises:
         SegmentationError: the header is broken.
     """
     with reading("the segmentation", SegmentationError):
-        for item in ds.get("ReferencedSeriesSequence") or []:
-            if item.get("SeriesInstanceUID"):
-                return str(item.SeriesInstanceUID)
-    return None
-
-
-def find_time(ds: Dataset) -> datetime | None:
-    """Content Date and Time, local; None where they cannot be read."""
-    try:
-        day, clock = DA(str(ds.get("ContentDate") or "")), TM(str(ds.get("ContentTime") or "0000"))
-    except Exception:  # of pydicom, at broken bytes
-        return None
-    return datetime.combine(day, clock) if day and clock else None
+        return next(iter(sorted(_find_series(ds))), None)
 
 
 def read_segmentation(
@@ -81,16 +54,16 @@ def read_segmentation(
     *,
     codes: Mapping[str, Sequence[str]] | None = None,
 ) -> Label:
-    """Read a SEG onto a series' grid.
+    """Read a SEG or RTSTRUCT onto a series' grid.
 
-    Where the SEG has another grid, each voxel of the series takes the SEG's nearest one. A fractional SEG counts
+    Where a SEG has another grid, each voxel of the series takes the SEG's nearest one. A fractional SEG counts
     from one half. A voxel in two labels is an error: which one is right cannot be known.
 
     Args:
-        ds: binary, fractional or label map SEG, with pixel data.
+        ds: binary, fractional or label map SEG with pixel data, or a structure set.
         series: the image it was drawn on.
         values: label -> value of the task. A segment is the label that its Segment Label names (case and
-            blanks do not matter), else the only label with its code. None: the SEG's own values.
+            blanks do not matter), else the only label with its code. None: the object's own values.
         codes: label -> (value, scheme, ...) of the task.
 
     Raises:
@@ -98,115 +71,68 @@ def read_segmentation(
     """
     with reading("the segmentation", SegmentationError):
         try:
-            _check_belongs(ds, series)
-            segments = _map_segments(ds, values, codes or {})
-            planes = _find_planes(ds) if series.has_geometry else []
-            mask = _draw(ds, segments, planes, series)
+            mask, names = _read(ds, series, values, codes or {})
         except SegmentationError:
             raise
         except SeriesError as error:  # of its planes or pixels
             raise SegmentationError(f"segmentation: {error}") from error
-        described = segments.described.values()
         return Label(
             mask=mask,
-            names={segment.value: segment.name for segment in described if segment.value is not None},
-            annotator=str(ds.get("ContentCreatorName") or "").strip("^ "),
+            names=names,
+            annotator=str(ds.get("ContentCreatorName") or ds.get("OperatorsName") or "").strip("^ "),
             when=find_time(ds),
             description=str(ds.get("SeriesDescription") or ""),
         )
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """A segment as the SEG describes it, and the value of the task's label that it is, if it is one."""
-
-    name: str
-    value: int | None
-
-
-@dataclass(frozen=True)
-class _Segments:
-    """All segments of a SEG by number, and the labels that were expected."""
-
-    described: Mapping[int, _Segment]
-    expected: tuple[str, ...]
-
-    def find_value(self, number: int) -> int:
-        """Label value of a segment that has voxels."""
-        segment = self.described.get(number)
-        if segment is None:
-            raise SegmentationError(f"expected the described segments {sorted(self.described)}, came segment {number}")
-        if segment.value is None:
-            names = ", ".join(show_label(other.name) for other in self.described.values())
-            raise SegmentationError(
-                f"expected segments labeled {', '.join(map(repr, self.expected))}, came {names}: segment {number} is "
-                "no label of the task; rename it, or remove it"
-            )
-        return segment.value
-
-
-def _check_belongs(ds: Dataset, series: Series) -> None:
+def _read(
+    ds: Dataset, series: Series, values: Mapping[str, int] | None, codes: Mapping[str, Sequence[str]]
+) -> tuple[np.ndarray, dict[int, str]]:
+    if ds.get("SOPClassUID") == RTStructureSetStorage:
+        check_belongs(_find_series(ds), rtstruct.find_frame_of_reference(ds), series)
+        regions = rtstruct.describe_regions(ds, values, codes)
+        return rtstruct.draw_regions(ds, regions, series), regions.names
     if ds.get("SOPClassUID") not in (SegmentationStorage, LABEL_MAP):
         raise SegmentationError(f"expected a DICOM SEG, came SOP class {show_uid(ds.get('SOPClassUID'))}")
-    drawn_on = {str(item.get("SeriesInstanceUID")) for item in ds.get("ReferencedSeriesSequence") or []}
+    drawn_on = _find_series(ds)
     sources = {str(item.get("ReferencedSOPInstanceUID")) for item in ds.get("SourceImageSequence") or []}
-    if drawn_on and series.series_instance_uid not in drawn_on:
-        raise SegmentationError(
-            f"expected a segmentation of series {series.series_instance_uid}, came one of "
-            f"{', '.join(map(show_uid, sorted(drawn_on)))}; take the series it was drawn on"
-        )
-    frame_of_reference = str(ds.get("FrameOfReferenceUID") or "")
-    if frame_of_reference and series.frame_of_reference_uid not in (None, frame_of_reference):
-        raise SegmentationError(
-            f"expected frame of reference {series.frame_of_reference_uid}, came {show_uid(frame_of_reference)}; "
-            "draw on the series itself, or register first"
-        )
-    named = drawn_on or sources & set(series.sop_instance_uids)
-    if not named and not (series.has_geometry and frame_of_reference == series.frame_of_reference_uid):
-        raise SegmentationError("expected a segmentation that says which series it is of; this one says nothing")
+    if not drawn_on and sources & set(series.sop_instance_uids):
+        drawn_on = {series.series_instance_uid}
+    check_belongs(drawn_on, str(ds.get("FrameOfReferenceUID") or ""), series)
+    segments = _describe_segments(ds, values, codes)
+    return _draw(ds, segments, series), segments.names
 
 
-def _map_segments(ds: Dataset, values: Mapping[str, int] | None, codes: Mapping[str, Sequence[str]]) -> _Segments:
+def _find_series(ds: Dataset) -> set[str]:
+    items = ds.get("ReferencedSeriesSequence") or []
+    return rtstruct.find_series(ds) | {str(item.SeriesInstanceUID) for item in items if item.get("SeriesInstanceUID")}
+
+
+def _describe_segments(ds: Dataset, values: Mapping[str, int] | None, codes: Mapping[str, Sequence[str]]) -> Described:
     described = {}
     for item in ds.get("SegmentSequence") or []:
         number, name = int(item.SegmentNumber), str(item.get("SegmentLabel") or "").strip()
         if values is None:
-            described[number] = _Segment(name or str(number), _own_value(item, number))
+            described[number] = Drawn(name or str(number), _own_value(item, number))
         else:
-            label = _find_label(item, name, values, codes)
-            described[number] = _Segment(label or name, None if label is None else values[label])
+            label = find_label(name, item.get("SegmentedPropertyTypeCodeSequence") or [], values, codes)
+            described[number] = Drawn(label or name, None if label is None else values[label])
     if not described:
         raise SegmentationError("expected at least one described segment, came none")
-    return _Segments(described, tuple(values or ()))
-
-
-def _find_label(item: Dataset, name: str, values: Mapping[str, int], codes: Mapping[str, Sequence[str]]) -> str | None:
-    """The task's label that a segment is: by its name, else by its code where one label alone has it."""
-    labels = [label for label in values if label.strip().casefold() == name.casefold()]
-    if not labels and item.get("SegmentedPropertyTypeCodeSequence"):
-        code = item.SegmentedPropertyTypeCodeSequence[0]
-        wanted = (str(code.get("CodeValue")), str(code.get("CodingSchemeDesignator")))
-        labels = [label for label in values if tuple(codes.get(label, ()))[:2] == wanted]
-    return labels[0] if len(labels) == 1 else None
+    return Described(described, tuple(values or ()))
 
 
 def _own_value(item: Dataset, number: int) -> int:
     said = str(item.get("SegmentDescription") or "")
     digits = said.removeprefix(VALUE_PREFIX)
-    value = int(digits) if said.startswith(VALUE_PREFIX) and digits.isdecimal() else number
-    if not 0 <= value < 256:
-        raise SegmentationError(f"expected label values up to 255, came {value}")
-    return value
+    return check_value(int(digits) if said.startswith(VALUE_PREFIX) and digits.isdecimal() else number)
 
 
-def _find_planes(ds: Dataset) -> list[Plane]:
-    return [find_plane(ds, index) for index in range(count_frames(ds))]
-
-
-def _draw(ds: Dataset, segments: _Segments, planes: Sequence[Plane], series: Series) -> np.ndarray:
+def _draw(ds: Dataset, segments: Described, series: Series) -> np.ndarray:
     """Every frame's segment, on the series' grid, (X, Y, Z)."""
     rows, columns = int(ds.Rows), int(ds.Columns)
-    if planes:
+    if series.has_geometry:
+        planes = [find_plane(ds, index) for index in range(count_frames(ds))]
         slices, affine = place_frames(planes, find_thickness(ds), series.affine)
     else:
         slices, affine = [0] * count_frames(ds), series.affine
@@ -219,7 +145,7 @@ def _draw(ds: Dataset, segments: _Segments, planes: Sequence[Plane], series: Ser
     with Decoder() as decoder:
         for index, frame in enumerate(decoder.iterate(ds, raw=True)):
             for number, drawn in _split(ds, frame, index):
-                _fill(volume[slices[index]], drawn, number, segments.find_value(number))
+                fill(volume[slices[index]], drawn, number, segments.find_value(number))
     return resample_nearest(volume.transpose(2, 1, 0), affine, series.shape, series.affine)
 
 
@@ -234,14 +160,3 @@ def _split(ds: Dataset, frame: np.ndarray, index: int) -> Iterator[tuple[int, np
     drawn = frame >= 0.5 * int(ds.MaximumFractionalValue) if fractional else frame != 0
     if drawn.any():
         yield number, drawn
-
-
-def _fill(plane: np.ndarray, drawn: np.ndarray, number: int, value: int) -> None:
-    """Draw one segment of one frame."""
-    others = set(np.unique(plane[drawn]).tolist()) - {0, value}
-    if others:
-        raise SegmentationError(
-            f"expected each voxel in one label, but segment {number} overlaps label value {sorted(others)[0]}; "
-            "correct the segmentation"
-        )
-    plane[drawn] = value

@@ -1,0 +1,167 @@
+"""What SEG and RTSTRUCT share: whose label something drawn is, whether it belongs to a series, and the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+from pydicom import Dataset
+from pydicom.valuerep import DA, TM
+
+from iopfl.core.errors import SeriesError
+from iopfl.dicomio.series import Series
+from iopfl.dicomio.showing import show_label, show_uid
+
+
+class SegmentationError(SeriesError):
+    """A segmentation cannot be read, or is none of this image or task."""
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """What was drawn on an image.
+
+    Attributes:
+        mask: (X, Y, Z) uint8 label values on the image's grid.
+        names: label value -> the segment's label.
+        annotator: content creator; empty = not said.
+        when: content date and time, local; None = not said.
+        description: of the segmentation's series.
+    """
+
+    mask: np.ndarray
+    names: Mapping[int, str]
+    annotator: str = ""
+    when: datetime | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A segment or region as its object describes it, and the value of the label that it is, if it is one."""
+
+    name: str
+    value: int | None
+
+
+@dataclass(frozen=True)
+class Described:
+    """All segments or regions of an object by number, and the labels that were expected."""
+
+    by_number: Mapping[int, Drawn]
+    expected: tuple[str, ...]
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Label value -> name, of those that are labels."""
+        return {drawn.value: drawn.name for drawn in self.by_number.values() if drawn.value is not None}
+
+    @property
+    def came(self) -> str:
+        """Their names, for a message."""
+        return ", ".join(show_label(drawn.name) for drawn in self.by_number.values()) or "none"
+
+    def find_value(self, number: int) -> int:
+        """Label value of a segment that has voxels.
+
+        Raises:
+            SegmentationError: it is not described, or no label of the task.
+        """
+        drawn = self.by_number.get(number)
+        if drawn is None:
+            raise SegmentationError(f"expected the described segments {sorted(self.by_number)}, came segment {number}")
+        if drawn.value is None:
+            raise SegmentationError(
+                f"expected segments labeled {', '.join(map(repr, self.expected))}, came {self.came}: segment {number} "
+                "is no label of the task; rename it, or remove it"
+            )
+        return drawn.value
+
+
+def find_label(
+    name: str, kinds: Sequence[Dataset], values: Mapping[str, int], codes: Mapping[str, Sequence[str]]
+) -> str | None:
+    """The task's label that something drawn is: by its name, else by its code where one label alone has it.
+
+    Args:
+        name: that it carries; case and blanks around it do not matter.
+        kinds: items of its code sequence.
+        values: label -> value.
+        codes: label -> (code value, coding scheme, ...).
+    """
+    labels = [label for label in values if label.strip().casefold() == name.strip().casefold()]
+    if not labels and kinds:
+        wanted = (str(kinds[0].get("CodeValue")), str(kinds[0].get("CodingSchemeDesignator")))
+        labels = [label for label in values if tuple(codes.get(label, ()))[:2] == wanted]
+    return labels[0] if len(labels) == 1 else None
+
+
+def check_value(value: int) -> int:
+    """An object's own number as a label value.
+
+    Raises:
+        SegmentationError: it does not fit a byte.
+    """
+    if not 0 <= value < 256:
+        raise SegmentationError(f"expected label values up to 255, came {value}")
+    return value
+
+
+def check_belongs(drawn_on: set[str], frame_of_reference: str, series: Series) -> None:
+    """Check that something was drawn on a series, or at least where the series is.
+
+    Args:
+        drawn_on: Series Instance UIDs that it names.
+        frame_of_reference: UID that it names, or empty.
+        series: the image.
+
+    Raises:
+        SegmentationError: on another series, elsewhere, or it does not say.
+    """
+    if drawn_on and series.series_instance_uid not in drawn_on:
+        raise SegmentationError(
+            f"expected a segmentation of series {series.series_instance_uid}, came one of "
+            f"{', '.join(map(show_uid, sorted(drawn_on)))}; take the series it was drawn on"
+        )
+    if frame_of_reference and series.frame_of_reference_uid not in (None, frame_of_reference):
+        raise SegmentationError(
+            f"expected frame of reference {series.frame_of_reference_uid}, came {show_uid(frame_of_reference)}; "
+            "draw on the series itself, or register first"
+        )
+    if not drawn_on and not (series.has_geometry and frame_of_reference == series.frame_of_reference_uid):
+        raise SegmentationError("expected a segmentation that says which series it is of; this one says nothing")
+
+
+def fill(plane: np.ndarray, drawn: np.ndarray, number: int, value: int) -> None:
+    """Give voxels a label value, in place.
+
+    Args:
+        plane: label values so far.
+        drawn: bool, of the same shape.
+        number: of the segment, for the message.
+        value: of its label.
+
+    Raises:
+        SegmentationError: another label is there already; which one is right cannot be known.
+    """
+    others = set(np.unique(plane[drawn]).tolist()) - {0, value}
+    if others:
+        raise SegmentationError(
+            f"expected each voxel in one label, but segment {number} overlaps label value {sorted(others)[0]}; "
+            "correct the segmentation"
+        )
+    plane[drawn] = value
+
+
+def find_time(ds: Dataset) -> datetime | None:
+    """When the content was made, local; None where it cannot be read."""
+    try:
+        date, time = ds.get("ContentDate"), ds.get("ContentTime")
+        if "StructureSetDate" in ds:
+            date, time = ds.StructureSetDate, ds.get("StructureSetTime")
+        day, clock = DA(str(date or "")), TM(str(time or "0000"))
+    except Exception:  # of pydicom, at broken bytes
+        return None
+    return datetime.combine(day, clock) if day and clock else None
