@@ -90,15 +90,19 @@ class Stow:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-            raise ConfigError(f"stow: expected http(s)://host/dicom-web without a password in it, given {self.url!r}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"stow: expected http(s)://host/dicom-web, given {self.url!r}")
+        if parts.username:
+            raise ConfigError(
+                f"stow: expected http(s)://{parts.hostname}/... without a password in it: give user and password_env"
+            )
         if bool(self.user) != bool(self.password_env) or (self.user and self.token_env):
             raise ConfigError("stow: expected user and password_env, or token_env alone, or neither")
         if self.ca and not self.ca.is_file():
             raise ConfigError(f"stow: there is no file {self.ca}")
         for name in (self.password_env, self.token_env):
             if name and not os.environ.get(name):
-                raise ConfigError(f"stow: expected a secret in the environment variable {name}, which is not set")
+                raise ConfigError(f"stow: expected the password or token in the environment variable {name}, which is not set")
 
     def __str__(self) -> str:
         return self.url

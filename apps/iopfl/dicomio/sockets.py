@@ -25,6 +25,7 @@ from typing import Any
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.fsm import StateMachine
 from pynetdicom.transport import (
     T_CONNECT,
     AddressInformation,
@@ -52,7 +53,8 @@ _config.LOG_HANDLER_LEVEL = "none"
 _config.LOG_REQUEST_IDENTIFIERS = False
 _config.LOG_RESPONSE_IDENTIFIERS = False
 _config.STORE_SEND_CHUNKED_DATASET = True  # files are sent as they are; data sets are encoded
-logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+for _library in ("pynetdicom", "pydicom"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 
 class _WakingQueue(queue.Queue):
@@ -170,9 +172,14 @@ class _TunedMessages(DIMSEServiceProvider):
         if block:
             return super().get_msg(block=True)
         try:
-            return self.msg_queue.get(timeout=_MESSAGE_SECONDS)
+            context_id, message = self.msg_queue.get(timeout=_MESSAGE_SECONDS)
         except queue.Empty:
             return None, None
+        if message is not None and not message.is_valid_request:  # it would never be answered
+            logger.warning("%s sent a %s that is no whole request: aborted", _peer(self.assoc), message.msg_type)
+            self.assoc.abort(block=False)
+            return None, None
+        return context_id, message
 
     def receive_primitive(self, primitive: Any) -> None:
         super().receive_primitive(primitive)
@@ -185,6 +192,17 @@ class _TunedMessages(DIMSEServiceProvider):
         else:
             return
         self.assoc.abort(block=False)
+
+
+class _QuietMachine(StateMachine):
+    """Ends the thread of a connection whose peer breaks the protocol, instead of letting it die with a traceback."""
+
+    def do_action(self, event: str) -> None:
+        try:
+            super().do_action(event)
+        except Exception as error:  # an event that is none in this state, or whatever a broken PDU leads to
+            logger.warning("%s broke the protocol (%s): closed", _peer(self.dul.assoc), type(error).__name__)
+            self.dul.kill_dul()
 
 
 class _TunedHandler(RequestHandler):
@@ -203,6 +221,7 @@ class _TunedHandler(RequestHandler):
         assoc.dul.socket = None
         assoc.set_socket(TunedSocket(assoc, client_socket=self.request))
         assoc.dimse = _TunedMessages(assoc)
+        assoc.dul.state_machine = _QuietMachine(assoc.dul)
         return assoc
 
 
