@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -29,10 +29,11 @@ from dicomio.phantoms import build_slices, series_uid, write
 from iopfl.core.task import Task, read_task
 from iopfl.dicomio.segmentation import read_segmentation
 from iopfl.dicomio.series import read_series
-from label_server import LabelServer, running_server
+from iopfl.web.users import Users
+from label_server import LabelServer, running_server, wait_until
 from orthanc import Orthanc, running_orthanc
 
-from .site import APP, GLAND, SPOT, draw_disk, finish, make_site_bank, write_picture
+from .site import APP, GLAND, SPOT, draw_disk, make_site_bank, write_picture
 
 CASES = 7
 SOLID = replace(BALL, training=replace(GLAND.training, batch_size=2))
@@ -47,28 +48,52 @@ class Site:
         tasks: its tasks, by the suffix of their images' files.
         folder: for what clients write.
         pacs: where its images are; None = in a folder.
+        users: who may sign in there; None = nobody has to, and people are who their Slicer says they are.
+        tokens: of those who did.
     """
 
     server: LabelServer
     tasks: dict[str, Task]
     folder: Path
     pacs: Orthanc | None = None
+    users: Users | None = None
+    tokens: dict[str, str] = field(default_factory=dict)
 
     def client(self, name: str) -> MONAILabelClient:
         """What one person's Slicer connects with."""
         place = self.folder / name
         place.mkdir(exist_ok=True)
-        return MONAILabelClient(self.server.url, str(place), name)
+        client = MONAILabelClient(self.server.url, str(place), "slicer" if self.users else name)
+        if self.users:
+            client.update_auth({"token_type": "bearer", "access_token": self.token(name)})
+        return client
+
+    def token(self, name: str) -> str:
+        """What signs somebody in; whoever is new becomes an administrator."""
+        assert self.users is not None
+        if self.users.find(name) is None:
+            self.users.add(name, "admin", None)
+        if name not in self.tokens:
+            self.tokens[name] = self.users.make_token(name, 1)
+        return self.tokens[name]
+
+    def request(self, method: str, path: str, name: str = "ann", **options) -> requests.Response:
+        """Send a request as somebody."""
+        headers = {"Authorization": f"Bearer {self.token(name)}"} if self.users else {}
+        return self.server.request(method, path, headers=headers, **options)
+
+    def history(self, image: str) -> dict:
+        """An image's labels."""
+        return self.request("GET", f"/iopfl/labels/{image}").json()
 
 
 @contextmanager
-def serving(folder: Path, studies: Path | str, tasks: list[Task]) -> Iterator[LabelServer]:
+def serving(folder: Path, studies: Path | str, tasks: list[Task], *args: str) -> Iterator[LabelServer]:
     banks = [make_site_bank(folder / f"bank_{task.name}", task, keys=folder / "keys") for task in tasks]
     conf = {"bank": ",".join(str(bank.folder) for bank in banks), "keys": str(folder / "keys"), "site": "site_a"}
     (folder / "tmp").mkdir(parents=True)
-    with running_server(
-        APP, studies, state=folder / "state", conf=conf, env={"TMPDIR": str(folder / "tmp")}
-    ) as running:
+    env = {"TMPDIR": str(folder / "tmp")}
+    with running_server(APP, studies, state=folder / "state", conf=conf, args=args, env=env) as running:
         yield running
 
 
@@ -89,7 +114,7 @@ def local(tmp_path_factory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def pacs(tmp_path_factory) -> Iterator[Site]:
-    """A PACS of series of as many patients."""
+    """A PACS of series of as many patients, and a server at which people sign in."""
     folder = tmp_path_factory.mktemp("pacs")
     with running_orthanc(folder / "orthanc") as orthanc:
         for number in range(CASES):
@@ -98,8 +123,10 @@ def pacs(tmp_path_factory) -> Iterator[Site]:
             for ds in slices:
                 ds.PatientID = f"patient {number}"
             orthanc.upload(*write(slices, folder / f"case{number}").iterdir())
-        with serving(folder, orthanc.dicomweb_url, [GLAND]) as server:
-            yield Site(server, {".nii.gz": GLAND}, folder, orthanc)
+        users = Users(folder / "state")
+        users.add("kid", "annotator", None)
+        with serving(folder, orthanc.dicomweb_url, [GLAND], "--auth", "local") as server:
+            yield Site(server, {".nii.gz": GLAND}, folder, orthanc, users)
 
 
 @pytest.fixture(params=["local", "pacs"])
@@ -107,13 +134,12 @@ def site(request) -> Site:
     return request.getfixturevalue(request.param)
 
 
-def fetch(client: MONAILabelClient, sample: dict, folder: Path) -> Path:
-    """The module's way to an image: the path if it is on the same machine, else a download under the sample's name."""
-    if Path(sample["path"]).exists():
-        assert requests.head(f"{client.get_server_url()}/datastore/image", params={"image": sample["id"]}).ok
-    answer = requests.get(f"{client.get_server_url()}/datastore/image", params={"image": sample["id"]}, timeout=60)
+def fetch(site: Site, sample: dict) -> Path:
+    """The module's way to an image that is not on its own machine: a download under the sample's name."""
+    assert Path(sample["path"]).name == sample["name"]
+    answer = site.request("GET", "/datastore/image", params={"image": sample["id"]})
     answer.raise_for_status()
-    path = folder / sample["name"]
+    path = site.folder / sample["name"]
     path.write_bytes(answer.content)
     return path
 
@@ -147,14 +173,14 @@ def label(site: Site, client: MONAILabelClient, sample: dict) -> dict:
 
 def test_one_person_labels_a_case_of_each_kind(site):
     client = site.client("ann")
-    assert not client.auth_enabled()
+    assert client.auth_enabled() == bool(site.users)
     info = client.info()
     assert info["name"] == "iopfl" and info["datastore"]["completed"] == 0
     assert info["datastore"]["total"] == CASES * len(site.tasks)
     kinds = set()
     while kinds != set(site.tasks):
         sample = client.next_sample("random", {})
-        path = fetch(client, sample, site.folder)
+        path = fetch(site, sample)
         assert path.stat().st_size > 0
         if site.pacs:
             assert sample["id"] == sample["SeriesInstanceUID"] and sample["StudyInstanceUID"]
@@ -165,12 +191,12 @@ def test_one_person_labels_a_case_of_each_kind(site):
         kinds.add(kind)
         answer = label(site, client, sample)
         assert answer["image"] == sample["id"] and answer["version"] == 1 and "warning" not in answer
-        history = site.server.get(f"/iopfl/labels/{sample['id']}").json()
+        history = site.history(sample["id"])
         assert (history["final"], history["lent"]) == (1, None)
         (version,) = history["versions"]
         assert (version["annotator"], version["from"]["model"], version["is_current"]) == ("ann", "global", True)
         downloaded = client.download_label(sample["id"], "final")
-        assert Path(downloaded).read_bytes() == site.server.get(f"/iopfl/labels/{sample['id']}/versions/1").content
+        assert Path(downloaded).read_bytes() == site.request("GET", f"/iopfl/labels/{sample['id']}/versions/1").content
     assert client.info()["datastore"]["completed"] == len(site.tasks)
 
 
@@ -203,15 +229,15 @@ def test_many_people_at_once_get_different_cases_and_all_their_labels_stay(site)
     assert len(images) == len(set(images)), "a case was given to two"
     assert len(images) == (CASES - 1) * len(site.tasks)
     for image, name in given:
-        (version,) = site.server.get(f"/iopfl/labels/{image}").json()["versions"]
+        (version,) = site.history(image)["versions"]
         assert version["annotator"] == name
-    status = site.server.get("/info/").json()["datastore"]
+    status = site.client("ann").info()["datastore"]
     assert (status["completed"], status["lent"]) == (CASES * len(site.tasks), 0)
 
 
 def test_two_people_at_the_same_case_keep_a_version_each(site):
     image = sorted(site.client("ann").datastore()["objects"])[0]
-    before = site.server.get(f"/iopfl/labels/{image}").json()["versions"]
+    before = site.history(image)["versions"]
     sample = {"id": image, "name": site.client("ann").datastore()["objects"][image]["image"]["info"]["name"]}
     people = ["kim", "lou", "max"]
     threads = [threading.Thread(target=label, args=(site, site.client(name), sample)) for name in people]
@@ -219,20 +245,30 @@ def test_two_people_at_the_same_case_keep_a_version_each(site):
         thread.start()
     for thread in threads:
         thread.join()
-    history = site.server.get(f"/iopfl/labels/{image}").json()
+    history = site.history(image)
     new = history["versions"][len(before) :]
     assert sorted(version["annotator"] for version in new) == people
     assert history["final"] == new[-1]["version"]
-    undone = site.server.post(f"/iopfl/labels/{image}/undo", json={"client_id": new[-1]["annotator"]}).json()
+    address, author = f"/iopfl/labels/{image}", new[-1]["annotator"]
+    undone = site.request("POST", f"{address}/undo", author, json={"client_id": author}).json()
     assert undone["final"] == new[-2]["version"] and undone["versions"][-1]["withdrawn"] == "undone"
-    refused = site.server.post(f"/iopfl/labels/{image}/undo", json={"client_id": "nobody"})
+    refused = site.request("POST", f"{address}/undo", "nobody", json={"client_id": "nobody"})
     assert refused.status_code == 409 and "nothing to undo" in refused.json()["detail"]
-    chosen = site.server.post(f"/iopfl/labels/{image}/choose", json={"version": 1, "client_id": "rev"}).json()
+    chosen = site.request("POST", f"{address}/choose", "rev", json={"version": 1, "client_id": "rev"}).json()
     assert (chosen["final"], chosen["chosen"]) == (1, 1)
-    lifted = site.server.post(f"/iopfl/labels/{image}/choose", json={"version": None}).json()
+    if site.users:
+        assert site.request("POST", f"{address}/choose", "kid", json={"version": 1}).status_code == 403
+        assert site.request("POST", f"{address}/undo", "kid").status_code == 409, "may undo what is their own"
+    lifted = site.request("POST", f"{address}/choose", "rev", json={"version": None}).json()
     assert lifted["final"] == new[-2]["version"]
-    assert site.server.get("/iopfl/labels/nothing").status_code == 404
-    assert site.server.get(f"/iopfl/labels/{image}/versions/99").status_code == 404
+    assert site.request("GET", "/iopfl/labels/nothing").status_code == 404
+    assert site.request("GET", f"{address}/versions/99").status_code == 404
+
+
+def ended(client: MONAILabelClient) -> dict | None:
+    """A training's record, once it does not run any more."""
+    task = client.train_status()
+    return task if task["status"] not in ("SUBMITTED", "RUNNING") else None
 
 
 def test_the_labels_train_and_the_training_says_which(site):
@@ -240,12 +276,11 @@ def test_the_labels_train_and_the_training_says_which(site):
     for task in site.tasks.values():
         assert client.train_start(task.name, {"epochs": 2})["status"] in ("SUBMITTED", "RUNNING")
         assert client.train_status(check_if_running=True)
-        done = finish(site.server)
+        done = wait_until(lambda: ended(client), 90, what="the training to end")
         assert done["status"] == "DONE", done["details"]
         stats = client.info()["train_stats"][task.name]
         assert stats["epoch"] == stats["total_epochs"] == 2
-        used = requests.get(f"{site.server.url}/iopfl/labels", timeout=60).json()
-        assert used["rule"] == "newest"
+        assert site.request("GET", "/iopfl/labels").json()["rule"] == "newest"
         written = site.folder / "state" / "local" / f"{task.name}.labels.json"
         assert f'"digest": "{stats["labels"]["digest"]}"' in written.read_text()
         assert stats["labels"]["count"] >= 5
@@ -254,7 +289,7 @@ def test_the_labels_train_and_the_training_says_which(site):
     assert not client.train_status(check_if_running=True)
     methods = client.info()["scoring"]
     assert f"{task.name}_dice" in methods
-    scored = site.server.post(f"/scoring/{task.name}_dice", params={"run_sync": True}, json={}).json()
+    scored = site.request("POST", f"/scoring/{task.name}_dice", params={"run_sync": True}, json={}).json()
     assert scored["images"] >= 5
 
 
@@ -299,10 +334,10 @@ def test_what_was_submitted_is_in_the_pacs_exactly(pacs):
     for number in range(CASES):
         series = read_series(pacs.folder / f"case{number}")
         image = series_uid(f"case{number}")
-        for version in pacs.server.get(f"/iopfl/labels/{image}").json()["versions"]:
+        for version in pacs.history(image)["versions"]:
             ds = by_uid.pop(version["sop_instance_uid"])
             file = pacs.folder / "version.nii.gz"
-            file.write_bytes(pacs.server.get(f"/iopfl/labels/{image}/versions/{version['version']}").content)
+            file.write_bytes(pacs.request("GET", f"/iopfl/labels/{image}/versions/{version['version']}").content)
             assert np.array_equal(read_segmentation(ds, series, GLAND.labels).mask, np.asarray(nib.load(file).dataobj))
             compared += 1
     assert compared >= CASES + 3 and not by_uid, "one segmentation a version"
@@ -353,7 +388,7 @@ def test_real_series_are_labeled_and_train_from_a_pacs_that_asks_for_a_password(
             assert np.array_equal(read_segmentation(ours, crop, task.labels).mask, drawn)
             assert [item.SegmentLabel for item in ours.SegmentSequence] == ["anterior", "posterior"]
             assert client.train_start("hippocampus", {"epochs": 1})["status"] in ("SUBMITTED", "RUNNING")
-            done = finish(server)
+            done = wait_until(lambda: ended(client), 90, what="the training to end")
             assert done["status"] == "DONE", done["details"]
             assert client.info()["train_stats"]["hippocampus"]["labels"]["count"] >= 4
             log = server.log_path.read_text() + (tmp_path / "state" / "logs" / "app.log").read_text()
