@@ -82,20 +82,34 @@ def running_scp(folder: Path, *, services: Any = (), max_bytes: int | None = Non
         scp.stop()
 
 
+class _PlainAE(AE):
+    """An application entity without any tuning, but one of pynetdicom's faults, which comes out under load.
+
+    A requestor's own loop may take an answer away from the call that waits for it (see `sockets.TunedAE`).
+    """
+
+    def _create_socket(self, assoc: Association, *arguments: Any) -> Any:
+        assoc._is_paused = True
+        assoc.start = lambda: None
+        return super()._create_socket(assoc, *arguments)
+
+
 @contextmanager
 def plain_association(
     port: int, contexts: Sequence[Any] = (), *, aet: str = "SCANNER", aec: str = "IOPFL", **options: Any
 ) -> Iterator[Association]:
     """An association as any program would make it; established or not."""
-    ae = AE(aet)
+    ae = _PlainAE(aet)
     ae.acse_timeout = ae.dimse_timeout = SECONDS
     wanted = list(contexts) or [build_context(Verification), build_context(MRImageStorage, ExplicitVRLittleEndian)]
     assoc = ae.associate(HERE, port, wanted, aec, **options)
     try:
         yield assoc
     finally:
-        if assoc.is_established:
+        if assoc.is_established and assoc.dul.is_alive():
             assoc.release()
+        else:
+            assoc.abort()
 
 
 def send_plainly(port: int, datasets: Sequence[Dataset], **options: Any) -> list[int]:

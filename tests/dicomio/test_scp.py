@@ -258,7 +258,7 @@ def test_nothing_of_the_patient_is_in_the_log(tmp_path, lines):
 def test_silence_ends_an_association_and_a_connection(tmp_path, lines):
     with running_scp(tmp_path, timeouts=quick_timeouts(0.5)) as node:
         with plain_association(node.port) as assoc:
-            eventually(lambda: assoc.is_aborted or not assoc.is_established, "the abort")
+            eventually(lambda: not assoc.dul.is_alive(), "the abort")
         with socket.create_connection((HERE, node.port)) as silent, socket.create_connection((HERE, node.port)) as half:
             half.sendall(b"\x01\x00\x00\x00\x10\x00abc")  # the beginning of a request for association
             for connection in (silent, half):

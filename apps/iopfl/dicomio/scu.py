@@ -122,8 +122,10 @@ def build_query(keys: Sequence[str]) -> Dataset:
     """
     query = Dataset()
     for key in keys:
+        name, _, value = key.partition("=")
         try:
-            query = ElementPath(key if "=" in key else f"{key}=").update(query)
+            # The dictionary has an element without a keyword.
+            query = ElementPath(f"{name.strip() or 'none'}={value}").update(query)
         except Exception as error:  # pynetdicom's and pydicom's have no common base
             raise ConfigError(
                 f"-k: expected an element such as PatientID=123 or 0010,0020=123, given {key!r}"
