@@ -143,7 +143,7 @@ def test_damaged_segmentations_are_read_or_refused(tmp_path, count):
     assert peak_memory() - before < MOST_MEMORY
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(400, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.long)])
 def test_a_codec_that_crashes_on_damage_takes_nothing_with_it(tmp_path, count):
     """JPEG lossless and JPEG-LS: a damaged frame aborts their decoder or never ends; each costs a process."""
     outcomes: Counter[str] = Counter()

@@ -164,6 +164,13 @@ def test_a_cropped_grid(slices, series, mask):
     assert np.array_equal(read_segmentation(seg, series, LABELS).mask, mask)
 
 
+def test_a_segmentation_elsewhere_in_the_patient_is_refused(slices, series, mask):
+    affine = series.affine.copy()
+    affine[:3, 3] += 500
+    with pytest.raises(SegmentationError, match="all of it lies outside"):
+        read_segmentation(on_grid(slices, series, mask, affine), series, LABELS)
+
+
 def test_a_finer_grid(slices, series, mask):
     fine = mask.repeat(2, axis=0).repeat(3, axis=1).repeat(2, axis=2)
     affine = series.affine @ np.diag([1 / 2, 1 / 3, 1 / 2, 1.0])

@@ -101,6 +101,7 @@ def test_the_inside_is_what_scikit_image_says(seed):
         ({"prostate": [(1.5, SQUARE)]}, "0.50 slices beside"),
         ({"prostate": [(1, SQUARE)], "bladder": [(1, SQUARE)]}, "segment 2 overlaps label value 1"),
         ({}, "came none"),
+        ({"prostate": [(40, SQUARE)]}, "all of them lie outside"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_the_reason(series, regions, reason):

@@ -19,6 +19,7 @@ from dicomio import phantoms
 from iopfl.core.colors import label_colors
 from iopfl.core.errors import SeriesError
 from iopfl.core.task import read_task
+from iopfl.dicomio.refusals import IMAGES, PICTURES, VOLUMES
 from iopfl.dicomio.segmentation import (
     Origin,
     Segment,
@@ -81,14 +82,22 @@ def test_a_mask_is_read_back_exactly_and_without_fault(tmp_path, kind):
     assert phantoms.validate(tmp_path / "seg.dcm") == []
 
 
-def test_a_photograph_is_segmented_too(tmp_path):
-    picture = phantoms.volume((40, 30, 3), low=0, high=255).astype(np.uint8)
-    series = read([phantoms.build_photograph(picture)], tmp_path / "series")
+@pytest.mark.parametrize("sop_class", sorted(IMAGES), ids=lambda sop_class: sop_class.keyword)
+def test_every_kind_of_image_that_is_read_is_segmented(tmp_path, sop_class):
+    voxels = phantoms.volume()
+    if sop_class in PICTURES:
+        datasets = [phantoms.build_photograph(phantoms.volume((14, 12, 3), low=0, high=255).astype(np.uint8))]
+    elif sop_class in VOLUMES:
+        datasets = [phantoms.build_enhanced(phantoms.build_slices(voxels))]
+    else:
+        datasets = phantoms.build_slices(voxels)
+    for ds in datasets:
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = sop_class
+    series = read(datasets, tmp_path / "series")
     mask = np.zeros(series.shape, np.uint8)
-    mask[3:9, 20:31] = 1
-    task = read_task("vessel")
-    seg = through_a_file(build_segmentation(mask, series, segments_of(task), ORIGIN))
-    assert np.array_equal(read_segmentation(seg, series, task.labels).mask, mask)
+    mask[3:9, 5:8], mask[4:7, 9:11] = 1, 2
+    seg = through_a_file(build_segmentation(mask, series, segments_of(HIPPOCAMPUS), ORIGIN))
+    assert np.array_equal(read_segmentation(seg, series, HIPPOCAMPUS.labels).mask, mask)
     seg.save_as(tmp_path / "seg.dcm")
     assert phantoms.validate(tmp_path / "seg.dcm") == []
 

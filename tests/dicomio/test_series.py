@@ -189,6 +189,32 @@ def test_several_volumes_of_one_enhanced_instance_are_refused(tmp_path):
         read([phantoms.build_enhanced([*slices, *slices])], tmp_path)
 
 
+def test_several_echoes_are_refused_by_name(tmp_path):
+    first, second = phantoms.build_slices(phantoms.volume()), phantoms.build_slices(phantoms.volume(seed=1))
+    for ds, echo in [*((ds, 10) for ds in first), *((ds, 80) for ds in second)]:
+        ds.EchoTime = echo
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{ds.SOPInstanceUID[:50]}.{echo}"
+    with pytest.raises(SeriesError, match=r"6 of 12 slices lie where another does.*differ in EchoTime"):
+        read([*first, *second], tmp_path)
+
+
+@pytest.mark.parametrize(("share", "is_read"), [(0.04, True), (0.08, False)])
+def test_positions_may_be_rounded_but_not_uneven(tmp_path, share, is_read):
+    slices = phantoms.build_slices(phantoms.volume())
+    slices[2].ImagePositionPatient = [-10.5, 20.25, 30 + 3 * (2 + share)]
+    phantoms.write(slices, tmp_path)
+    if is_read:
+        np.testing.assert_allclose(read_series(tmp_path).affine, phantoms.affine_of(), atol=1e-5)
+    else:
+        with pytest.raises(SeriesError, match="evenly spaced"):
+            read_series(tmp_path)
+
+
+def test_a_series_does_not_show_its_patient(tmp_path):
+    series = read(phantoms.build_slices(phantoms.volume()), tmp_path)
+    assert repr(series) == f"Series({series.series_instance_uid}, MR, (13, 11, 6))"
+
+
 def test_a_file_that_does_not_exist_is_said_without_its_name(tmp_path):
     with pytest.raises(SeriesError, match="1 of 1 do not exist"):
         read_series(tmp_path / "Doe^Jane.dcm")

@@ -29,6 +29,10 @@ _FARTHEST = 1e5  # mm: no scanner is larger; beyond it, a number is broken
 _SHOWN = 6
 
 
+class SharedPositionError(SeriesError):
+    """Several slices lie at one position: there are several volumes."""
+
+
 @dataclass(frozen=True)
 class Plane:
     """A slice in the patient.
@@ -74,7 +78,8 @@ def order_slices(planes: Sequence[Plane]) -> list[int]:
     """Indices of slices along their normal.
 
     Raises:
-        SeriesError: they are not parallel, differ in spacing, or share a position.
+        SharedPositionError: several lie at one position.
+        SeriesError: they are not parallel, or differ in spacing.
     """
     first = planes[0]
     if not all(first.is_parallel(plane) for plane in planes):
@@ -85,7 +90,7 @@ def order_slices(planes: Sequence[Plane]) -> list[int]:
     order = [int(index) for index in np.argsort(along, kind="stable")]
     shared = int((np.diff(along[order]) < _SAME_POSITION).sum())
     if shared:
-        raise SeriesError(
+        raise SharedPositionError(
             f"expected each position once, but {shared} of {len(planes)} slices lie where another does; "
             "the series holds several volumes (echoes, times, diffusion weights): send one of them"
         )

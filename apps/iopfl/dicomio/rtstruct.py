@@ -70,9 +70,10 @@ def draw_regions(ds: Dataset, described: Described, series: Series) -> np.ndarra
         (X, Y, Z) uint8 label values.
 
     Raises:
-        SegmentationError: a contour lies between the slices, or labels overlap.
+        SegmentationError: a contour lies between the slices, all lie outside the image, or labels overlap.
     """
     mask = np.zeros(series.shape, np.uint8, order="F")
+    drawn = False
     to_index = np.linalg.inv(LPS_TO_RAS @ series.affine)
     for item in ds.get("ROIContourSequence") or []:
         number = int(item.ReferencedROINumber)
@@ -89,6 +90,9 @@ def draw_regions(ds: Dataset, described: Described, series: Series) -> np.ndarra
         for z, contours in slices.items():
             if 0 <= z < series.shape[2]:
                 fill(mask[..., z], fill_contours(contours, series.shape[:2]), number, region.value)
+        drawn = drawn or bool(slices)
+    if drawn and not mask.any():
+        raise SegmentationError("expected contours within the image, but all of them lie outside")
     return mask
 
 

@@ -90,8 +90,8 @@ def _read(
 ) -> tuple[np.ndarray, dict[int, str]]:
     if ds.get("SOPClassUID") == RTStructureSetStorage:
         check_belongs(_find_series(ds), rtstruct.find_frame_of_reference(ds), series)
-        regions = rtstruct.describe_regions(ds, values, codes)
-        return rtstruct.draw_regions(ds, regions, series), regions.names
+        described = rtstruct.describe_regions(ds, values, codes)
+        return rtstruct.draw_regions(ds, described, series), described.names
     if ds.get("SOPClassUID") not in (SegmentationStorage, LABEL_MAP):
         raise SegmentationError(f"expected a DICOM SEG, came SOP class {show_uid(ds.get('SOPClassUID'))}")
     drawn_on = _find_series(ds)
@@ -99,8 +99,8 @@ def _read(
     if not drawn_on and sources & set(series.sop_instance_uids):
         drawn_on = {series.series_instance_uid}
     check_belongs(drawn_on, str(ds.get("FrameOfReferenceUID") or ""), series)
-    segments = _describe_segments(ds, values, codes)
-    return _draw(ds, segments, series), segments.names
+    described = _describe_segments(ds, values, codes)
+    return _draw(ds, described, series), described.names
 
 
 def _find_series(ds: Dataset) -> set[str]:
@@ -109,17 +109,17 @@ def _find_series(ds: Dataset) -> set[str]:
 
 
 def _describe_segments(ds: Dataset, values: Mapping[str, int] | None, codes: Mapping[str, Sequence[str]]) -> Described:
-    described = {}
+    by_number = {}
     for item in ds.get("SegmentSequence") or []:
         number, name = int(item.SegmentNumber), str(item.get("SegmentLabel") or "").strip()
         if values is None:
-            described[number] = Drawn(name or str(number), _own_value(item, number))
+            by_number[number] = Drawn(name or str(number), _own_value(item, number))
         else:
             label = find_label(name, item.get("SegmentedPropertyTypeCodeSequence") or [], values, codes)
-            described[number] = Drawn(label or name, None if label is None else values[label])
-    if not described:
+            by_number[number] = Drawn(label or name, None if label is None else values[label])
+    if not by_number:
         raise SegmentationError("expected at least one described segment, came none")
-    return Described(described, tuple(values or ()))
+    return Described(by_number, tuple(values or ()))
 
 
 def _own_value(item: Dataset, number: int) -> int:
@@ -128,7 +128,7 @@ def _own_value(item: Dataset, number: int) -> int:
     return check_value(int(digits) if said.startswith(VALUE_PREFIX) and digits.isdecimal() else number)
 
 
-def _draw(ds: Dataset, segments: Described, series: Series) -> np.ndarray:
+def _draw(ds: Dataset, described: Described, series: Series) -> np.ndarray:
     """Every frame's segment, on the series' grid, (X, Y, Z)."""
     rows, columns = int(ds.Rows), int(ds.Columns)
     if series.has_geometry:
@@ -145,8 +145,11 @@ def _draw(ds: Dataset, segments: Described, series: Series) -> np.ndarray:
     with Decoder() as decoder:
         for index, frame in enumerate(decoder.iterate(ds, raw=True)):
             for number, drawn in _split(ds, frame, index):
-                fill(volume[slices[index]], drawn, number, segments.find_value(number))
-    return resample_nearest(volume.transpose(2, 1, 0), affine, series.shape, series.affine)
+                fill(volume[slices[index]], drawn, number, described.find_value(number))
+    mask = resample_nearest(volume.transpose(2, 1, 0), affine, series.shape, series.affine)
+    if volume.any() and not mask.any():
+        raise SegmentationError("expected a segmentation within the image, but all of it lies outside")
+    return mask
 
 
 def _split(ds: Dataset, frame: np.ndarray, index: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -18,7 +18,7 @@ from iopfl.core.weights import replacing
 from iopfl.dicomio.decoding import Decoder
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.frames import count_frames, find_plane, find_thickness
-from iopfl.dicomio.geometry import build_affine, order_slices
+from iopfl.dicomio.geometry import Plane, SharedPositionError, build_affine, order_slices
 from iopfl.dicomio.pixels import (
     MAX_SERIES_BYTES,
     decode_frames,
@@ -30,10 +30,21 @@ from iopfl.dicomio.showing import is_uid, show_code
 
 __all__ = ["Series", "check_instance", "find_refusal", "read_series", "write_nifti"]
 
+# What tells the volumes of a series apart, where it holds several.
+_VOLUMES_DIFFER_IN = (
+    "ImageType",
+    "EchoTime",
+    "InversionTime",
+    "FlipAngle",
+    "DiffusionBValue",
+    "TemporalPositionIdentifier",
+    "TriggerTime",
+    "AcquisitionNumber",
+)
 _SAME = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "FrameOfReferenceUID")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Series:
     """An image series as one volume.
 
@@ -51,6 +62,10 @@ class Series:
     affine: np.ndarray
     has_geometry: bool = True
     frame_numbers: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        """Without the headers, which hold the patient."""
+        return f"Series({self.series_instance_uid}, {show_code(self.modality)}, {self.array.shape})"
 
     @property
     def series_instance_uid(self) -> str:
@@ -180,7 +195,7 @@ def _build(instances: Sequence[Dataset]) -> Series:
     affine = np.eye(4)
     if not is_picture:
         planes = [find_plane(*piece) for piece in slices]
-        order = order_slices(planes)
+        order = _order(slices, planes)
         slices = [slices[index] for index in order]
         affine = build_affine([planes[index] for index in order], thickness=find_thickness(*slices[0]))
     array = _decode(slices)
@@ -191,6 +206,16 @@ def _build(instances: Sequence[Dataset]) -> Series:
         has_geometry=not is_picture,
         frame_numbers=tuple(piece.frame + 1 for piece in slices) if multi_frame else (),
     )
+
+
+def _order(slices: Sequence[_Slice], planes: Sequence[Plane]) -> list[int]:
+    """Indices along the normal, or what tells several volumes apart."""
+    try:
+        return order_slices(planes)
+    except SharedPositionError as error:
+        values = {keyword: {str(piece.ds.get(keyword)) for piece in slices} for keyword in _VOLUMES_DIFFER_IN}
+        differ = ", ".join(keyword for keyword, different in values.items() if len(different) > 1)
+        raise SeriesError(f"{error}; they differ in {differ or 'nothing that is usual'}") from error
 
 
 def _decode(slices: Sequence[_Slice]) -> np.ndarray:
