@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 
 import numpy as np
 from pydicom import Dataset, dcmread
@@ -52,14 +53,10 @@ def _cut(data: bytes, random: np.random.Generator) -> bytes:
 
 def _change_length(data: bytes, random: np.random.Generator) -> bytes:
     """Overwrite what may be an element's length: behind a pair of capital letters, a VR."""
-    places = [
-        place
-        for place in range(132, len(data) - 6)
-        if 65 <= data[place] <= 90 and 65 <= data[place + 1] <= 90 and data[place - 1] == 0
-    ]
+    places = [match.end() for match in re.finditer(rb"\0[A-Z]{2}", data[131:])]
     if not places:
         return data
-    place = places[random.integers(len(places))] + 2
+    place = 131 + places[random.integers(len(places))]
     length = int(LENGTHS[random.integers(len(LENGTHS))])
     wide = random.random() < 0.5
     replacement = b"\0\0" + length.to_bytes(4, "little") if wide else (length & 0xFFFF).to_bytes(2, "little")

@@ -120,7 +120,7 @@ COUNTS = [1000, pytest.param(8000, marks=pytest.mark.long)]
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_damaged_images_are_read_or_refused(tmp_path, count):
+def test_damaged_images_are_read_or_refused(tmp_path, caplog, count):
     whole = whole_images(tmp_path)
     check_images(tmp_path, whole, len(whole))
     before = peak_memory()
@@ -128,10 +128,11 @@ def test_damaged_images_are_read_or_refused(tmp_path, count):
     assert outcomes.total() == count
     assert min(outcomes["read"], outcomes["refused"]) > count / 10
     assert peak_memory() - before < MOST_MEMORY
+    assert not PATIENT.search(caplog.text)
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_damaged_segmentations_are_read_or_refused(tmp_path, count):
+def test_damaged_segmentations_are_read_or_refused(tmp_path, caplog, count):
     slices = phantoms.build_slices(phantoms.volume())
     series = read_series(phantoms.write(slices, tmp_path))
     whole = whole_segmentations(series, slices)
@@ -141,6 +142,7 @@ def test_damaged_segmentations_are_read_or_refused(tmp_path, count):
     assert outcomes.total() == count
     assert min(outcomes["read"], outcomes["refused"]) > count / 10
     assert peak_memory() - before < MOST_MEMORY
+    assert not PATIENT.search(caplog.text)
 
 
 @pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.long)])
