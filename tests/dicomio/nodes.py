@@ -28,6 +28,7 @@ from iopfl.dicomio.inbox import Inbox
 from iopfl.dicomio.peers import Peer, Timeouts
 from iopfl.dicomio.queue import Queue
 from iopfl.dicomio.scp import SCPSettings, StorageSCP
+from iopfl.dicomio.sockets import Requestor
 
 HERE = "127.0.0.1"
 SECONDS = 20.0
@@ -83,14 +84,10 @@ def running_scp(folder: Path, *, services: Any = (), max_bytes: int | None = Non
 
 
 class _PlainAE(AE):
-    """An application entity without any tuning, but one of pynetdicom's faults, which comes out under load.
-
-    A requestor's own loop may take an answer away from the call that waits for it (see `sockets.TunedAE`).
-    """
+    """An application entity without any tuning, and without the fault of pynetdicom's that `Requestor` is about."""
 
     def _create_socket(self, assoc: Association, *arguments: Any) -> Any:
-        assoc._is_paused = True
-        assoc.start = lambda: None
+        assoc.__class__ = Requestor
         return super()._create_socket(assoc, *arguments)
 
 

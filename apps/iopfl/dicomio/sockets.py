@@ -261,16 +261,26 @@ class TunedServer(ThreadedAssociationServer):
         logger.warning("%s:%s is no DICOM peer: %s", *client_address[:2], reason)
 
 
+class Requestor(Association):
+    """An association that we asked for, without pynetdicom's loop, which has nothing to do in it.
+
+    It may even take an answer that came quickly away from the call that waits for it: in pynetdicom 3.0.4
+    `_is_paused` is set before the loop pauses. Here it is paused for good, since it never starts.
+    """
+
+    _is_paused = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
+
+    def start(self) -> None:
+        """Start no loop."""
+
+
 class TunedAE(AE):
     """An application entity whose connections are tuned, those it opens too."""
 
     def _create_socket(self, assoc: Association, address: AddressInformation, tls_args: Any) -> TunedSocket:
+        assoc.__class__ = Requestor  # AE.associate names the class itself
         connection = TunedSocket(assoc, address=address)
         connection.tls_args = tls_args
-        # As requestor an association's own loop has nothing to do, and may take an answer that came quickly from the
-        # call that waits for it (pynetdicom 3.0.4: `_is_paused` is set before it pauses). It is never started.
-        assoc._is_paused = True
-        setattr(assoc, "start", lambda: None)  # noqa: B010  # a method, for mypy
         return connection
 
 

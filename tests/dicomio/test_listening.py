@@ -1,0 +1,407 @@
+"""The service: from received series to a segmentation at the PACS, through refusals, outages and restarts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+import time
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from pydicom import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage, SegmentationStorage
+from pynetdicom import build_context, evt
+from pynetdicom.sop_class import StorageCommitmentPushModel
+
+from dicomio.nodes import HERE, eventually, make_slices, plain_association, send_plainly, storage_peer
+from iopfl.cli import main
+from iopfl.core.errors import AdaptationError, CancelledError, ConfigError
+from iopfl.dicomio import listening
+from iopfl.dicomio.commitment import WELL_KNOWN_INSTANCE
+from iopfl.dicomio.listening import Answered, Listener, ListenSettings
+from iopfl.dicomio.peers import Peer
+from iopfl.dicomio.queue import State, list_jobs
+from iopfl.dicomio.rules import Rule, Rules
+from iopfl.dicomio.scp import SCPSettings
+from iopfl.dicomio.segmentation import Origin, Segment, read_segmentation
+from iopfl.dicomio.series import read_series
+from iopfl.dicomio.upkeep import ask, make_room
+from orthanc import free_port
+
+QUIET = 0.15
+SEGMENTS = [Segment(1, "bright", "#ff0000")]
+THRESHOLD = 450
+
+
+class Model:
+    """Marks what is bright; keeps what it was asked, and does what a test tells it to."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.before = lambda cancelled: None
+
+    def __call__(self, name: str, image: Path, cancelled) -> Answered:
+        voxels = np.asarray(nib.load(image).dataobj)
+        self.asked.append((name, voxels.shape[2]))
+        self.before(cancelled)
+        mask = (voxels > THRESHOLD).astype(np.uint8)
+        return Answered(mask, SEGMENTS, Origin("threshold", "1", description="what is bright"), 0.01)
+
+
+@pytest.fixture
+def model():
+    return Model()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(listening, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(listening, "SEND_ATTEMPTS", 3)
+    monkeypatch.setattr("iopfl.dicomio.commitment._WAIT_SECONDS", 0.3)
+
+
+@contextmanager
+def listening_node(folder: Path, model: Model, *ports: int, rule: dict | None = None, **settings):
+    """The service with one rule, that sends to peers on some ports."""
+    places = {f"pacs{number}": Peer("PACS", HERE, port) for number, port in enumerate(ports)}
+    rules = Rules((Rule("all", "bright", tuple(places), **(rule or {})),), places)
+    values = {"folder": folder, "quiet_seconds": QUIET, "scp": SCPSettings(port=0), **settings}
+    with Listener(ListenSettings(**values), rules, model) as listener:
+        yield listener
+
+
+def state_of(listener: Listener, series: str, *states: State):
+    """The job of a series, when it is in one of some states."""
+
+    def job():
+        found = listener.queue.get(series)
+        return found if found is not None and found.state in states else None
+
+    return eventually(job, f"{' or '.join(states)}, is {listener.queue.get(series)}")
+
+
+def test_a_series_comes_back_as_a_segmentation_and_the_steps_are_timed(tmp_path, model):
+    datasets = make_slices(5)
+    with storage_peer() as pacs, listening_node(tmp_path / "node", model, pacs.port) as listener:
+        assert send_plainly(listener.port, datasets) == [0] * 5
+        job = state_of(listener, datasets[0].SeriesInstanceUID, State.DONE)
+        (seg,) = pacs.received
+        series = read_series(listener.inbox.files(job.series_instance_uid))
+    assert seg.SOPClassUID == SegmentationStorage
+    assert seg.SOPInstanceUID == job.segmentation
+    assert (read_segmentation(seg, series).mask == (series.array > THRESHOLD)).all()
+    assert str(seg.PatientName) == "Müller^Jörg"
+    assert "not for clinical use" in seg.SeriesDescription
+    assert (job.rule, job.answer, job.instances, job.waiting) == ("all", "bright", 5, ())
+    steps = ("first", "last", "complete", "read", "model", "answered", "segmented", "sent")
+    assert [job.times[step] for step in steps] == sorted(job.times[step] for step in steps)
+    assert not list((tmp_path / "node" / "work").iterdir())
+
+
+def test_every_destination_gets_it_and_one_that_is_away_holds_up_nobody(tmp_path, model, caplog):
+    datasets, away = make_slices(2), free_port()
+    uid = datasets[0].SeriesInstanceUID
+    with storage_peer() as pacs, listening_node(tmp_path, model, away, pacs.port) as listener:
+        send_plainly(listener.port, datasets)
+        eventually(lambda: pacs.received, "the one that is there")
+        eventually(lambda: listener.queue.get(uid).waiting == ("pacs0",), "the note of it")
+        with storage_peer(port=away) as back:
+            job = state_of(listener, uid, State.DONE)
+            assert [ds.SOPInstanceUID for ds in back.received] == [job.segmentation]
+        assert len(pacs.received) == 1
+    assert "no connection" in caplog.text
+
+
+def test_a_destination_that_refuses_is_given_up_and_tried_again_when_asked(tmp_path, model, capsys):
+    datasets = make_slices(2)
+    uid, state = datasets[0].SeriesInstanceUID, tmp_path / "state"
+    with storage_peer() as pacs, listening_node(state / "dimse", model, pacs.port) as listener:
+        pacs.status = 0xA700
+        send_plainly(listener.port, datasets)
+        job = state_of(listener, uid, State.FAILED)
+        assert "refused instance" in job.reason and "0xA700" in job.reason
+        assert main(["dicom", "queue", "--state", str(state), "--json"]) == 0
+        (shown,) = json.loads(capsys.readouterr().out)
+        assert (shown["series_instance_uid"], shown["state"]) == (uid, "failed")
+        assert main(["dicom", "queue", "--state", str(state)]) == 0
+        assert "failed" in capsys.readouterr().out
+        pacs.status = 0
+        assert main(["dicom", "queue", "retry", uid, "--state", str(state)]) == 0
+        assert "by the listener" in capsys.readouterr().out
+        state_of(listener, uid, State.DONE)
+        assert [ds.SOPInstanceUID for ds in pacs.received] == [job.segmentation]
+        assert len(model.asked) == 1, "sent again, not segmented again"
+        assert main(["dicom", "queue", "drop", uid, "--state", str(state)]) == 0
+        eventually(lambda: listener.queue.get(uid) is None, "the drop")
+    assert main(["dicom", "queue", "drop", uid, "--state", str(state)]) == 2
+    assert "no series" in capsys.readouterr().err
+    assert main(["dicom", "queue", "retry", "--state", str(state)]) == 2
+
+
+def secondary_capture():
+    (ds,) = make_slices(1, series="capture")
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    return [ds]
+
+
+def localizer():
+    datasets = make_slices(2, series="localizer")
+    for ds in datasets:
+        ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    return datasets
+
+
+def mosaic():
+    (ds,) = make_slices(1, series="mosaic")
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]
+    return [ds]
+
+
+def gap():
+    datasets = make_slices(6, series="gap")
+    return datasets[:3] + datasets[4:]
+
+
+def partial():
+    datasets = make_slices(6, series="partial")
+    for ds in datasets:
+        ds.NumberOfSeriesRelatedInstances = 6
+    return datasets[:4]
+
+
+def of_another_modality():
+    datasets = make_slices(4, series="other modality")
+    for ds in datasets:
+        ds.Modality = "CT"
+    return datasets
+
+
+def too_few():
+    return make_slices(1, series="too few")
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (secondary_capture, "secondary capture"),
+        (localizer, "localizer"),
+        (mosaic, "mosaic"),
+        (gap, "spac|gap|apart"),
+        (partial, "partial: 4 of 6 instances came; send the rest"),
+        (of_another_modality, "no rule matches: all: modality 'CT' is not 'MR'"),
+        (too_few, "no rule matches: all: 1 slices, at least 2 expected"),
+    ],
+)
+def test_what_is_not_segmented_is_refused_with_the_reason(tmp_path, model, caplog, build, words):
+    datasets = build()
+    rule = {"patterns": {"modality": "MR"}, "min_slices": 2 if build is too_few else 1}
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port, rule=rule) as listener:
+        assert set(send_plainly(listener.port, datasets)) == {0}
+        job = state_of(listener, datasets[0].SeriesInstanceUID, State.REFUSED)
+        assert re.search(words, job.reason), job.reason
+        assert pacs.received == []
+    assert f"series {job.series_instance_uid} is not segmented: " in caplog.text
+    assert "ller" not in caplog.text
+
+
+def test_the_rest_of_a_partial_series_has_it_segmented(tmp_path, model):
+    whole = make_slices(6, series="partial")
+    for ds in whole:
+        ds.NumberOfSeriesRelatedInstances = 6
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port) as listener:
+        send_plainly(listener.port, whole[:4])
+        state_of(listener, whole[0].SeriesInstanceUID, State.REFUSED)
+        send_plainly(listener.port, whole[4:])
+        state_of(listener, whole[0].SeriesInstanceUID, State.DONE)
+        assert len(pacs.received) == 1
+    assert model.asked == [("bright", 6)]
+
+
+def test_a_series_that_grows_is_segmented_once_more_and_resent_instances_change_nothing(tmp_path, model):
+    datasets = make_slices(6)
+    uid = datasets[0].SeriesInstanceUID
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port) as listener:
+        send_plainly(listener.port, datasets[:4])
+        state_of(listener, uid, State.DONE)
+        send_plainly(listener.port, datasets[:4])
+        time.sleep(3 * QUIET)
+        assert len(pacs.received) == 1
+        send_plainly(listener.port, datasets)
+        eventually(lambda: len(pacs.received) == 2, "the second segmentation")
+        job = state_of(listener, uid, State.DONE)
+        assert pacs.received[1].SOPInstanceUID == job.segmentation != pacs.received[0].SOPInstanceUID
+    assert [slices for _, slices in model.asked] == [4, 6]
+
+
+def test_instances_that_come_while_it_is_segmented_count(tmp_path, model):
+    datasets = make_slices(6)
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port) as listener:
+
+        def send_the_rest(_):
+            model.before = lambda _: None
+            send_plainly(listener.port, datasets[4:])
+
+        model.before = send_the_rest
+        send_plainly(listener.port, datasets[:4])
+        state_of(listener, datasets[0].SeriesInstanceUID, State.DONE)
+        assert [ds.SOPInstanceUID for ds in pacs.received] == [listener.queue.jobs()[0].segmentation]
+    assert [slices for _, slices in model.asked] == [4, 6]
+
+
+def test_a_model_that_fails_for_now_is_tried_again_and_one_that_cannot_is_not(tmp_path, model, caplog):
+    failures = [MemoryError(), OSError(28, "No space left on device")]
+
+    def fail(_):
+        if failures:
+            raise failures.pop()
+
+    model.before = fail
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port) as listener:
+        send_plainly(listener.port, make_slices(2))
+        eventually(lambda: len(pacs.received) == 1, "the third attempt")
+        failures += [MemoryError()] * 3
+        other = make_slices(2, series="other")
+        send_plainly(listener.port, other)
+        job = state_of(listener, other[0].SeriesInstanceUID, State.FAILED)
+        assert job.reason == "not segmented: MemoryError"
+        failures += [AdaptationError("expected experts, came none")]
+        third = make_slices(2, series="third")
+        send_plainly(listener.port, third)
+        assert state_of(listener, third[0].SeriesInstanceUID, State.REFUSED).reason == "expected experts, came none"
+        before = len(model.asked)
+        ask(tmp_path, "retry", job.series_instance_uid)
+        state_of(listener, job.series_instance_uid, State.DONE)
+        assert len(model.asked) == before + 1
+
+
+def test_a_new_process_goes_on_where_the_last_one_ended(tmp_path, model):
+    waiting, unsent = make_slices(3), make_slices(2, series="unsent")
+    away = free_port()
+
+    def be_cancelled(cancelled):
+        eventually(cancelled, "the end")
+        raise CancelledError("stopped")
+
+    with listening_node(tmp_path, model, away) as listener:
+        send_plainly(listener.port, unsent)
+        job = state_of(listener, unsent[0].SeriesInstanceUID, State.SENDING)
+        model.before = be_cancelled
+        send_plainly(listener.port, waiting)
+        state_of(listener, waiting[0].SeriesInstanceUID, State.SEGMENTING)
+        eventually(lambda: len(model.asked) == 2, "the model")
+    states = {job.series_instance_uid: job.state for job in list_jobs(tmp_path / "queue")}
+    assert states[waiting[0].SeriesInstanceUID] is State.SEGMENTING
+    model.before = lambda _: None
+    with storage_peer(port=away) as pacs, listening_node(tmp_path, model, away) as listener:
+        for series in (waiting, unsent):
+            state_of(listener, series[0].SeriesInstanceUID, State.DONE)
+        assert len(pacs.received) == 2
+        assert job.segmentation in {ds.SOPInstanceUID for ds in pacs.received}
+    assert [slices for _, slices in model.asked] == [2, 3, 3]
+
+
+def test_two_listeners_do_not_share_a_folder(tmp_path, model):
+    with listening_node(tmp_path, model), pytest.raises(ConfigError, match="another iopfl dicom listen"):
+        Listener(ListenSettings(folder=tmp_path, scp=SCPSettings(port=0)), Rules((), {}), model)
+
+
+def test_without_a_listener_what_is_asked_is_done_at_once(tmp_path, model):
+    datasets = make_slices(2)
+    uid = datasets[0].SeriesInstanceUID
+    with listening_node(tmp_path, model, free_port()) as listener:
+        send_plainly(listener.port, datasets)
+        state_of(listener, uid, State.FAILED, State.SENDING)
+    assert ask(tmp_path, "retry", uid)
+    (job,) = list_jobs(tmp_path / "queue")
+    assert (job.state, job.attempts, job.reason) == (State.SENDING, 0, "")
+    assert ask(tmp_path, "drop", uid)
+    assert list_jobs(tmp_path / "queue") == [] and not list((tmp_path / "series").iterdir())
+
+
+def test_only_old_or_superfluous_series_that_are_done_are_deleted(tmp_path, model, monkeypatch):
+    first, second, third = (make_slices(2, series=name, size=64) for name in ("first", "second", "third"))
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port, max_bytes=40_000) as listener:
+        for series in (first, second):
+            assert send_plainly(listener.port, series) == [0, 0]
+            state_of(listener, series[0].SeriesInstanceUID, State.DONE)
+        pacs.status = 0xA700
+        monkeypatch.setattr(listening, "_TIDY_SECONDS", 0.05)
+        eventually(lambda: listener.inbox.size < 36_000, "the room")
+        assert send_plainly(listener.port, third) == [0, 0]
+        job = state_of(listener, third[0].SeriesInstanceUID, State.FAILED)
+        make_room(listener.inbox, listener.outbox, keep_days=0.0)
+        left = [job.series_instance_uid for job in listener.queue.jobs()]
+        assert left == [third[0].SeriesInstanceUID], "what is owed stays"
+        assert [path.stem for path in (tmp_path / "outbox").iterdir()] == [job.segmentation]
+
+
+def test_settings_that_cannot_be_are_refused(tmp_path):
+    for wrong in ({"quiet_seconds": 0}, {"keep_days": -1}, {"max_bytes": 0}):
+        with pytest.raises(ConfigError, match="positive"):
+            ListenSettings(folder=tmp_path, **wrong)
+
+
+def request_commitment(assoc, datasets):
+    asked = Dataset()
+    asked.TransactionUID = "1.2.3.4"
+    asked.ReferencedSOPSequence = []
+    for ds in datasets:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
+        asked.ReferencedSOPSequence.append(item)
+    status, _ = assoc.send_n_action(asked, 1, StorageCommitmentPushModel, WELL_KNOWN_INSTANCE)
+    return status.Status
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["on the same association", "on one of our own"])
+def test_what_is_held_is_committed_to_when_that_is_switched_on(tmp_path, model, stays):
+    datasets = make_slices(3)
+    strange = deepcopy(datasets[0])
+    strange.SOPClassUID = SecondaryCaptureImageStorage
+    reports = []
+
+    def report(event):
+        reports.append(event.event_information)
+        return 0x0000, None
+
+    contexts = [build_context(StorageCommitmentPushModel)]
+    handlers = [(evt.EVT_N_EVENT_REPORT, report)]
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port, commitment=True) as listener:
+        send_plainly(listener.port, datasets[:2])
+        with plain_association(listener.port, contexts, aet="PACS", evt_handlers=handlers) as assoc:
+            assert request_commitment(assoc, [*datasets[:2], datasets[2], strange]) == 0
+            if stays:
+                eventually(lambda: reports, "the report")
+        (result,) = reports if stays else eventually(lambda: pacs.reports, "the report")
+    assert result.TransactionUID == "1.2.3.4"
+    assert {item.ReferencedSOPInstanceUID for item in result.ReferencedSOPSequence} == {
+        ds.SOPInstanceUID for ds in datasets[:2]
+    }
+    assert [item.FailureReason for item in result.FailedSOPSequence] == [0x0112, 0x0119]
+
+
+def test_nothing_is_committed_to_otherwise(tmp_path, model):
+    with (
+        listening_node(tmp_path, model) as listener,
+        plain_association(listener.port, [build_context(StorageCommitmentPushModel)]) as assoc,
+    ):
+        assert not assoc.accepted_contexts
+
+
+def test_the_log_names_no_patient(tmp_path, model, caplog):
+    caplog.set_level(logging.INFO)
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port) as listener:
+        send_plainly(listener.port, make_slices(3))
+        eventually(lambda: pacs.received, "the segmentation")
+    for value in ("ller", "P-1", "19600203"):
+        assert value not in caplog.text
+    assert "is complete with 3 instances" in caplog.text
+    assert all(
+        threading.current_thread() is thread or not thread.name.startswith("dicom-") for thread in threading.enumerate()
+    )
