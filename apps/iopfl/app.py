@@ -168,7 +168,9 @@ class IOPFLApp(MONAILabelApp):
         name = request.get("strategy") or "random"
         if name not in self._strategies:
             raise ConfigError(f"no strategy {name!r}: expected one of {', '.join(self._strategies)}")
-        return self._strategies[name]({**request, "strategy": name}, Offered(self.datastore(), hidden)) or {}
+        task = self.models.tasks.get(name.removesuffix("_disagreement"))
+        offered = Offered(self.datastore(), hidden, task)
+        return self._strategies[name]({**request, "strategy": name}, offered) or {}
 
     def _check_lent(self, others: set[str]) -> None:
         unlabeled = others & set(self.datastore().get_unlabeled_images())

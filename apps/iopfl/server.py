@@ -18,7 +18,6 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,7 +25,8 @@ from iopfl import compat
 from iopfl.compat.logs_page import LOG_FILE_VARIABLE
 from iopfl.core.errors import ConfigError, IOPFLError
 from iopfl.lib.settings import AppSettings, check_device
-from iopfl.web.access_settings import MAX_UPLOAD_MB, MODES, AccessSettings, choose_mode, find_hosts, read_secret
+from iopfl.server_options import DEFAULT_STATE, ServerSettings, add_arguments, settings_from
+from iopfl.web.access_settings import AccessSettings, choose_mode, find_hosts, read_secret
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -35,53 +35,10 @@ __all__ = ["ServerSettings", "add_arguments", "build_app", "check_device", "main
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_STATE = Path.home() / ".iopfl"
-
 _MAX_PORT = 65535
 
 SHUTDOWN_SECONDS = 5
 """How long requests that are being answered may take once the server is told to stop."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerSettings:
-    """What `serve` needs to know.
-
-    Attributes:
-        studies: a site folder, or the DICOMweb URL of a PACS.
-        app_dir: the folder whose `main.py` holds the app.
-        state: the state folder; logs and sessions go there, the app's folder stays untouched.
-        conf: MONAI Label's `--conf`, by key. The app finds the state folder there as `state`.
-        host: the address to listen on.
-        port: the port to listen on; 0 for any that is free.
-        ssl_certfile: PEM certificate; with it the server speaks HTTPS.
-        ssl_keyfile: PEM key of that certificate.
-        root_path: path prefix, behind a reverse proxy that removes one.
-        log_level: DEBUG, INFO, WARNING or ERROR.
-        auth: `local`, `oidc` or `off`; None = `off`, which is refused where others reach the host.
-        oidc_issuer: address of the hospital's sign-in service; "" = MONAI_LABEL_AUTH_REALM_URI.
-        oidc_client: the name that this server is registered by there; "" = MONAI_LABEL_AUTH_CLIENT_ID.
-        oidc_secret_file: holds what this server proves that with; None = it is a public client.
-        allow_hosts: names by which browsers may call this server, besides the host's, the certificate's and addresses.
-        max_upload_mb: most that one request may bring.
-    """
-
-    studies: str
-    app_dir: Path = Path(__file__).parent
-    state: Path = DEFAULT_STATE
-    conf: dict[str, str] = field(default_factory=dict)
-    host: str = "127.0.0.1"
-    port: int = 8000
-    ssl_certfile: Path | None = None
-    ssl_keyfile: Path | None = None
-    root_path: str = ""
-    log_level: str = "INFO"
-    auth: str | None = None
-    oidc_issuer: str = ""
-    oidc_client: str = ""
-    oidc_secret_file: Path | None = None
-    allow_hosts: tuple[str, ...] = ()
-    max_upload_mb: int = MAX_UPLOAD_MB
 
 
 def build_app(access: AccessSettings | None = None) -> FastAPI:
@@ -173,56 +130,6 @@ def serve(settings: ServerSettings) -> NoReturn:
     os._exit(0)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `iopfl serve` to a parser."""
-    defaults = ServerSettings(studies="")
-    add = parser.add_argument
-    add("--studies", required=True, help="site folder, or DICOMweb URL of a PACS")
-    add("--state", type=Path, default=defaults.state, help="state folder (default: %(default)s)")
-    add("--app", type=Path, default=defaults.app_dir, help="app folder (default: iopfl itself)")
-    add("--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="app option")
-    add("--host", default=defaults.host, help="address to listen on (default: %(default)s)")
-    add("--port", type=int, default=defaults.port, help="0: any free one (default: %(default)s)")
-    add("--ssl-certfile", type=Path, help="PEM certificate, for HTTPS")
-    add("--ssl-keyfile", type=Path, help="PEM key of the certificate")
-    add("--root-path", default="", help="path prefix, behind a reverse proxy")
-    levels = ("DEBUG", "INFO", "WARNING", "ERROR")
-    add("--log-level", default=defaults.log_level, choices=levels, help="(default: %(default)s)")
-    text = (
-        "who may use it: users of its own (iopfl users), the hospital's, or everybody (default on this machine alone)"
-    )
-    add("--auth", choices=MODES, help=text)
-    add("--oidc-issuer", default="", metavar="URL", help="the hospital's OpenID Connect service, e.g. a Keycloak realm")
-    add("--oidc-client", default="", metavar="ID", help="this server's client id there (default: monailabel-app)")
-    add("--oidc-secret-file", type=Path, metavar="FILE", help="holds the client's secret, if it has one")
-    text = "name by which browsers may call it, e.g. a reverse proxy's; several times for several"
-    add("--allow-host", action="append", default=[], metavar="NAME", help=text)
-    text = "most that one request may bring (default: %(default)s)"
-    add("--max-upload-mb", type=int, default=defaults.max_upload_mb, metavar="MB", help=text)
-
-
-def settings_from(arguments: argparse.Namespace) -> ServerSettings:
-    """Make settings of parsed options."""
-    return ServerSettings(
-        studies=arguments.studies,
-        app_dir=arguments.app,
-        state=arguments.state,
-        conf=dict(arguments.conf),
-        host=arguments.host,
-        port=arguments.port,
-        ssl_certfile=arguments.ssl_certfile,
-        ssl_keyfile=arguments.ssl_keyfile,
-        root_path=arguments.root_path,
-        log_level=arguments.log_level,
-        auth=arguments.auth,
-        oidc_issuer=arguments.oidc_issuer,
-        oidc_client=arguments.oidc_client,
-        oidc_secret_file=arguments.oidc_secret_file,
-        allow_hosts=tuple(arguments.allow_host),
-        max_upload_mb=arguments.max_upload_mb,
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m iopfl.server`; the options are those of `iopfl serve`."""
     parser = argparse.ArgumentParser(prog="python -m iopfl.server", description=serve.__doc__)
@@ -249,7 +156,13 @@ def _check(settings: ServerSettings) -> None:
     if not 0 <= settings.port <= _MAX_PORT:  # the system would take it modulo 65536
         raise ConfigError(f"a port is a number from 0 to {_MAX_PORT}, not {settings.port}")
     if settings.app_dir.resolve() == Path(__file__).resolve().parent:
-        AppSettings.from_conf(settings.conf, default_state=settings.state)
+        app = AppSettings.from_conf(settings.conf, default_state=settings.state)
+        if _is_url(settings.studies):
+            from iopfl.lib.pacs import PACSAccess
+
+            access = PACSAccess(settings.studies, app.pacs_credentials, app.pacs_ca)
+            if access.credentials:
+                access.headers()  # whether they can be read
 
 
 def _choose_access(settings: ServerSettings) -> AccessSettings:
@@ -273,8 +186,9 @@ def _choose_access(settings: ServerSettings) -> AccessSettings:
 def _listen(host: str, port: int) -> socket.socket:
     """Take the port before anything else: whoever loses it learns so in a moment, not in ten seconds."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # With its protocol, without which asyncio sets no TCP_NODELAY, and each answer waits 40 ms for an ACK.
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:

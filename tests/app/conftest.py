@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from iopfl.core.bank import ModelBank
+from iopfl.core.task import Task
 from label_server import LabelServer
+from orthanc import Orthanc, running_orthanc
 
+from .archive import TASK, Gateway, send
 from .site import GLAND, await_line, make_site_bank, serving, write_scans
 
 
@@ -44,3 +48,48 @@ def restarted(home, bank) -> LabelServer:
     assert not list((state / "local").glob(".*")), "a half-written file was left"
     with serving(home / "site_a", bank, state=state) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def orthanc(tmp_path_factory) -> Iterator[Orthanc]:
+    """A PACS for several modules; `pacs` empties it for each test."""
+    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as running:
+        yield running
+
+
+@pytest.fixture
+def pacs(orthanc, tmp_path) -> Orthanc:
+    """The PACS with two series of different patients, and nothing else."""
+    for study in orthanc.request("GET", "/studies").json():
+        orthanc.request("DELETE", f"/studies/{study}")
+    for number, name in enumerate(("first", "second")):
+        send(orthanc, tmp_path, name, patient=f"P-{number}", seed=number)
+    return orthanc
+
+
+@pytest.fixture
+def open_store(tmp_path) -> Callable:
+    """Open a PACS as the datastore, as a server does."""
+    from iopfl.compat import apply_tasks
+
+    apply_tasks()
+    from iopfl.lib.dicomweb import PACSDatastore
+    from iopfl.lib.final_labels import FinalRule
+    from iopfl.lib.pacs import PACSAccess
+
+    def open_store(url: str, *, task: Task = TASK, rule: str = "newest", state: str = "state", **options):
+        folder = tmp_path / state / "pacs" / "here"
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {"cache_bytes": 10**9, "filters": {}, "tasks": {task.name: task}, "rule": FinalRule.parse(rule)}
+        return PACSDatastore(PACSAccess(url), folder, labels=tmp_path / state / "labels", **{**settings, **options})
+
+    return open_store
+
+
+@pytest.fixture
+def gateway(pacs) -> Iterator[Gateway]:
+    """Stands before the PACS."""
+    gateway = Gateway(pacs.url)
+    yield gateway
+    gateway.server.shutdown()
+    gateway.server.server_close()

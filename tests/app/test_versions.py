@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iopfl.core.errors import ConfigError, LabelVersionError
+from iopfl.core.errors import ConfigError, LabelVersionError, StorageError
 from iopfl.lib.final_labels import MAJORITY, STAPLE, FinalRule, find_consensus
 from iopfl.lib.versions import LOG, VersionStore
 
@@ -244,7 +244,7 @@ def test_labels_in_the_folder_become_versions_of_nobody(studies, tmp_path):
 
 def test_a_training_says_which_versions_it_uses(studies, tmp_path):
     from iopfl.lib.datastore import split_labeled
-    from iopfl.lib.label_store import describe_used, summarize_used
+    from iopfl.lib.used_labels import describe_used, summarize_used
 
     store = open_store(studies)
     submit(store, draw(tmp_path / "a.nii.gz", slice(0, 3)), "ann")
@@ -351,9 +351,25 @@ def test_a_full_disk_leaves_the_log_as_it_was(tmp_path, monkeypatch):
     assert (tmp_path / IMAGE / LOG).read_bytes() == before
 
 
+def test_a_full_disk_refuses_the_label_in_plain_words(studies, tmp_path, monkeypatch):
+    store = open_store(studies)
+    label = draw(tmp_path / "a.nii.gz", slice(0, 3))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match=r"No space left on device.*submit it again"):
+        patch.setattr(os, "fsync", full)
+        submit(store, label, "ann")
+    assert final(studies) is None and store.history(IMAGE).versions == ()
+    assert submit(store, label, "ann").number == 1
+
+
 def test_a_label_that_started_from_an_answer_says_so(studies, tmp_path):
     store = open_store(studies)
-    store.answers.note({"client_id": "ann", "image": IMAGE}, {"task": "gland", "model": "routed", "bank": "gland-1a2b", "seconds": 1.0})
+    store.answers.note(
+        {"client_id": "ann", "image": IMAGE}, {"task": "gland", "model": "routed", "bank": "gland-1a2b", "seconds": 1.0}
+    )
     label = draw(tmp_path / "a.nii.gz", slice(0, 3))
     assert submit(store, label, "ann").origin == {"task": "gland", "model": "routed", "bank": "gland-1a2b"}
     assert submit(store, label, "bob").origin == {}

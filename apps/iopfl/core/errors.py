@@ -66,6 +66,10 @@ class LabelVersionError(IOPFLError):
     """A label's history has no such version, or nothing to undo."""
 
 
+class StorageError(IOPFLError):
+    """The disk is full, or not to be written to."""
+
+
 class LeaseError(IOPFLError):
     """Every image that is left is lent to somebody else."""
 

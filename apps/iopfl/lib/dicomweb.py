@@ -128,7 +128,7 @@ class PACSDatastore(VersionedDatastore):
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """Where a label lies; a final one is fetched if it is in the PACS alone."""
-        if label_tag == FINAL:
+        if label_tag == FINAL and label_id in self._datastore.objects:
             with self.versions.hold(label_id):
                 self._materialize(label_id)
         return super().get_label_uri(label_id, label_tag)

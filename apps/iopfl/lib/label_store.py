@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from monailabel.datastore.local import DataModel
-from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
 
-from iopfl.core.errors import IOPFLError, LabelVersionError
+from iopfl.core.errors import IOPFLError, LabelVersionError, StorageError
 from iopfl.core.predictor import Answer, Segmentation
 from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
-from iopfl.core.weights import write_bytes
 from iopfl.core.writers import mask_name, write_mask
 from iopfl.lib.annotators import RecentAnswers, find_annotator
 from iopfl.lib.datastore import FINAL, CheckedDatastore
@@ -78,11 +75,14 @@ class VersionedDatastore(CheckedDatastore):
 
         Returns:
             Its version.
+
+        Raises:
+            StorageError: the state folder cannot be written to; the label is not kept.
         """
         self._check_image(image_id)
         origin = self.answers.find(image_id, info)
         tasks = _narrow(self.find_tasks(image_id, [label]), info, origin)
-        with self.versions.hold(image_id):
+        with self._keeping(), self.versions.hold(image_id):
             self._take_in(image_id)
             version = self.versions.add(
                 image_id, label, annotator=find_annotator(info), tasks=tasks, origin=origin, info=info
@@ -90,11 +90,23 @@ class VersionedDatastore(CheckedDatastore):
             self._publish(image_id)
         return version
 
+    @contextlib.contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Say in plain words that the disk is full, or not to be written to."""
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"expected room for the label, but it cannot be written ({error.strerror or error}): it is not kept; "
+                "make room on the server's disk, and submit it again"
+            ) from error
+
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Remove a label; of a final one, all annotators' versions stay in the history, and count no more."""
         if label_tag != FINAL:
             super().remove_label(label_id, label_tag)
             return
+        self._check_image(label_id)
         with self.versions.hold(label_id):
             self._take_in(label_id)
             self.versions.withdraw(label_id, self.versions.history(label_id).counting, why=DELETED, by=find_annotator())
@@ -276,34 +288,6 @@ def _narrow(tasks: Sequence[Task], info: Mapping[str, Any], origin: Mapping[str,
     by_name = [task.name for task in tasks if said and set(said) <= set(task.labels.items())]
     by_origin = [task.name for task in tasks if task.name == origin.get("task")]
     return tuple(by_name or by_origin or [task.name for task in tasks])
-
-
-def describe_used(datastore: Datastore, images: Iterable[str]) -> list[dict[str, Any]]:
-    """Which versions the final labels of some images are: what a training says that it used.
-
-    Returns:
-        For each image `image`, `version` and `sha256`; empty for a datastore without versions.
-    """
-    if not isinstance(datastore, VersionedDatastore):
-        return []
-    used = []
-    for image in sorted(images):
-        history = datastore.history(image)
-        if history.published:
-            version = history.find(history.published)
-            used.append({"image": image, "version": version.number, "sha256": version.sha256})
-    return used
-
-
-def summarize_used(used: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How many labels `describe_used` named, and a digest that is another one as soon as one of them is."""
-    content = json.dumps(list(used), sort_keys=True).encode()
-    return {"count": len(used), "digest": hashlib.sha256(content).hexdigest()[:12]}
-
-
-def write_used(path: Path, used: Sequence[Mapping[str, Any]], **about: Any) -> None:
-    """Write down which labels a training used, in the state folder."""
-    write_bytes(path, json.dumps({**about, **summarize_used(used), "labels": list(used)}).encode())
 
 
 def _copy_whole(source: Path, target: Path, when: datetime) -> None:

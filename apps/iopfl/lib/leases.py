@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from monailabel.interfaces.datastore import Datastore
-
+from iopfl.core.task import Task
 from iopfl.core.weights import write_bytes
+from iopfl.lib.datastore import CheckedDatastore
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +91,23 @@ class LeaseStore:
 class Offered:
     """A datastore as a strategy sees it: some of its unlabeled images are not there."""
 
-    def __init__(self, datastore: Datastore, hidden: Collection[str]) -> None:
+    def __init__(self, datastore: CheckedDatastore, hidden: Collection[str], task: Task | None) -> None:
+        """Args:
+        datastore: all of it.
+        hidden: images that are not offered.
+        task: what images are to be labeled for; None = for any.
+        """
         self._datastore = datastore
         self._hidden = set(hidden)
+        self._task = task
 
     def get_unlabeled_images(self, *arguments: Any, **options: Any) -> list[str]:
         """The images without a label that may be offered."""
         found = self._datastore.get_unlabeled_images(*arguments, **options)
-        return [image for image in found if image not in self._hidden]
+        return [image for image in found if image not in self._hidden and self._is_for_task(image)]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._datastore, name)
+
+    def _is_for_task(self, image: str) -> bool:
+        return self._task is None or self._task in self._datastore.tasks_for(image)

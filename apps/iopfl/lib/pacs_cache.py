@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pydicom import Dataset
 
-from iopfl.core.errors import DatasetError, PACSError, SeriesError
+from iopfl.core.errors import PACSError, SeriesError, StorageError
 from iopfl.core.locks import hold_one
 from iopfl.core.private_files import read_or_make_key
 from iopfl.core.weights import write_bytes
@@ -103,7 +103,7 @@ class SeriesCache:
         Raises:
             PACSError: it is not here, and cannot be had.
             SeriesError: it is no image, or cannot be read.
-            DatasetError: the cache cannot be written to.
+            StorageError: the cache cannot be written to.
         """
         path = self._image_file(series.uid)
         if not self._is_here(series):
@@ -249,7 +249,7 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DatasetError(
+        raise StorageError(
             f"the cache of the PACS's images, {folder}, cannot be written to ({error.strerror or error}): "
             "make room, or give another --state"
         ) from error

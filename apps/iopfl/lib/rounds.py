@@ -27,8 +27,8 @@ from iopfl.core.sites import Case
 from iopfl.core.task import Task
 from iopfl.core.weights import check_weights, floating, read_weights, write_bytes, write_weights
 from iopfl.lib.datastore import split_labeled
-from iopfl.lib.label_store import describe_used, summarize_used, write_used
 from iopfl.lib.models import SiteModels
+from iopfl.lib.used_labels import describe_used, summarize_used, write_used
 
 logger = logging.getLogger(__name__)
 

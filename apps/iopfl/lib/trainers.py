@@ -23,10 +23,10 @@ from iopfl.core.task import Task
 from iopfl.core.training import LabeledImages, train, validate
 from iopfl.core.weights import hash_weights, write_bytes
 from iopfl.lib.datastore import split_labeled
-from iopfl.lib.label_store import describe_used, summarize_used, write_used
 from iopfl.lib.models import SiteModels, as_client_error
 from iopfl.lib.rounds import ROUND_KEY, FederationRounds
 from iopfl.lib.settings import check_device
+from iopfl.lib.used_labels import describe_used, summarize_used, write_used
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,183 @@
+"""Labels in a real PACS, Orthanc: segmentations out and back, whoever made them, and whatever may go wrong between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from iopfl.core.errors import PACSAwayError
+from iopfl.dicomio.segmentation import read_segmentation, segments_of
+from iopfl.dicomio.series import read_series
+
+from .archive import (
+    SERIES,
+    TASK,
+    columns_of,
+    draw,
+    find_id,
+    later,
+    put_segmentation,
+    segmentations,
+    until,
+    values_of,
+)
+
+
+def test_a_label_becomes_a_segmentation_and_comes_back_exactly(pacs, open_store, tmp_path):
+    store = open_store(pacs.dicomweb_url)
+    store.answers.note(
+        {"client_id": "ann", "image": SERIES[0]}, {"task": "gland", "model": "routed", "bank": "gland-1a2b"}
+    )
+    drawn = draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(SERIES[0]))
+    version = store.submit(SERIES[0], drawn, {"client_id": "ann"})
+    assert version.is_stored and store.outbox.waiting() == []
+    (ds,) = segmentations(pacs)
+    assert (ds.SOPInstanceUID, ds.PatientID, ds.ContentCreatorName) == (version.sop_instance_uid, "P-0", "ann")
+    described = ds.SegmentSequence[0]
+    assert described.SegmentAlgorithmType == "SEMIAUTOMATIC"
+    assert "gland-1a2b" in described.SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion
+    series = read_series(tmp_path / "sent-first")
+    assert np.array_equal(read_segmentation(ds, series, TASK.labels).mask, values_of(drawn))
+    other = open_store(pacs.dicomweb_url, state="other")  # a server that knows nothing
+    assert other.get_labeled_images() == [SERIES[0]]
+    (pair,) = other.datalist()
+    assert np.array_equal(values_of(pair["label"]), values_of(drawn))
+    assert [v.annotator for v in other.history(SERIES[0]).versions] == ["ann"]
+    until(lambda: store._list.refresh(wait=5) or store._labels._known, "the first server to see it")
+    assert len(store.history(SERIES[0]).versions) == 1, "one's own segmentation is no new version"
+
+
+def test_nobody_by_name_still_counts_as_a_person(pacs, open_store, tmp_path):
+    store = open_store(pacs.dicomweb_url)
+    store.answers.note({"image": SERIES[0]}, {"task": "gland", "model": "routed", "bank": "b"})
+    store.submit(SERIES[0], draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(SERIES[0])), {})
+    other = open_store(pacs.dicomweb_url, state="other")
+    assert other.get_labeled_images() == [SERIES[0]]
+    assert [v.annotator for v in other.history(SERIES[0]).versions] == [""]
+
+
+def test_the_newest_of_each_annotator_counts(pacs, open_store, tmp_path):
+    put_segmentation(pacs, tmp_path, slice(0, 2), annotator="ann", changes=later(-200))
+    put_segmentation(pacs, tmp_path, slice(2, 4), annotator="bob", changes=later(-100))
+    put_segmentation(pacs, tmp_path, slice(4, 6), annotator="ann", changes=later(-300))
+    store = open_store(pacs.dicomweb_url)
+    assert store.status() and store.get_labeled_images() == [SERIES[0]]
+    history = store.history(SERIES[0])
+    assert len(history.versions) == 3 and list(history.current) == ["bob", "ann"]
+    assert columns_of(store.get_label_uri(SERIES[0], "final")) == [2, 3]
+    reviewed = open_store(pacs.dicomweb_url, rule="reviewer:ann", state="reviewed")
+    assert reviewed.get_labeled_images() and columns_of(reviewed.get_label_uri(SERIES[0], "final")) == [0, 1]
+    agreed = open_store(pacs.dicomweb_url, rule="majority", state="agreed")
+    assert agreed.get_labeled_images() and columns_of(agreed.get_label_uri(SERIES[0], "final")) == [2, 3]
+
+
+def test_what_an_algorithm_alone_made_is_no_label(pacs, open_store, tmp_path):
+    put_segmentation(pacs, tmp_path, slice(0, 2), algorithm="iopfl gland", version="bank x")
+    store = open_store(pacs.dicomweb_url)
+    assert store.list_images() and store.get_labeled_images() == [] and store.datalist() == []
+
+
+def test_values_go_by_segment_not_by_position(pacs, open_store, tmp_path):
+    """Another order of segments, other letters, and a segment of which nothing is drawn."""
+    left, right = segments_of(TASK)
+    swapped = [replace(right, value=1, name="RIGHT"), replace(left, value=2, name=" Left ")]
+    mask, _ = put_segmentation(pacs, tmp_path, slice(2, 6), value=2, annotator="ann", segments=swapped)
+    store = open_store(pacs.dicomweb_url)
+    (pair,) = store.datalist()
+    assert np.array_equal(values_of(pair["label"]), (mask == 2).astype(np.uint8))
+
+
+def test_one_unreadable_segmentation_is_named_and_the_rest_counts(pacs, open_store, tmp_path, caplog):
+    foreign = [replace(segment, name=f"liver {segment.name}") for segment in segments_of(TASK)]
+    put_segmentation(pacs, tmp_path, slice(0, 2), annotator="ann", changes=later(-200))
+    _, bad = put_segmentation(pacs, tmp_path, slice(2, 4), annotator="bob", segments=foreign, changes=later(-100))
+    put_segmentation(pacs, tmp_path, slice(0, 3), series="second", annotator="bob", segments=foreign)
+    store = open_store(pacs.dicomweb_url)
+    assert sorted(store.get_labeled_images()) == sorted(SERIES), "as far as the headers say"
+    (pair,) = store.datalist()
+    assert Path(pair["image"]).name.startswith(SERIES[0]) and columns_of(pair["label"]) == [0, 1]
+    assert bad.SOPInstanceUID in caplog.text and "liver" in caplog.text
+    assert "cannot be read by iopfl" in next(iter(store.history(SERIES[0]).withdrawn.values()))
+    assert store.get_labeled_images() == [SERIES[0]]
+    assert len(store.datalist()) == 1
+
+
+def test_a_segmentation_that_goes_from_the_pacs_counts_no_more(pacs, open_store, tmp_path):
+    _, ds = put_segmentation(pacs, tmp_path, slice(0, 2), annotator="ann")
+    store = open_store(pacs.dicomweb_url)
+    assert store.get_labeled_images() == [SERIES[0]]
+    pacs.request("DELETE", f"/series/{find_id(pacs, ds.SeriesInstanceUID)}")
+    until(lambda: not store.get_labeled_images(), "the label to go")
+    assert store.status()["completed"] == 0
+    pacs.upload(tmp_path / "other.dcm")
+    until(lambda: store.get_labeled_images() == [SERIES[0]], "the label to come back")
+    assert len(store.history(SERIES[0]).versions) == 1
+
+
+def test_a_label_that_was_deleted_here_stays_so(pacs, open_store, tmp_path):
+    put_segmentation(pacs, tmp_path, slice(0, 2), annotator="ann", changes=later(-100))
+    store = open_store(pacs.dicomweb_url)
+    assert columns_of(store.datalist()[0]["label"]) == [0, 1]
+    store.remove_label(SERIES[0], "final")
+    assert store.get_labeled_images() == [] and store.get_label_uri(SERIES[0], "final") == ""
+    again = open_store(pacs.dicomweb_url)
+    assert sorted(again.get_unlabeled_images()) == sorted(SERIES)
+
+
+def test_undo_goes_back_to_what_is_in_the_pacs(pacs, open_store, tmp_path):
+    put_segmentation(pacs, tmp_path, slice(0, 2), annotator="ann", changes=later(-100))
+    store = open_store(pacs.dicomweb_url)
+    store.submit(
+        SERIES[0], draw(tmp_path / "new.nii.gz", slice(6, 8), store.get_image_uri(SERIES[0])), {"client_id": "ann"}
+    )
+    assert columns_of(store.get_label_uri(SERIES[0], "final")) == [6, 7]
+    store.undo(SERIES[0], "ann")
+    assert columns_of(store.get_label_uri(SERIES[0], "final")) == [0, 1]
+
+
+def test_a_label_waits_for_a_pacs_that_does_not_take_it(pacs, gateway, open_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("iopfl.lib.pacs_outbox._RETRY_SECONDS", 0.1)
+    store = open_store(gateway.url)
+    drawn = draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(SERIES[0]))
+    gateway.refuses = lambda method, path: 500 if method == "POST" else 0
+    version = store.submit(SERIES[0], drawn, {"client_id": "ann"})
+    assert not version.is_stored and store.outbox.waiting() == [(SERIES[0], 1)]
+    assert store.status()["pacs"]["waiting"] == 1
+    assert store.get_labeled_images() == [SERIES[0]] and columns_of(store.datalist()[0]["label"]) == [2, 3, 4, 5]
+    assert store.submit(SERIES[0], drawn, {"client_id": "ann"}).number == 1, "tried again by the client"
+    again = open_store(gateway.url)  # after a restart
+    again.start()
+    gateway.refuses = lambda method, path: 0
+    until(lambda: not again.outbox.waiting(), "the label to be stored")
+    assert len(segmentations(pacs)) == 1
+    assert np.array_equal(values_of(again.datalist()[0]["label"]), values_of(drawn))
+
+
+def test_a_label_whose_receipt_was_lost_is_not_stored_twice(pacs, gateway, open_store, tmp_path):
+    store = open_store(gateway.url)
+    drawn = draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(SERIES[0]))
+    original = store._pacs.store
+
+    def lose(ds) -> None:
+        original(ds)
+        raise PACSAwayError("the line went dead")
+
+    store._pacs.store = lose
+    assert not store.submit(SERIES[0], drawn, {"client_id": "ann"}).is_stored
+    again = open_store(gateway.url)
+    until(lambda: again.get_labeled_images() and again._labels._known, "the segmentation to be seen")
+    again.outbox.store(SERIES[0], 1)
+    assert len(segmentations(pacs)) == 1 and len(again.history(SERIES[0]).versions) == 1
+
+
+def test_other_labels_follow_the_folder(pacs, open_store, tmp_path):
+    store = open_store(pacs.dicomweb_url)
+    drawn = draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(SERIES[0]))
+    store.save_label(SERIES[0], str(drawn), "original", {"model": "gland"})
+    assert store.get_labels_by_image_id(SERIES[0]) == {"original": SERIES[0]}
+    assert store.get_labeled_images() == []
+    store.remove_label(SERIES[0], "original")
+    assert store.get_labels_by_image_id(SERIES[0]) == {}
+    assert sorted(store.list_images()) == sorted(SERIES)
