@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zipfile
 
 import pytest
+from fastapi import HTTPException
 
+from iopfl.compat import file_access
 from label_server import params, write_volume
 
 EVIL = ["../evil", "/etc/passwd", "..", "a/b", "a\\b", "a\nb"]
@@ -133,3 +136,81 @@ def test_archives_unpack_into_their_folder_only(server, tmp_path):
     files = {"files": ("x.tar", packed.getvalue())}
     server.request("PUT", "/session/?uncompress=true", files=files)
     assert not (tmp_path / "evil.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options"),
+    [
+        ("POST", "/infer/threshold?image=case0", {"data": {"params": "3"}}),
+        ("POST", "/infer/threshold?image=case0", {"data": {"params": "null"}}),
+        ("POST", "/infer/threshold?image=case0", {"data": {"params": "[" * 100_000}}),
+        ("POST", "/infer/threshold?image=case0", {"data": {"params": '{"a": "\\ud800"}'}}),
+        ("POST", "/infer/threshold?image=case0", {"data": {"params": '{"\\ud800": 1}'}}),
+        ("POST", "/infer/threshold?image=case0", {"data": {"params": '{"model": {}}'}}),
+        ("POST", "/activelearning/random", {"json": {"strategy": ["random"]}}),
+        ("POST", "/train/one_weight", {"data": '{"a": NaN}', "headers": {"Content-Type": "application/json"}}),
+        ("POST", "/scoring/", {"data": '{"a": [1e999]}', "headers": {"Content-Type": "application/json"}}),
+        ("POST", "/scoring/", {"json": {"model": [None]}}),
+        ("PUT", "/datastore/image/info?image=case0", {"data": {"info": "[]"}}),
+        ("PUT", "/datastore/image/info?image=case0", {"data": {"info": '{"strategy": "x"}'}}),
+        ("POST", "/infer/wsi_v2/threshold?image=case0", {"data": {"wsi": "null"}}),
+        ("POST", "/infer/wsi_v2/threshold?image=case0", {"data": {"wsi": '{"level": "x"}'}}),
+        ("POST", "/infer/wsi_v2/threshold?image=case0", {"data": {"wsi": "{"}}),
+    ],
+)
+def test_what_is_no_object_of_plain_values_is_refused_and_not_kept(server, method, path, options):
+    answer = server.request(method, path, **options)
+    assert answer.status_code == 400, answer.text
+    assert server.post("/activelearning/random").ok and server.get("/scoring/?all=true").status_code < 500
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a\x00b.nii.gz", "x" * 300 + ".nii.gz", "a." + "x" * 300])
+def test_uploads_have_names_that_files_can_have(server, tmp_path, name):
+    for method, path, field in [
+        ("POST", "/infer/threshold", "file"),
+        ("POST", "/infer/threshold?image=case0", "label"),
+        ("POST", "/infer/wsi_v2/threshold", "file"),
+        ("PUT", "/datastore/image", "file"),
+        ("PUT", "/datastore/label?image=case0", "label"),
+        ("PUT", "/session/", "files"),
+    ]:
+        answer = server.request(method, path, files={field: volume(tmp_path, name)})
+        assert answer.status_code == 400, (path, answer.text)
+
+
+def test_names_are_no_longer_than_files_can_be(server, tmp_path):
+    for name in ("x" * 300, "\U0001f9b4" * 60):
+        answer = server.request("PUT", "/datastore/image", params={"image": name}, files={"file": volume(tmp_path)})
+        assert (answer.status_code, "at most 200 bytes" in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.tar", "a.nii.gz"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x1f\x8b no archive"])
+def test_what_is_no_archive_is_refused(server, name, content):
+    answer = server.request("PUT", "/session/?uncompress=true", files={"files": (name, content)})
+    assert answer.status_code in (400, 422), answer.text
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_an_archive_that_would_fill_the_disk_is_not_unpacked(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(file_access, "MAX_UNPACKED", 2**20)
+    folder = tmp_path / "unpacked"
+    folder.mkdir()
+    packed = tmp_path / f"bomb.{'zip' if kind == 'zip' else 'tar.gz'}"
+    if kind == "zip":
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("zeros", bytes(2**22))
+    else:
+        with tarfile.open(packed, "w:gz") as archive:
+            member = tarfile.TarInfo("zeros")
+            member.size = 2**22
+            archive.addfile(member, io.BytesIO(bytes(2**22)))
+    with pytest.raises(HTTPException, match="at most"):
+        file_access._Shutil.unpack_archive(str(packed), str(folder))
+    assert not list(folder.glob("*")) and not packed.exists()
+
+
+@pytest.mark.parametrize(("check_sum", "status"), [("nonsense:1", 400), ("SHA256:1", 404), ("1", 404), (":", 400)])
+def test_an_unknown_kind_of_check_sum_is_refused(server, check_sum, status):
+    answer = server.request("HEAD", "/datastore/image", params={"image": "case0", "check_sum": check_sum})
+    assert answer.status_code == status

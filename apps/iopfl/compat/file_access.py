@@ -5,20 +5,28 @@ Defect: names from requests become paths unchecked: `infer?image=/any/path` read
 (`datastore/local.py:441`), a label's tag becomes a folder (`:497`), `DELETE /session/..`
 removes the folder above (`utils/sessions.py:108`), JSON `params` override all of it
 (`endpoints/infer.py:161`) and name files to train on (`tasks/train/basic_train.py:401`),
-and an uploaded archive may unpack outside its folder (`utils/sessions.py:126`).
+and an uploaded archive may unpack outside its folder (`utils/sessions.py:126`), without a bound.
+What is no name and no object at all, such as a list, NaN or half a letter, is stored, or a 500.
 Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
 """
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
+import lzma
+import os
 import re
+import shutil
 import tarfile
+import zipfile
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi import HTTPException
+from pydantic import ValidationError
 
 from iopfl.compat._patching import datastore_is_local, guard, once
 
@@ -31,7 +39,31 @@ SERVER_KEYS = ("image", "image_id", "session", "bundle_path", "train_ds", "val_d
 NAME_KEYS = ("model", "label_tag", "tag", "y", "y_pred", "name", "model_filename")
 """Keys of a client's `params` that become part of a path."""
 
+LOOKED_UP = (*NAME_KEYS, "method", "strategy")
+"""Those at the top of `params` by which something is looked up."""
+
 EXTENSION = re.compile(r"(\.[A-Za-z0-9_-]{1,16}){1,3}")
+
+MAX_NAME = 200
+"""Bytes of UTF-8: a file's name has 255, and endings are added."""
+
+MAX_DEPTH = 32
+"""Of a client's `params`: Python's own limit is met by a request of a kilobyte."""
+
+MAX_UNPACKED = 8 * 2**30
+"""Bytes in an archive: a small one may hold more than the disk."""
+
+BROKEN_ARCHIVE = (
+    shutil.ReadError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
+)
 
 GUARDED = {
     "activelearning": ("sample",),
@@ -51,7 +83,7 @@ GUARDED = {
     "infer": ("run_inference",),
     "model": ("model_info", "download_model"),
     "scoring": ("run", "run_method"),
-    "session": ("get_session", "remove_session"),
+    "session": ("get_session", "create_session", "remove_session"),
     "train": ("run", "run_model"),
     "wsi_infer": ("run_wsi_inference",),
 }
@@ -65,8 +97,11 @@ def apply() -> None:
         for function in functions:
             guard(endpoints, function, check_arguments)
     datastore = importlib.import_module("monailabel.endpoints.datastore")
-    guard(datastore, "add_image", lambda arguments: _check_upload(arguments["file"]))
+    guard(datastore, "add_image", _check_new_image)
     guard(datastore, "save_label", lambda arguments: _check_upload(arguments["label"]))
+    _check_wsi(importlib.import_module("monailabel.endpoints.wsi_infer"))
+    sessions: Any = importlib.import_module("monailabel.utils.sessions")
+    sessions.shutil = _Shutil
     # What `shutil.unpack_archive` uses, and what later Pythons do by themselves.
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
 
@@ -75,10 +110,12 @@ def check_name(kind: str, name: str) -> None:
     """Check that a name from a request can only ever be one file or folder name.
 
     Raises:
-        HTTPException: it holds a separator or a control character, or is `.` or `..`.
+        HTTPException: it holds a separator or a control character, is `.` or `..`, or too long for one.
     """
-    if name in (".", "..") or re.search(r"[/\\\x00-\x1f]", name):
-        _refuse(f"{kind} must be a plain name without / or \\, not {name!r}")
+    if name in (".", "..") or re.search(r"[/\\\x00-\x1f]", name) or not _is_text(name):
+        _refuse(f"{kind} must be a plain name without / or \\, not {name[:MAX_NAME]!r}")
+    if len(name.encode()) > MAX_NAME:
+        _refuse(f"{kind} must be a name of at most {MAX_NAME} bytes, not one of {len(name.encode())}")
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
@@ -88,19 +125,56 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             check_name(name, arguments[name])
     for name in ("params", "info"):
         value = arguments.get(name)
-        _check_params(_parse(name, value) if isinstance(value, str) and value else value)
+        values = _parse(name, value) if isinstance(value, str) and value else value
+        _check_params(values)
+        if isinstance(value, dict):
+            _check_numbers(value)
+        if name == "params":
+            _check_looked_up(values or {})
+        elif "strategy" in (values or {}):
+            _refuse("info must not hold 'strategy': the server keeps in it which images it has offered")
     if arguments.get("wsi") is not None:
         _check_params(arguments["wsi"].params)
+    for upload in (arguments.get("file"), arguments.get("label"), *(arguments.get("files") or ())):
+        if getattr(upload, "filename", None):
+            check_name("file name", os.path.basename(upload.filename))  # noqa: PTH119  # as MONAI Label does
 
 
-def _check_params(params: Any) -> None:
+def _check_numbers(params: dict[str, Any]) -> None:
+    """A task's request is shown with the task, as JSON, which has no NaN and no infinity."""
+    try:
+        json.dumps(params, allow_nan=False)
+    except ValueError:
+        _refuse("params must hold numbers as JSON has them: no NaN, and none too large")
+
+
+def _check_looked_up(params: dict[str, Any]) -> None:
+    for key in LOOKED_UP:
+        if not isinstance(params.get(key, ""), str):
+            _refuse(f"params must hold a name as {key!r}, not {type(params[key]).__name__}")
+
+
+def _check_new_image(arguments: dict[str, Any]) -> None:
+    """What is said about a new image is kept with it, beside what the server keeps."""
+    _check_upload(arguments["file"])
+    if "strategy" in _parse("params", arguments["params"] or "{}"):
+        _refuse("params of an image must not hold 'strategy': the server keeps in it which images it has offered")
+
+
+def _check_params(params: Any, depth: int = 0) -> None:
     """Check the JSON a client adds to a request, at any depth."""
+    if depth > MAX_DEPTH:
+        _refuse(f"params must be at most {MAX_DEPTH} levels deep")
+    if isinstance(params, str) and not _is_text(params):
+        _refuse("params must hold whole letters: half of a surrogate pair is none")
     if isinstance(params, (list, tuple)):
         for item in params:
-            _check_params(item)
+            _check_params(item, depth + 1)
     if not isinstance(params, dict):
         return
     for key, value in params.items():
+        if not _is_text(key):
+            _refuse("params must hold whole letters: half of a surrogate pair is none")
         if key in SERVER_KEYS:
             _refuse(f"params must not hold {key!r}: name images with image=ID")
         if key == "label" and isinstance(value, str):
@@ -111,7 +185,7 @@ def _check_params(params: Any) -> None:
             _check_images(value)
         if key == "result_extension" and value and not EXTENSION.fullmatch(str(value)):
             _refuse(f"result_extension must be like .nii.gz, .nrrd or .png, not {value!r}")
-        _check_params(value)
+        _check_params(value, depth + 1)
 
 
 def _check_images(images: Any) -> None:
@@ -135,13 +209,75 @@ def _check_upload(upload: Any) -> None:
         _refuse(f"file name must end in one of {', '.join(endings)}, not {name!r}")
 
 
-def _parse(name: str, text: str) -> Any:
+def _check_wsi(endpoints: Any) -> None:
+    """Refuse what is no description of a region, where it is parsed."""
+    original = endpoints.WSIInput.parse_obj
+
+    class Json:
+        @staticmethod
+        def loads(text: str) -> dict[str, Any]:
+            return _parse("wsi", text)
+
+    def parse_obj(values: Any) -> Any:
+        try:
+            return original(values)
+        except ValidationError as error:
+            wrong = ", ".join(str(found["loc"][0]) for found in error.errors() if found["loc"])
+            _refuse(f"wsi does not describe a region: look at {wrong}")
+
+    endpoints.json = Json
+    endpoints.WSIInput.parse_obj = staticmethod(parse_obj)
+
+
+class _Shutil:
+    """`shutil`, as far as `utils/sessions.py` uses it."""
+
+    move, rmtree = staticmethod(shutil.move), staticmethod(shutil.rmtree)
+
+    @staticmethod
+    def unpack_archive(archive: str, folder: str) -> None:
+        try:
+            if _unpacked_size(archive) > MAX_UNPACKED:
+                _refuse(f"expected an archive of at most {MAX_UNPACKED} bytes when unpacked")
+            shutil.unpack_archive(archive, folder)
+        except BROKEN_ARCHIVE as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            _refuse(f"expected a whole archive such as .zip or .tar.gz, but {type(error).__name__}")
+        finally:
+            Path(archive).unlink(missing_ok=True)
+
+
+def _unpacked_size(archive: str) -> int:
+    """Bytes in an archive, or at least enough of them to be too many."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as packed:
+            return sum(member.file_size for member in packed.infolist())
+    size = 0
+    with tarfile.open(archive) as packed:
+        for member in packed:
+            size += member.size
+            if size > MAX_UNPACKED:
+                break
+    return size
+
+
+def _is_text(value: str) -> bool:
     try:
-        return json.loads(text)
-    except ValueError as error:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _parse(name: str, text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
         _refuse(f"{name} must be JSON, but {error}")
+    if not isinstance(values, dict):
+        _refuse(f"{name} must be a JSON object such as {{}}, not {type(values).__name__}")
+    return values
 
 
-def _refuse(message: str) -> None:
-
+def _refuse(message: str) -> NoReturn:
     raise HTTPException(400, message)

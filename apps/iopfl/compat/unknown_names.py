@@ -18,6 +18,8 @@ from iopfl.compat._patching import datastore_is_local, guard, once
 SHOWN = 10
 """Names that a message lists before it counts the rest."""
 
+CHECK_SUMS = ("SHA256", "SHA512", "MD5")
+
 Check = Callable[[dict[str, Any]], None]
 
 
@@ -49,6 +51,7 @@ def apply() -> None:
 
     for function in ("download_image", "get_image_info", "update_image_info", "save_label"):
         guard(datastore, function, lambda arguments: _check_image(arguments["image"]))
+    guard(datastore, "download_image", lambda arguments: _check_sum(arguments["check_sum"]))
     guard(datastore, "remove_image", lambda arguments: _check_image(arguments["id"]))
     for function in ("download_label", "get_label_info", "update_label_info"):
         guard(datastore, function, lambda a: _check_label(a["label"], a["tag"]))
@@ -81,7 +84,7 @@ def _check_inference(arguments: dict[str, Any]) -> None:
         _check_session(arguments["session_id"])
     elif arguments["image"]:
         _check_image(arguments["image"])
-    elif not arguments["file"]:
+    elif not getattr(arguments["file"], "filename", None):
         raise HTTPException(400, "nothing to infer on: give image=ID, session_id=ID, or upload a file")
     if arguments["output"] == "dicom_seg" and datastore_is_local(_app().datastore()):
         raise HTTPException(400, "output=dicom_seg needs a PACS as studies: ask for output=image")
@@ -92,6 +95,12 @@ def _check_image(image: str) -> None:
     store = _app().datastore()
     if datastore_is_local(store):
         _check_known("image", image, store.list_images())
+
+
+def _check_sum(check_sum: str | None) -> None:
+    algorithm, colon, _ = (check_sum or "").partition(":")
+    if colon and algorithm not in CHECK_SUMS:
+        raise HTTPException(400, f"a check_sum begins with one of {', '.join(CHECK_SUMS)}, not {algorithm[:20]!r}")
 
 
 def _check_label(label: str, tag: str) -> None:

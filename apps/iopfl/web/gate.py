@@ -12,7 +12,8 @@ from urllib.parse import quote, urlsplit
 
 import anyio
 from anyio import CapacityLimiter
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from monailabel.config import settings
 from starlette.datastructures import Headers, MutableHeaders
@@ -57,6 +58,7 @@ _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-a
 def install(app: FastAPI, access: Access) -> None:
     """Put limits, audit and gate in front of an app, outermost first. CORS stays before the gate: it asks no token."""
     app.include_router(signin)
+    app.add_exception_handler(RequestValidationError, _explain_invalid)
     app.state.access = access
     outer = [Middleware(Limits, settings=access.settings), *app.user_middleware]
     app.user_middleware[:] = [*outer, Middleware(Auditing, access=access), Middleware(Gate, access=access)]
@@ -148,6 +150,12 @@ def _to_sign_in(scope: Scope, path: str) -> Response:
 
 def _explain(status: int, detail: Any, headers: Any = None) -> Response:
     return JSONResponse({"detail": detail}, status, headers=headers)
+
+
+def _explain_invalid(request: Request, error: Any) -> Response:
+    """Say what is wrong without repeating it: it may be a patient's, or nothing that JSON can hold."""
+    found = [{key: one[key] for key in ("type", "loc", "msg")} for one in error.errors()]
+    return _explain(422, found)
 
 
 def _with_headers(send: Send, path: str) -> Send:
