@@ -163,3 +163,8 @@ def test_numbers_that_json_cannot_say_do_not_hide_the_datastore(server):
     server.request("PUT", "/datastore/image/info?image=case0", data={"info": '{"dice": NaN}'}).raise_for_status()
     assert server.get("/datastore/image/info?image=case0").json()["dice"] is None
     assert server.get("/datastore/?output=all").json()["objects"]["case0"]["image"]["info"]["dice"] is None
+
+
+def test_an_image_may_be_offered_twice_in_a_second(server):
+    offered = [server.post("/activelearning/random").json()["id"] for _ in range(8)]
+    assert set(offered) == {"case2"}

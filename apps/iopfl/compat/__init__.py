@@ -38,6 +38,7 @@ from iopfl.compat import (
     orphaned_child,
     plain_errors,
     pydicom_seg_import,
+    random_strategy,
     stale_sessions,
     tokens,
     train_stats,
@@ -61,6 +62,7 @@ def apply_tasks() -> None:
     batch_infer.apply()
     datastore_races.apply()
     image_lookup.apply()
+    random_strategy.apply()
 
 
 def apply_all() -> None:
