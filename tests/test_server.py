@@ -109,6 +109,12 @@ def test_a_taken_port_is_said_plainly(tmp_path, capsys):
     assert error.startswith(f"port {port} is taken") and "--port" in error
 
 
+def test_answers_do_not_wait_for_acknowledgements():
+    """Asyncio sets TCP_NODELAY on sockets of this protocol alone; without it each answer comes 40 ms late."""
+    with server._listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
+
+
 def test_missing_folders_are_said_plainly(tmp_path):
     with pytest.raises(ConfigError, match="studies must be an existing folder"):
         server.serve(server.ServerSettings(studies=str(tmp_path / "none"), app_dir=MINIMAL_APP))

@@ -63,10 +63,10 @@ def add_audit_actions(add: AddAction) -> None:
 
 
 def _add_state(parser: argparse.ArgumentParser) -> None:
-    default = Path.home() / ".iopfl"
-    parser.add_argument(
-        "--state", type=Path, default=default, metavar="DIR", help="state folder (default: %(default)s)"
-    )
+    from iopfl.server_options import DEFAULT_STATE
+
+    text = "state folder (default: %(default)s)"
+    parser.add_argument("--state", type=Path, default=DEFAULT_STATE, metavar="DIR", help=text)
 
 
 def _open(arguments: Any) -> Users:
