@@ -11,7 +11,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 import requests
@@ -32,6 +32,8 @@ CHROMIUM = Path("/usr/bin/chromium")
 PASSWORD = "four words nobody guesses"
 ROUND = "/iopfl/federations/spot/fed-1/rounds/0/train?base_hash=x"
 CLOSED = {401, 403}
+LOADED = re.compile(r"""(?:@import|url\(|import|from|importScripts\()[\s("']*((?:https?:)?//[^"')\s]+)""")
+"""What a style sheet or a script has a browser fetch from another host."""
 
 # The routes of the app as it is served, from a process of its own: building it changes MONAI Label for good.
 LIST_ROUTES = """
@@ -241,6 +243,26 @@ def test_who_is_too_long_winded_is_told_and_others_are_served(guarded, tokens):
         answer = requests.get(f"{guarded.url}/info/", headers={"X-Long": "x" * 200_000}, timeout=30)
         assert answer.status_code in (400, 431)
     assert ask(guarded, tokens["annotator"], "GET", "/info/").ok
+
+
+# ---- offline ----
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/ohif/", "/ohif/viewer", "/iopfl/signin"])
+def test_a_page_and_all_that_it_names_come_from_this_server(guarded, tokens, path):
+    page = ask(guarded, tokens["annotator"], "GET", path)
+    assert page.status_code == 200
+    policy = page.headers["Content-Security-Policy"]
+    assert policy.startswith(("default-src 'self'", "default-src 'none'")) and "http" not in policy
+    named = re.findall(r"""(?:src|href|action)\s*=\s*["']([^"']+)""", page.text)
+    outside = [name for name in named if re.match(r"(https?:)?//", name)]
+    assert outside == []
+    for name in {urljoin(f"{guarded.url}{path}", name) for name in named}:
+        # OHIF's own scripts are too large to read: the browser below says what they ask for.
+        if name.endswith(".css") or (name.endswith(".js") and "/ohif/" not in name):
+            asked = ask(guarded, tokens["annotator"], "GET", name.removeprefix(guarded.url))
+            assert asked.status_code == 200, name
+            assert LOADED.findall(asked.text) == [], name
 
 
 # ---- https ----

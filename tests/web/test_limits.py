@@ -52,6 +52,10 @@ def client(tmp_path, handled):
     def image(image: str) -> dict[str, str]:
         return {}
 
+    @app.get("/proxy/dicom/wado/{path:path}")
+    def retrieve(path: str) -> dict[str, str]:
+        return {}
+
     @app.put("/iopfl/federations/{task}/bank")
     async def bank(task: str, request: Request) -> dict[str, int]:
         return {"bytes": sum([len(chunk) async for chunk in request.stream()])}
@@ -152,9 +156,14 @@ def test_what_is_refused_or_fails_is_written_down_without_names_nobody_knows(cli
 
 def test_copies_that_are_taken_are_written_down_and_looking_at_lists_is_not(client, tmp_path):
     client.get("/datastore/image?image=a")
+    client.get("/proxy/dicom/wado/studies/1.2.3/series/1.2.3.4.5/metadata")
+    client.get("/proxy/dicom/wado/studies/1.2.3/series/1.2.3.4.5/instances/1.2.3.4.6/frames/1")
     client.get("/iopfl/health")
     client.get("/openapi.json")
-    assert [entry.what for entry in entries(tmp_path)] == ["GET /datastore/image"]
+    assert [(entry.what, entry.about.get("series")) for entry in entries(tmp_path)] == [
+        ("GET /datastore/image", None),
+        ("GET /proxy/dicom/wado/{path:path}", "1.2.3.4.5"),
+    ]
 
 
 def test_a_form_in_many_small_pieces_has_the_same_digest(client, tmp_path):

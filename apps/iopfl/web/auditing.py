@@ -34,9 +34,9 @@ ABOUT = "iopfl.audit"
 
 TAKEN = re.compile(
     r"/datastore/(image|label|dataset)|/model/[^/]+|/iopfl/banks/.+|/iopfl/federations/.+/weights"
-    r"|/proxy/dicom/.*/series/[^/]+/metadata"
+    r"|/iopfl/labels/[^/]+/versions/[^/]+|/iopfl/answer|/proxy/dicom/.*/series/[^/]+/metadata"
 )
-"""Reading these takes something of a patient's, or of the site's, away; the last one opens a series in the viewer."""
+"""Reading these takes something of a patient's or of the site's away; the last two open an image in a browser."""
 
 _SIGNING_IN = {("POST", "/auth/token"), ("POST", "/iopfl/signin"), ("GET", "/iopfl/signin/callback")}
 _CHANGES = {"PUT", "POST", "DELETE", "PATCH"}

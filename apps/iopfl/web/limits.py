@@ -17,8 +17,6 @@ from iopfl.web.access_settings import AccessSettings
 MEGABYTE = 2**20
 _MAX_TEXT_MB = 2
 """JSON and forms without files: parameters, and lists of ids, never images."""
-_MAX_PROXY_MB = 256
-"""What OHIF stores in the PACS: the proxy holds it in memory."""
 _LINGER_SECONDS = 5.0
 _OWN_LIMIT = "/iopfl/federations/"
 """Weights: these routes know how long theirs are."""
@@ -74,8 +72,6 @@ class Limits:
         """Most that a request may bring, in MB; None = its route says."""
         if path.startswith(_OWN_LIMIT):
             return None
-        if path.startswith("/proxy/"):
-            return min(_MAX_PROXY_MB, self._max_upload_mb)
         kind = content_type.partition(";")[0].strip().lower()
         is_text = kind == "application/x-www-form-urlencoded" or kind.endswith("json") or not kind
         return _MAX_TEXT_MB if is_text else self._max_upload_mb
