@@ -150,6 +150,22 @@ export async function findLabelmap(services, displaySet, task) {
   return labelmap;
 }
 
+const tables = new Map(); // segmentation id -> its color table
+
+/**
+ * Give a segmentation its colors. It gets a table of its own: cornerstone gives all the first one, whatever it is told,
+ * and changing a color there changes it for all.
+ */
+export function paint(viewportId, id, labels) {
+  const { addColorLUT, setColorLUT } = tools().segmentation.config.color;
+  if (!tables.has(id)) {
+    const colors = Array.from({ length: 256 }, () => [0, 0, 0, 0]);
+    for (const { value, color } of labels) colors[value] = [...[1, 3, 5].map((start) => parseInt(color.slice(start, start + 2), 16)), 255];
+    tables.set(id, addColorLUT(colors));
+  }
+  setColorLUT(viewportId, id, tables.get(id));
+}
+
 /** Draw a mask into the viewports that show its images, in the task's colors; other tasks' masks are taken out. */
 export async function show(services, labelmap) {
   const { segmentationService } = services;
@@ -160,10 +176,7 @@ export async function show(services, labelmap) {
     if (!segmentationService.getSegmentationRepresentations(viewportId, { segmentationId: labelmap.id }).length) {
       await segmentationService.addSegmentationRepresentation(viewportId, { segmentationId: labelmap.id, type: labelmapType() });
     }
-    for (const { value, color } of labelmap.task.labels) {
-      const rgb = [1, 3, 5].map((start) => parseInt(color.slice(start, start + 2), 16));
-      segmentationService.setSegmentColor(viewportId, labelmap.id, value, [...rgb, 255]);
-    }
+    paint(viewportId, labelmap.id, labelmap.task.labels);
     segmentationService.setActiveSegmentation(viewportId, labelmap.id);
   }
 }

@@ -9,7 +9,7 @@ import { watchTools } from './drawing.js';
 import { findLabelmap, show } from './labelmaps.js';
 import { readNrrd } from './nrrd.js';
 import { openInPlace } from './segs.js';
-import { explain, getJson, Refused } from './server.js';
+import { explain, getJson, Refused, request } from './server.js';
 import { attempt, state, update } from './state.js';
 import { loadHistory } from './submit.js';
 import { followTraining, withBars } from './training.js';
@@ -53,6 +53,9 @@ const describeTasks = (info, status) => status.tasks.filter((task) => info.model
   ...task,
   labels: task.labels.map((label) => ({ ...label, value: info.models[task.name].labels[label.name] })).sort((a, b) => a.value - b.value),
 }));
+
+/** The task at hand if it is one for these images, else one that is. */
+const choose = (displaySet) => [state.labelmap?.task, ...state.tasks].find((task) => task?.modality === displaySet.Modality) ?? state.tasks[0];
 
 const findTask = (model) => state.tasks.find((task) => model === task.name || model === `${task.name}_routed`) ?? state.tasks[0];
 
@@ -120,7 +123,8 @@ function repair(Shipped, services, element) {
       this.setState({ info: describeForTabs(withBars(info, false), names), isDataReady: true, options: this.state.options ?? {} });
       if (!state.tasks.length) throw new Refused('This server has no task: it needs a model bank.');
       followTraining(this, { onlyIfRunning: true });
-      await this.open(await awaitImages(services, () => this.isGone), state.labelmap?.task ?? state.tasks[0]);
+      const displaySet = await awaitImages(services, () => this.isGone);
+      await this.open(displaySet, choose(displaySet));
     }
 
     async open(displaySet, task) {
@@ -138,7 +142,7 @@ function repair(Shipped, services, element) {
         try {
           await awaitImages(services, () => this.isGone);
           if (displaySet === state.labelmap.displaySet) await show(services, state.labelmap);
-          else await this.open(displaySet, state.labelmap.task);
+          else await this.open(displaySet, choose(displaySet));
         } catch (problem) {
           if (!this.isGone) update({ problem: problem.message });
         }
@@ -146,7 +150,7 @@ function repair(Shipped, services, element) {
     }
 
     repairClient(client) {
-      const { infer, next_sample: nextSample, run_train: runTrain } = client;
+      const { infer, next_sample: nextSample } = client;
       client.server_url = new URL('/', window.location.href);
       client.infer = (model, image, params) => attempt(`${model} is computing. A first answer takes some seconds, a large series longer.`,
         () => this.run(model, image, () => infer.call(client, model, image, { ...params, client_id: whoami() }, null, '.nrrd', 'all')))
@@ -156,12 +160,8 @@ function repair(Shipped, services, element) {
         if (response.status !== 200) throw explainAxios(response);
         return response.data;
       };
-      client.run_train = async (params) => {
-        const response = await runTrain.call(client, params);
-        if (response.status === 200) followTraining(this, {});
-        else update({ problem: explainAxios(response).message });
-        return response;
-      };
+      client.run_train = (params) => attempt('Starting the training…', () => this.train(params ?? {}))
+        .then((isStarted) => ({ status: isStarted ? 200 : 0 }));
       return client;
     }
 
@@ -174,6 +174,15 @@ function repair(Shipped, services, element) {
       const { params, mask } = await readAnswer(response);
       if (this.isGone) return false;
       labelmap.fill(mask, params, model);
+      return true;
+    }
+
+    /** Train the task at hand alone: as shipped, all that the server has are trained. */
+    async train(params) {
+      const { name } = state.labelmap?.task ?? state.tasks[0];
+      const body = new Blob([JSON.stringify(params[name] ?? {})], { type: 'application/json' });
+      await request('POST', `/train/${name}`, { body });
+      followTraining(this, {});
       return true;
     }
 

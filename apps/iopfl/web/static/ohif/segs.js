@@ -1,24 +1,33 @@
 // Segmentations that the PACS holds: shown over the images that they belong to, where the shipped mode, with its three
 // views, fails to show them ("Cannot read properties of undefined (reading 'volumeId')").
 
+import { paint } from './labelmaps.js';
 import { awaitViewport, viewportsOf } from './viewports.js';
 import { Refused } from './server.js';
 import { attempt, state, update } from './state.js';
 
 const toHex = (rgba) => `#${[...rgba].slice(0, 3).map((value) => Math.round(value).toString(16).padStart(2, '0')).join('')}`;
 
+const isSegmentation = (displaySet) => displaySet?.Modality === 'SEG';
+
 /** Open SEG series in place, as long as the mode lasts; gives a function that ends it. */
 export function openInPlace(services) {
-  const { viewportGridService, displaySetService } = services;
-  const original = viewportGridService.setDisplaySetsForViewports;
+  const { viewportGridService, displaySetService, hangingProtocolService } = services;
+  const find = (uid) => displaySetService.getDisplaySetByUID(uid);
+  const { setDisplaySetsForViewports } = viewportGridService;
+  const { getViewportsRequireUpdate } = hangingProtocolService;
+  // Asked first where a series goes, and a SEG would find no place.
+  hangingProtocolService.getViewportsRequireUpdate = (viewportId, uid, ...rest) => (isSegmentation(find(uid))
+    ? [{ viewportId, displaySetInstanceUIDs: [uid] }]
+    : getViewportsRequireUpdate.call(hangingProtocolService, viewportId, uid, ...rest));
   viewportGridService.setDisplaySetsForViewports = (changes) => {
-    const shown = changes.flatMap((change) => change.displaySetInstanceUIDs).map((uid) => displaySetService.getDisplaySetByUID(uid));
-    const segmentation = shown.find((displaySet) => displaySet?.Modality === 'SEG');
-    if (!segmentation) return original.call(viewportGridService, changes);
+    const segmentation = changes.flatMap((change) => change.displaySetInstanceUIDs).map(find).find(isSegmentation);
+    if (!segmentation) return setDisplaySetsForViewports.call(viewportGridService, changes);
     return attempt('Opening the segmentation…', () => overlay(services, segmentation));
   };
   return () => {
-    viewportGridService.setDisplaySetsForViewports = original;
+    viewportGridService.setDisplaySetsForViewports = setDisplaySetsForViewports;
+    hangingProtocolService.getViewportsRequireUpdate = getViewportsRequireUpdate;
   };
 }
 
@@ -39,19 +48,18 @@ async function overlay(services, segmentation) {
     console.error(problem);
     throw new Refused('OHIF cannot read this segmentation. Of photographs, which have no place in the patient, it reads none.');
   }
-  const viewports = viewportsOf(services, images);
-  for (const viewportId of viewports) {
+  const segments = segmentation.segMetadata.data.filter(Boolean)
+    .map(({ SegmentNumber, SegmentLabel, rgba }) => ({ value: Number(SegmentNumber), name: SegmentLabel, color: toHex(rgba) }));
+  for (const viewportId of viewportsOf(services, images)) {
     await segmentationService.addSegmentationRepresentation(viewportId, { segmentationId: id, type: window.cornerstoneTools.Enums.SegmentationRepresentations.Labelmap });
+    paint(viewportId, id, segments);
   }
-  const segments = Object.values(segmentationService.getSegmentation(id).segments)
-    .map(({ segmentIndex, label }) => ({ value: segmentIndex, name: label, color: toHex(segmentationService.getSegmentColor(viewports[0], id, segmentIndex)) }));
   update({ overlay: { id, title: segmentation.SeriesDescription, segments, images } });
   segmentationService.jumpToSegmentCenter(id, segments[0].value, undefined, 0.9, false);
 }
 
 export function hideOverlay({ segmentationService }) {
   if (!state.overlay) return;
-  segmentationService.removeSegmentationRepresentations(undefined, { segmentationId: state.overlay.id });
   for (const viewportId of segmentationService.getViewportIdsWithSegmentation(state.overlay.id)) {
     segmentationService.removeSegmentationRepresentations(viewportId, { segmentationId: state.overlay.id });
   }

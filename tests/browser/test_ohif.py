@@ -1,0 +1,264 @@
+"""OHIF as a radiologist uses it, in a real browser, on a real PACS: from the study list to the next training."""
+
+from __future__ import annotations
+
+import io
+import json
+from urllib.parse import parse_qs, urlsplit
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from app.site import finish
+from dicomio.phantoms import series_uid
+from iopfl.dicomio.segmentation import Origin, build_segmentation, read_segmentation, segments_of
+from iopfl.dicomio.series import read_series
+from label_server import params
+
+from .clinic import (
+    LABELMAP,
+    NODULE,
+    await_viewer,
+    card,
+    build_series,
+    draw,
+    notes,
+    open_viewer,
+    read_labels,
+    read_mask,
+    run,
+    truth,
+)
+
+WORLD = """(points) => {
+  const { segmentationService } = window.services;
+  return import('/ohif/iopfl/state.js').then(({ state }) => {
+    const volume = segmentationService.getLabelmapVolume(state.labelmap.id);
+    return points.map((point) => {
+      const index = window.cornerstone.utilities.transformWorldToIndex(volume.imageData, point);
+      return volume.voxelManager.getAtIJK(...index);
+    });
+  });
+}"""
+
+
+def server_mask(clinic, model: str, name: str) -> nib.Nifti1Image:
+    """The server's own answer, as another client gets it."""
+    answer = clinic.server.post(
+        f"/infer/{model}?image={series_uid(name)}&output=image", data=params(result_extension=".nii.gz")
+    )
+    answer.raise_for_status()
+    file = clinic.folder / f"{name}-{model}.nii.gz"
+    file.write_bytes(answer.content)
+    return nib.load(file)
+
+
+def has_color(page, color: str) -> bool:
+    """Whether a color, or nearly, is to be seen in the views."""
+    picture = Image.open(io.BytesIO(page.locator(".cornerstone-viewport-element").first.screenshot())).convert("RGB")
+    away = np.abs(np.asarray(picture).astype(int) - ImageColor.getrgb(color)).max(-1)
+    return bool((away < 24).sum() > 5)
+
+
+def test_a_pushed_series_is_segmented_corrected_submitted_and_trained_on(clinic, page, visit, colors):
+    """The whole of it; the later tests look at parts more closely."""
+    sources = read_series(clinic.push("fresh", 11))
+    page.goto(f"{clinic.server.url}/ohif/")
+    page.click("text=Phantom, fresh")
+    page.click("[data-cy^=mode-monai-label]")
+    await_viewer(page)
+    assert not page.is_visible("#monailabelServerURL"), "connected by itself"
+    assert page.locator("select.selectBox option").all_inner_texts() == [
+        f"{task}{kind} " for task in ("nodule", "eye") for kind in ("", "_routed")
+    ]
+
+    run(page, "nodule")
+    assert (read_mask(page) == np.asarray(server_mask(clinic, "nodule", "fresh").dataobj)).all()
+    assert "Answered by\nthis site's personalized model" in page.inner_text("iopfl-card dl")
+    run(page, "nodule_routed")
+    expected = server_mask(clinic, "nodule_routed", "fresh")
+    mask = np.asarray(expected.dataobj)
+    assert mask.any() and (read_mask(page) == mask).all()
+    # The same label at the same place in the patient, in the volume that the views are cut from.
+    voxels = np.argwhere(mask)[:: max(1, len(np.argwhere(mask)) // 40)]
+    places = nib.affines.apply_affine(expected.affine, voxels) * [-1, -1, 1]  # RAS to LPS
+    assert page.evaluate(WORLD, places.tolist()) == [int(mask[tuple(voxel)]) for voxel in voxels]
+    assert read_labels(page) == {name: (value, colors[name]) for name, value in NODULE.labels.items()}
+    assert any(has_color(page, color) for color in colors.values())
+
+    text = card(page)
+    status = {task["name"]: task for task in clinic.server.get("/iopfl/status").json()["tasks"]}["nodule"]
+    quality = float(page.inner_text("iopfl-card .big"))
+    assert ("The experts disagree: check this mask." in text) == (quality < 0.5)
+    assert status["bank"] in text and all(name in text for name in ("global", "site_a", "site_b"))
+    assert sum(float(part.split()[0]) for part in text.split("\n") if part.endswith(" %")) == pytest.approx(100, abs=0.3)
+
+    page.click("iopfl-card label:has-text('core')")
+    draw(page)
+    drawn = read_mask(page)
+    changed = drawn != mask
+    assert changed.any() and set(np.unique(drawn[changed])) == {NODULE.labels["core"]}
+    page.keyboard.press("Control+z")
+    assert (read_mask(page) == mask).all()
+    draw(page)
+    page.fill("#iopfl-annotator", "dr.ruiz")
+    page.dblclick("button:has-text('Submit label')")
+    page.wait_for_selector("button:has-text('Submitted')")
+    assert "Saved as version 1. The next training uses it." in notes(page)
+    assert visit.sent.count("PUT /datastore/label") == 1
+
+    [segmentation] = clinic.segmentations("fresh")
+    label = read_segmentation(segmentation, sources, NODULE.labels)
+    assert (label.mask == drawn).all() and label.annotator == "dr.ruiz"
+
+    page.click("text=Active Learning")
+    page.click("button:has-text('Update Model')")
+    page.wait_for_selector("iopfl-card .training:has-text('Training nodule')")
+    page.wait_for_selector("iopfl-card .training:has-text('is done')")
+    assert finish(clinic.server)["status"] == "DONE"
+    used = json.loads((clinic.folder / "state" / "local" / "nodule.labels.json").read_text())
+    assert series_uid("fresh") in json.dumps(used)
+    assert visit.called == {urlsplit(clinic.server.url).netloc}
+    assert not visit.errors
+
+
+def test_next_sample_follows_the_strategy_and_opens_its_series(clinic, page, visit):
+    open_viewer(page, clinic.address("case5"))
+    page.click("text=Active Learning")
+    page.select_option(".monaiLabelPanel .optionsTable select", "nodule_disagreement")
+    with page.expect_navigation():
+        page.click("button:has-text('Next Sample')")
+    await_viewer(page)
+    assert "POST /activelearning/nodule_disagreement" in visit.sent
+    [asked] = parse_qs(urlsplit(page.url).query)["initialSeriesInstanceUID"]
+    assert page.evaluate(LABELMAP % "state.labelmap.series") == asked
+    unlabeled = {series_uid(name) for name in ("case5", "case6", "case7", "eye")}
+    assert asked in unlabeled
+
+
+def test_changes_outlive_the_way_back_to_the_list_and_are_asked_for_before_the_page_is_left(clinic, page):
+    open_viewer(page, clinic.address("case6"))
+    draw(page)
+    drawn = read_mask(page)
+    assert drawn.any() and "not submitted yet" in card(page)
+    page.locator("[data-cy=return-to-work-list], header svg").first.click()
+    page.click("text=Phantom, case6")
+    page.click("[data-cy^=mode-monai-label]")
+    await_viewer(page)
+    page.wait_for_selector("text=Your changes to this series, not submitted yet, are back.")
+    assert (read_mask(page) == drawn).all()
+    asked = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    page.goto("about:blank")
+    assert asked == ["beforeunload"]
+
+
+def test_a_refusal_says_why_and_keeps_what_was_drawn(clinic, page):
+    page.on("dialog", lambda dialog: dialog.accept())
+    clinic.push("gone", 12)
+    open_viewer(page, clinic.address("gone"))
+    page.click("button:has-text('Submit label')")
+    page.wait_for_selector("text=Nothing is drawn here")
+    draw(page)
+    drawn = read_mask(page)
+    [study] = clinic.orthanc.request(
+        "POST", "/tools/find", json={"Level": "Study", "Query": {"PatientID": "ID-gone"}}
+    ).json()
+    clinic.orthanc.request("DELETE", f"/studies/{study}")
+    page.select_option("select.selectBox", "nodule")
+    page.click("button[title='Run Segmentation']")
+    page.wait_for_selector("iopfl-card .problem:visible")
+    assert f"no image '{series_uid('gone')}'" in notes(page)
+    assert (read_mask(page) == drawn).all() and page.is_enabled("button:has-text('Submit label')")
+
+
+def test_a_segmentation_of_the_pacs_opens_with_names_and_colors_and_can_be_corrected(clinic, page, nodule, colors):
+    sources = read_series(clinic.folder / "pushed" / "case7")
+    origin = Origin(annotator="somebody else", description="from elsewhere")
+    file = clinic.folder / "elsewhere.dcm"
+    build_segmentation(truth(7), sources, segments_of(nodule), origin).save_as(file, enforce_file_format=True)
+    clinic.orthanc.upload(file)
+    page.on("dialog", lambda dialog: dialog.accept())
+    open_viewer(page, clinic.address("case7"))
+    page.dblclick("text=from elsewhere")
+    page.wait_for_selector("iopfl-card h3:has-text('Segmentation from the PACS')")
+    shown = page.evaluate(LABELMAP % "state.overlay.segments.map(({ name, color }) => [name, color])")
+    assert {name for name, _ in shown} == set(NODULE.labels)
+    for name, color in shown:
+        # CIELab, in which DICOM keeps colors, rounds.
+        assert np.abs(np.subtract(ImageColor.getrgb(color), ImageColor.getrgb(colors[name]))).max() <= 2
+    page.click("iopfl-card button:has-text('Correct it')")
+    assert (read_mask(page) == truth(7)).all()
+    assert not page.is_visible("text=Segmentation from the PACS")
+
+
+def test_a_photograph_opens_in_one_view_with_the_task_for_it(clinic, page):
+    page.on("dialog", lambda dialog: dialog.accept())
+    open_viewer(page, clinic.address("eye"))
+    assert page.locator(".cornerstone-viewport-element").count() == 1
+    assert page.evaluate(LABELMAP % "state.labelmap.task.name") == "eye"
+    run(page, "eye_routed")
+    expected = np.asarray(server_mask(clinic, "eye_routed", "eye").dataobj)
+    assert (read_mask(page)[..., 0] == expected.reshape(expected.shape[:2])).all()
+    draw(page)
+    page.click("button:has-text('Submit label')")
+    page.wait_for_selector("text=Saved as version 1")
+
+
+@pytest.mark.parametrize(("quality", "words"), [(0.49, "The experts disagree"), (0.5, "mostly agree"), (None, "No quality")])
+def test_quality_in_words(clinic, page, quality, words):
+    page.goto(f"{clinic.server.url}/ohif/iopfl/answer.js")
+    answer = {"model": "routed", "bank": "1-abc", "seconds": 1.0, "quality": quality}
+    text = page.evaluate(
+        """(answer) => import('/ohif/iopfl/answer.js').then(({ describeAnswer }) =>
+          describeAnswer(answer).map((element) => element.textContent).join(' '))""",
+        answer,
+    )
+    assert words in text
+
+
+def test_a_mask_survives_nrrd_and_another_grid_is_refused(clinic, page):
+    page.goto(f"{clinic.server.url}/ohif/iopfl/nrrd.js")
+    datasets = build_series("a grid", 0)
+    planes = [
+        {
+            "rows": ds.Rows,
+            "columns": ds.Columns,
+            "rowCosines": list(ds.ImageOrientationPatient[:3]),
+            "columnCosines": list(ds.ImageOrientationPatient[3:]),
+            "imagePositionPatient": list(ds.ImagePositionPatient),
+            "rowPixelSpacing": ds.PixelSpacing[0],
+            "columnPixelSpacing": ds.PixelSpacing[1],
+        }
+        for ds in reversed(datasets)
+    ]
+    found = page.evaluate(
+        """async (planes) => {
+          const { makeGrid, checkSameGrid } = await import('/ohif/iopfl/grid.js');
+          const { readNrrd, writeNrrd } = await import('/ohif/iopfl/nrrd.js');
+          const grid = makeGrid(planes);
+          const data = Uint8Array.from({ length: grid.sizes.reduce((a, b) => a * b) }, (_, index) => index % 7);
+          const file = await (await writeNrrd(grid, data)).arrayBuffer();
+          const moved = { ...grid, origin: grid.origin.map((value) => value + 0.5) };
+          let refusal = '';
+          try { checkSameGrid({ ...moved, data }, grid); } catch (problem) { refusal = problem.message; }
+          return { file: [...new Uint8Array(file)], order: grid.order, refusal };
+        }""",
+        planes,
+    )
+    assert found["order"] == list(reversed(range(len(planes))))
+    assert "beside the images" in found["refusal"]
+    file = clinic.folder / "written.nrrd"
+    file.write_bytes(bytes(found["file"]))
+    from iopfl.core.transforms import read_image
+
+    read = read_image(file, NODULE)
+    folder = clinic.folder / "a grid"
+    from dicomio.phantoms import write
+
+    series = read_series(write(datasets, folder))
+    assert np.allclose(read.affine.numpy(), series.affine, atol=1e-4)
+    values = np.arange(read.numel()).reshape(series.array.shape[::-1]).T % 7
+    assert (read[0].numpy() == values).all()
