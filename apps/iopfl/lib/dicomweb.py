@@ -40,7 +40,10 @@ SUFFIX = ".nii.gz"
 _MAX_SERIES = 20_000
 _FRESH_SECONDS = 2.0
 _PATIENCE_SECONDS = 20.0
-"""How long whoever needs the list waits for a newer one, before the one there is must do."""
+"""How long whoever needs the list, or an image that is not in it, waits for a newer one."""
+_GLANCE_SECONDS = 0.5
+"""The same where the list is not `_OLD_SECONDS` old: a large PACS takes longer, and what is known must do."""
+_OLD_SECONDS = 60.0
 _START_SECONDS = 5.0
 """How long a server that starts waits for the PACS."""
 _CHECKED_AT_ONCE = 50
@@ -109,7 +112,7 @@ class PACSDatastore(VersionedDatastore):
         self._list.refresh(wait=0)
         objects = dict(self._datastore.objects)
         labeled = sum(FINAL in entry.labels for entry in objects.values())
-        about = {"problem": self._list.problem, "left_out": len(self._left_out), "waiting": len(self.outbox.waiting())}
+        about = {"problem": self._list.problem, "left_out": len(self._left_out), "waiting": self.outbox.count}
         return {"total": len(objects), "completed": labeled, "label_tags": {FINAL: labeled}, "pacs": about}
 
     def left_out(self) -> dict[str, str]:
@@ -247,7 +250,7 @@ class PACSDatastore(VersionedDatastore):
             SeriesError: it is there, but no image to segment.
         """
         if image not in self._datastore.objects:
-            self._renew()
+            self._renew(patiently=True)
         if image in self._left_out:
             raise SeriesError(f"series {image} is left out: {self._left_out[image]}")
         entry = self._datastore.objects.get(image)
@@ -256,8 +259,9 @@ class PACSDatastore(VersionedDatastore):
         info = entry.image.info
         return FoundSeries(image, info["StudyInstanceUID"], info["Modality"], info["instances"])
 
-    def _renew(self) -> None:
-        self._list.refresh(wait=_PATIENCE_SECONDS)
+    def _renew(self, *, patiently: bool = False) -> None:
+        is_old = patiently or self._list.age > _OLD_SECONDS
+        self._list.refresh(wait=_PATIENCE_SECONDS if is_old else _GLANCE_SECONDS)
         if self._list.problem and not self._datastore.objects:
             raise PACSAwayError(self._list.problem)
 

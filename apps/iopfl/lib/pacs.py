@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ for _name in ("dicomweb_client", "retrying"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 _PAGE = 500
+_SERIES_TAGS = ("0020000E", "0020000D", "00080060", "00201209")
+"""Series and Study Instance UID, Modality, Number of Series Related Instances."""
 _ATTEMPTS = 3
 _RETRY_MILLISECONDS = 200
 _ANY_TRANSFER_SYNTAX = (("application/dicom", "*"),)
@@ -157,7 +159,7 @@ class PACS:
                     limit=_PAGE,
                     offset=len(found),
                 )
-                series = [_to_series(_to_dataset(item)) for item in page]
+                series = [_to_series(item) for item in page]
                 new = {entry.uid: entry for entry in series if entry and entry.uid not in found}
                 if not new:  # the end, or a PACS that has no pages
                     break
@@ -283,10 +285,14 @@ def _to_dataset(item: Mapping[str, Any]) -> Dataset:
     return Dataset.from_json(dict(item), bulk_data_uri_handler=lambda *_: None)
 
 
-def _to_series(ds: Dataset) -> FoundSeries | None:
-    """A found series; None where its UIDs are none."""
-    uids: Sequence[str] = [str(ds.get(keyword, "")) for keyword in ("SeriesInstanceUID", "StudyInstanceUID")]
-    if not all(UID.fullmatch(uid) for uid in uids):
+def _to_series(item: Mapping[str, Any]) -> FoundSeries | None:
+    """A found series, of which only this is looked at: there may be thousands. None where its UIDs are none."""
+    uid, study, modality, count = (_first_value(item, tag) for tag in _SERIES_TAGS)
+    if not (UID.fullmatch(str(uid)) and UID.fullmatch(str(study))):
         return None
-    count = int(ds.get("NumberOfSeriesRelatedInstances") or 0)
-    return FoundSeries(uids[0], uids[1], str(ds.get("Modality", "")), count)
+    return FoundSeries(str(uid), str(study), str(modality), int(count or 0))
+
+
+def _first_value(item: Mapping[str, Any], tag: str) -> Any:
+    """The first value of an element in DICOM JSON (PS3.18 F.2); "" without any."""
+    return next(iter(item.get(tag, {}).get("Value") or []), "")

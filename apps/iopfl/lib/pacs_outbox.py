@@ -31,6 +31,12 @@ class LabelOutbox:
         self._pacs = pacs
         self._versions = versions
         self._build = build
+        self._known: set[tuple[str, int]] = set()
+
+    @property
+    def count(self) -> int:
+        """How many wait, as far as is known at once; `waiting` looks."""
+        return len(self._known)
 
     def waiting(self) -> list[tuple[str, int]]:
         """Images and version numbers."""
@@ -38,6 +44,7 @@ class LabelOutbox:
         for image in self._versions.images():
             new = (v for v in self._versions.history(image).counting if v.kind == SUBMITTED and not v.is_stored)
             found += [(image, version.number) for version in new]
+        self._known = set(found)
         return found
 
     def store(self, image: str, number: int) -> None:
@@ -51,6 +58,7 @@ class LabelOutbox:
             version = history.find(number)
             if version.is_stored or number in history.withdrawn:
                 return
+            self._known |= {(image, number)}
             file = self._versions.segmentation_file(image, number)
             if not file.is_file():
                 ds = self._build(image, version)
@@ -62,6 +70,7 @@ class LabelOutbox:
             self._pacs.store(ds)
             self._versions.note(image, "stored", number=number)
             file.unlink()
+            self._known -= {(image, number)}
         logger.info("version %d of %s is in the PACS as %s", number, image, ds.SOPInstanceUID)
 
     def run(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from iopfl.core.errors import IOPFLError
 
 logger = logging.getLogger(__name__)
 
-_REST = 5.0
+_REST = 2.0
 """Times as long as a renewal took, the next one is not due: whoever is asked may be slow because they are asked."""
 
 
@@ -33,6 +34,12 @@ class Refreshing:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._due = 0.0
+        self._renewed = -math.inf
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last renewal that worked; infinite without any."""
+        return time.monotonic() - self._renewed
 
     def refresh(self, *, wait: float) -> None:
         """Start a renewal if one is due.
@@ -65,4 +72,5 @@ class Refreshing:
         with self._lock:
             ended = time.monotonic()
             self.problem, self._thread = problem, None
+            self._renewed = self._renewed if problem else ended
             self._due = ended + max(self._seconds, _REST * (ended - started))
