@@ -37,8 +37,8 @@ NASTY = [
 
 KEYS = [
     "adaptation", "batch_size", "client_id", "device", "dtype", "enqueue", "epochs", "gpus", "image", "images", "info",
-    "label", "label_info", "label_names", "label_tag", "largest", "learning_rate", "max_batch_size", "max_epochs",
-    "max_workers", "method", "min_epochs", "min_labels", "model", "multi_gpu", "name", "quality", "restore_label_idx",
+    "label", "labels", "label_info", "label_names", "label_tag", "largest", "learning_rate", "max_batch_size",
+    "max_epochs", "max_workers", "method", "min_epochs", "min_labels", "model", "multi_gpu", "name", "quality", "restore_label_idx",
     "result_compress", "result_dtype", "result_extension", "result_write_to_file", "run_sync", "save_label", "seed",
     "session", "site", "strategy", "tag", "task", "tracking", "train_ds", "user", "val_split", "version", "y", "y_pred",
 ]  # fmt: skip
@@ -51,26 +51,34 @@ VALUES = [
 ]  # fmt: skip
 NO_OBJECTS = ["{", "[" * 100_000, "NaN", '{"a": NaN}', "3", "null", '"x"', ""]
 
-WITH_BODY = ["/train/spot", "/train/", "/batch/infer/spot", "/activelearning/random", "/scoring/dice", "/scoring/"]
+# `{model}` and `{image}` stand for what the server knows.
+WITH_BODY = [
+    "/train/{model}",
+    "/train/",
+    "/batch/infer/{model}",
+    "/activelearning/random",
+    "/scoring/dice",
+    "/scoring/",
+]
 SYNC = ["", "?run_sync=true", "?enqueue=true", "?run_sync=x"]
 WITH_FORM = [
-    ("POST", "/infer/spot?image=eye0", "params"),
-    ("POST", "/infer/spot_routed?image=eye1&output=json", "params"),
-    ("POST", "/infer/wsi_v2/spot?image=eye0", "wsi"),
-    ("PUT", "/datastore/image/info?image=eye0", "info"),
-    ("PUT", "/datastore/label/info?label=eye0&tag=final", "info"),
-    ("PUT", "/datastore/updatelabelinfo?label=eye0&tag=final", "params"),
+    ("POST", "/infer/{model}?image={image}", "params"),
+    ("POST", "/infer/{model}_routed?image={image}&output=json", "params"),
+    ("POST", "/infer/wsi_v2/{model}?image={image}", "wsi"),
+    ("PUT", "/datastore/image/info?image={image}", "info"),
+    ("PUT", "/datastore/label/info?label={image}&tag=final", "info"),
+    ("PUT", "/datastore/updatelabelinfo?label={image}&tag=final", "params"),
 ]
 UPLOADS = [
     ("PUT", "/datastore/image", "file"),
     ("PUT", "/datastore/image?image=fresh", "file"),
-    ("PUT", "/datastore/label?image=eye0", "label"),
-    ("PUT", "/datastore/label?image=eye0&tag=original", "label"),
+    ("PUT", "/datastore/label?image={image}", "label"),
+    ("PUT", "/datastore/label?image={image}&tag=original", "label"),
     ("PUT", "/session/", "files"),
     ("PUT", "/session/?uncompress=true", "files"),
-    ("POST", "/infer/spot", "file"),
-    ("POST", "/infer/spot?image=eye0", "label"),
-    ("POST", "/infer/wsi_v2/spot", "file"),
+    ("POST", "/infer/{model}", "file"),
+    ("POST", "/infer/{model}?image={image}", "label"),
+    ("POST", "/infer/wsi_v2/{model}", "file"),
 ]
 FILE_NAMES = [
     "a.png", "a.nii.gz", "a.zip", "a.tar", "a.tar.gz", "a", "", ".", "..", "../../evil.png", "/etc/cron.d/x.png",
@@ -206,6 +214,8 @@ class Fuzz:
         self._judge(f"{case.method} {case.path}", send, token or self.tokens[""], case.as_curl_command)
 
     def _ask(self, method: str, path: str, **options: Any) -> None:
+        for place, name in (("{model}", self.known["model"][0]), ("{image}", self.known["image"][0])):
+            path = path.replace(place, name)
         own = options.pop("headers", {})
 
         def send(headers: Mapping[str, str]) -> Any:

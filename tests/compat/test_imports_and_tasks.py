@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from iopfl import compat
+from iopfl.core.errors import SeriesError
 from label_server import write_volume
 
 pytestmark = pytest.mark.usefixtures("tasks")
@@ -106,7 +107,7 @@ def test_batch_inference_goes_on_after_a_bad_image():
 
 
 def test_batch_inference_fails_when_every_image_does():
-    with pytest.raises(RuntimeError, match="every image failed, the first with: KeyError"):
+    with pytest.raises(SeriesError, match="every image failed, the first with: KeyError"):
         batch({}, lambda request, _: {}["x"])
 
 

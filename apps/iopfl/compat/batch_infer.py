@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from iopfl.compat._patching import once
+from iopfl.core.errors import SeriesError
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def apply() -> None:
         results = original(self, request, datastore, _tolerant(infer))
         failed = [image for image, result in results.items() if result and "error" in result]
         if failed and len(failed) == len(results):
-            raise RuntimeError(f"every image failed, the first with: {results[failed[0]]['error']}")
+            raise SeriesError(f"every image failed, the first with: {results[failed[0]]['error']}")
         return results
 
     BatchInferTask.__call__ = call

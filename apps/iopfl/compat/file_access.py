@@ -39,8 +39,11 @@ SERVER_KEYS = ("image", "image_id", "session", "bundle_path", "train_ds", "val_d
 NAME_KEYS = ("model", "label_tag", "tag", "y", "y_pred", "name", "model_filename")
 """Keys of a client's `params` that become part of a path."""
 
-LOOKED_UP = (*NAME_KEYS, "method", "strategy")
-"""Those at the top of `params` by which something is looked up."""
+TEXTS = (*NAME_KEYS, "method", "strategy", "device", "gpus")
+"""Keys at the top of `params` by which something is looked up."""
+
+COUNTS = ("max_batch_size", "max_workers")
+"""Keys at the top of `params` that are compared with numbers."""
 
 EXTENSION = re.compile(r"(\.[A-Za-z0-9_-]{1,16}){1,3}")
 
@@ -130,7 +133,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         if isinstance(value, dict):
             _check_numbers(value)
         if name == "params":
-            _check_looked_up(values or {})
+            _check_kinds(values or {})
         elif "strategy" in (values or {}):
             _refuse("info must not hold 'strategy': the server keeps in it which images it has offered")
     if arguments.get("wsi") is not None:
@@ -148,10 +151,14 @@ def _check_numbers(params: dict[str, Any]) -> None:
         _refuse("params must hold numbers as JSON has them: no NaN, and none too large")
 
 
-def _check_looked_up(params: dict[str, Any]) -> None:
-    for key in LOOKED_UP:
+def _check_kinds(params: dict[str, Any]) -> None:
+    for key in TEXTS:
         if not isinstance(params.get(key, ""), str):
             _refuse(f"params must hold a name as {key!r}, not {type(params[key]).__name__}")
+    for key in COUNTS:
+        value = params.get(key, 0)
+        if type(value) is not int or value < 0:
+            _refuse(f"params must hold a whole number from 0 as {key!r}")
 
 
 def _check_new_image(arguments: dict[str, Any]) -> None:
