@@ -35,13 +35,14 @@ NASTY = [
 ]  # fmt: skip
 """Values that something in a server may choke on, or take for a file."""
 
-KEYS = (
+_KEYS = (
     "adaptation batch_size client_id device dtype enqueue epochs gpus image images info label labels label_info "
     "label_names label_tag largest learning_rate max_batch_size max_epochs max_workers method min_epochs min_labels "
     "model multi_gpu name quality restore_label_idx result_compress result_dtype result_extension "
     "result_write_to_file run_sync save_label seed session site strategy tag task tracking train_ds user val_split "
     "version y y_pred"
-).split(" ")
+)
+KEYS = _KEYS.split()
 """Keys of `params` that MONAI Label or the app reads."""
 VALUES = [
     None, True, False, 0, 1, -1, 2, 1.5, 1e308, 10**30, "", "x", "1", "final", "cpu", "cuda:7", "spot", "eye0",
