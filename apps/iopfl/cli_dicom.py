@@ -140,9 +140,10 @@ def _check_rules(arguments: Any) -> None:
 
     rules = read_rules(arguments.rules)
     if arguments.series is None:
-        rows = [(rule.name, *(f"{key} {pattern}" for key, pattern in rule.patterns.items())) for rule in rules.rules]
-        for rule, row in zip(rules.rules, rows, strict=True):
-            print(f"{', '.join(row)}: {rule.answer} to {', '.join(rule.send_to)}")
+        for rule in rules.rules:
+            wanted = [f"{key} {pattern}" for key, pattern in rule.patterns.items()]
+            wanted += [f"min_slices {rule.min_slices}"] if rule.min_slices > 1 else []
+            print(f"{', '.join((rule.name, *wanted))}: {rule.answer} to {', '.join(rule.send_to)}")
         return
     instances = list_instances([arguments.series])
     first = next(iter(instances.values()))

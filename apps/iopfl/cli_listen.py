@@ -142,9 +142,9 @@ def _listen(arguments: Any) -> None:
     logging.getLogger("iopfl").setLevel(logging.INFO)
     warnings.filterwarnings("ignore")  # pydicom's quote values, which are patients'
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     with Listener(settings, rules, build_answer(models)) as listener:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
         print(f"{scp.ae_title} listens on {scp.host}:{listener.port}{' by TLS' if scp.tls else ''}", flush=True)
         stop.wait()
 

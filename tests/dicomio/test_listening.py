@@ -63,6 +63,7 @@ def model():
 def _quick(monkeypatch):
     monkeypatch.setattr(listening, "FIRST_PAUSE", 0.1)
     monkeypatch.setattr(listening, "SEND_ATTEMPTS", 3)
+    monkeypatch.setattr(listening, "SEGMENT_ATTEMPTS", 3)
     monkeypatch.setattr("iopfl.dicomio.commitment._WAIT_SECONDS", 0.3)
 
 
@@ -252,6 +253,39 @@ def test_instances_that_come_while_it_is_segmented_count(tmp_path, model):
         state_of(listener, datasets[0].SeriesInstanceUID, State.DONE)
         assert [ds.SOPInstanceUID for ds in pacs.received] == [listener.queue.jobs()[0].segmentation]
     assert [slices for _, slices in model.asked] == [4, 6]
+
+
+def test_a_series_that_keeps_coming_is_not_segmented_again_and_again(tmp_path, model):
+    datasets = make_slices(12)
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port, quiet_seconds=1.0) as listener:
+
+        def send_the_rest_slowly(_):
+            model.before = lambda _: None
+            for ds in datasets[2:6]:
+                send_plainly(listener.port, [ds])
+
+        model.before = send_the_rest_slowly
+        send_plainly(listener.port, datasets[:2])
+        eventually(lambda: model.asked, "the first attempt")
+        for ds in datasets[6:]:
+            send_plainly(listener.port, [ds])
+        state_of(listener, datasets[0].SeriesInstanceUID, State.DONE)
+        assert len(pacs.received) == 1
+    assert [slices for _, slices in model.asked] == [2, 12]
+
+
+def test_a_segmentation_that_cannot_be_read_holds_up_no_other(tmp_path, model):
+    away = free_port()
+    first, second = make_slices(2, series="first"), make_slices(2, series="second")
+    with listening_node(tmp_path, model, away) as listener:
+        send_plainly(listener.port, first)
+        job = state_of(listener, first[0].SeriesInstanceUID, State.SENDING)
+        listener.outbox.path(job.segmentation).write_bytes(b"broken")
+        with storage_peer(port=away) as pacs:
+            send_plainly(listener.port, second)
+            state_of(listener, second[0].SeriesInstanceUID, State.DONE)
+            assert state_of(listener, first[0].SeriesInstanceUID, State.FAILED).reason == "InvalidDicomError"
+            assert len(pacs.received) == 1
 
 
 def test_a_model_that_fails_for_now_is_tried_again_and_one_that_cannot_is_not(tmp_path, model, caplog):

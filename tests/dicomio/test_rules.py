@@ -26,7 +26,7 @@ destinations:
 
 @pytest.fixture(autouse=True)
 def _password(monkeypatch):
-    monkeypatch.setenv("IOPFL_PASSWORD", "secret")
+    monkeypatch.setenv("IOPFL_PASSWORD", "hidden")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_whole_file_is_read(read):
     assert rules.destinations["pacs"] == Peer("ORTHANC", "127.0.0.1", 4242) == rules.find_peer("ORTHANC")
     assert rules.destinations["web"] == Stow("https://pacs/dicom-web", "iopfl", "IOPFL_PASSWORD")
     assert rules.find_peer("web") is None
-    assert "secret" not in repr(rules)
+    assert "hidden" not in repr(rules)
 
 
 MR = {"modality": "MR", "body_part": "PROSTATE", "description": "T2 tse TRA", "called": "IOPFL", "slices": 20}
@@ -120,7 +120,7 @@ def test_answers_are_checked_against_those_there_are(read):
         ("port: 4242", "port: 4242, tls: {ca: no.pem}", "destination pacs: TLS: expected PEM files, there is no"),
         ("port: 4242", "port: 4242, tls: {}", "destination pacs: tls: ca is missing"),
         ("https://pacs", "ftp://pacs", "destination web: stow: expected http"),
-        ("https://pacs", "https://me:secret@pacs", "without a password in it"),
+        ("https://pacs", "https://me:hidden@pacs", "without a password in it"),
         ("password_env: IOPFL_PASSWORD", "password: secret", "destination web: unknown key password; there are stow"),
         ("IOPFL_PASSWORD", "IOPFL_NO_PASSWORD", "environment variable IOPFL_NO_PASSWORD, which is not set"),
         (", password_env: IOPFL_PASSWORD", "", "expected user and password_env"),
@@ -133,7 +133,7 @@ def test_what_is_wrong_with_a_file_is_said(read, old, new, words):
     with pytest.raises(ConfigError, match="rules") as error:
         read(WHOLE.replace(old, new, 1))
     assert words in str(error.value)
-    assert "secret" not in str(error.value)
+    assert "hidden" not in str(error.value)
 
 
 @pytest.mark.parametrize(("text", "words"), [("", "key: value"), ("[1]", "key: value"), ("a: [", "no valid YAML")])

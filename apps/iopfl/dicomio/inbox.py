@@ -165,17 +165,19 @@ class Inbox:
         """Take a complete series up for segmentation; None where there is nothing of it."""
         with self._lock:
             job = self.queue.get(series_instance_uid)
-            arrivals = self._arrivals.pop(series_instance_uid, None)
-            if job is None:
-                return None
+            arrivals = self._arrivals.get(series_instance_uid)
             instances, content = self.listing(series_instance_uid)
-            if not instances:
+            if job is None or not instances:
                 self.queue.remove(series_instance_uid)
+                self._arrivals.pop(series_instance_uid, None)
                 return None
             first, last = (_epoch(arrivals.first), _epoch(arrivals.last)) if arrivals else (0.0, 0.0)
             times = {"first": first, "last": last, "complete": time.time()} if arrivals else dict(job.times)
-            job = replace(job, state=State.SEGMENTING, content=content, instances=instances, times=times)
-            return self.queue.put(job)
+            job = self.queue.put(
+                replace(job, state=State.SEGMENTING, content=content, instances=instances, times=times)
+            )
+            self._arrivals.pop(series_instance_uid, None)  # not before: a full disk must not have it forgotten
+            return job
 
     def is_unchanged(self, job: Job) -> bool:
         """Whether a series is still what the job was begun with."""

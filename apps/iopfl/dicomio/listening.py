@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
-from iopfl.core.errors import AssociationError, CancelledError, ConfigError, IOPFLError, PACSError, SeriesError
+from iopfl.core.errors import CancelledError, ConfigError, IOPFLError, PACSError, SeriesError
 from iopfl.core.locks import try_hold
 from iopfl.dicomio.commitment import Commitment
 from iopfl.dicomio.files import read_dataset, reading
@@ -36,10 +36,10 @@ from iopfl.dicomio.upkeep import lock_file, make_room, take_wishes
 
 logger = logging.getLogger(__name__)
 
-SEGMENT_ATTEMPTS = 3
-SEND_ATTEMPTS = 12
+SEGMENT_ATTEMPTS = 5
+SEND_ATTEMPTS = 30
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 3600.0
-"""Seconds after a first failure, doubled after each further one, up to the longest: 12 attempts take nine hours."""
+"""Seconds after a first failure, doubled after each further one, up to the longest: 30 attempts take 20 hours."""
 _TICK = 0.1  # seconds between looks at the inbox
 _TIDY_SECONDS = 5.0  # between looks for what may be deleted
 
@@ -212,8 +212,10 @@ class Listener:
         ds = build_segmentation(answered.mask, series, answered.segments, answered.origin)
         segmentation = self.outbox.add(ds)
         times["segmented"] = time.time()
-        if not self.inbox.is_unchanged(job):
-            return  # the instances that came meanwhile have it segmented again
+        if not self.inbox.is_unchanged(job):  # with what came meanwhile, and may be coming still, it is another one
+            self.inbox.expect(uid)
+            self.queue.change(job, state=State.RECEIVED)
+            return
         changed = self.queue.change(
             job,
             state=State.SENDING,
@@ -263,7 +265,7 @@ class Listener:
                 scp = self.settings.scp
                 path = self.outbox.path(job.segmentation)
                 send(path, destination, ae_title=scp.ae_title, timeouts=scp.timeouts)
-            except (AssociationError, PACSError, ConfigError, OSError) as error:
+            except Exception as error:  # whatever it is, it shall hold up no other segmentation
                 failures.append(_reason(error))
                 logger.warning("segmentation %s, attempt %d: %s", job.segmentation, job.attempts + 1, failures[-1])
                 continue

@@ -102,7 +102,7 @@ class Stow:
             raise ConfigError(f"stow: there is no file {self.ca}")
         for name in (self.password_env, self.token_env):
             if name and not os.environ.get(name):
-                raise ConfigError(f"stow: expected a password or token in the environment variable {name}, which is not set")
+                raise ConfigError(f"stow: expected its secret in the environment variable {name}, which is not set")
 
     def __str__(self) -> str:
         return self.url

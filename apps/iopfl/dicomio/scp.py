@@ -60,6 +60,8 @@ MAX_ASSOCIATIONS = 16
 
 _LAST_READ = 0x0020FFFF  # what identifies an instance lies in groups 0008 to 0020
 _MAX_COMMENT = 64
+_MAX_PORT = 65535
+_MAX_NAMED = 5  # SOP classes in a line of the log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,8 @@ class SCPSettings:
             check_ae_title(title)
         if self.max_associations < 1:
             raise ConfigError(f"expected at least one association, given {self.max_associations}")
+        if not 0 <= self.port <= _MAX_PORT:
+            raise ConfigError(f"expected a port from 0 to {_MAX_PORT}, given {self.port}")
 
 
 class StorageSCP:
@@ -262,11 +266,15 @@ def _refuse(event: Event, status: int, reason: str) -> Dataset:
 def _log_accepted(event: Event) -> None:
     assoc = event.assoc
     logger.info("association with %s accepted", name(assoc))
+    refused: dict[str, list[str]] = {}
     for context in assoc.rejected_contexts:
         sop_class = UID(printable(context.abstract_syntax))
         known = sop_class in STORED or sop_class == Verification
         reason = "none of its transfer syntaxes can be decoded" if known else "this SOP class is not served"
-        logger.warning("%s asked for %s: refused, %s", name(assoc), sop_class.name, reason)
+        refused.setdefault(reason, []).append(sop_class.name)
+    for reason, names in refused.items():
+        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+        logger.warning("%s asked for %s%s: refused, %s", name(assoc), ", ".join(names[:_MAX_NAMED]), more, reason)
 
 
 def _log_rejected(event: Event) -> None:
