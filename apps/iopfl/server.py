@@ -26,7 +26,7 @@ from iopfl.compat.logs_page import LOG_FILE_VARIABLE
 from iopfl.core.errors import ConfigError, IOPFLError
 from iopfl.lib.settings import AppSettings, check_device
 from iopfl.server_options import DEFAULT_STATE, ServerSettings, add_arguments, settings_from
-from iopfl.web.access_settings import AccessSettings, choose_mode, find_hosts, read_secret
+from iopfl.web.access_settings import AccessSettings, check_certificate, choose_mode, read_secret
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -173,12 +173,15 @@ def _choose_access(settings: ServerSettings) -> AccessSettings:
         monailabel.MONAI_LABEL_AUTH_REALM_URI = settings.oidc_issuer.rstrip("/")
     if settings.oidc_client:
         monailabel.MONAI_LABEL_AUTH_CLIENT_ID = settings.oidc_client
+    check_certificate(settings.ssl_certfile)
     state = settings.state.resolve()
+    mode = choose_mode(settings.auth, settings.host, state)
+    is_open = mode == "off" and not settings.ssl_certfile
     return AccessSettings(
-        mode=choose_mode(settings.auth, settings.host, state),
+        mode=mode,
         state=state,
         client_secret=read_secret(settings.oidc_secret_file),
-        hosts=find_hosts(settings.host, settings.allow_hosts, settings.ssl_certfile),
+        hosts=frozenset({settings.host, *settings.allow_hosts}) if is_open else None,
         max_upload_mb=settings.max_upload_mb,
     )
 

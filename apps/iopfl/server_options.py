@@ -30,7 +30,7 @@ class ServerSettings:
         oidc_issuer: address of the hospital's sign-in service; "" = MONAI_LABEL_AUTH_REALM_URI.
         oidc_client: the name that this server is registered by there; "" = MONAI_LABEL_AUTH_CLIENT_ID.
         oidc_secret_file: holds what this server proves that with; None = it is a public client.
-        allow_hosts: names by which browsers may call this server, besides the host's, the certificate's and addresses.
+        allow_hosts: names by which a server without sign-in and HTTPS may be called, besides addresses and the host's.
         max_upload_mb: most that one request may bring.
     """
 
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--oidc-issuer", default="", metavar="URL", help="the hospital's OpenID Connect service, e.g. a Keycloak realm")
     add("--oidc-client", default="", metavar="ID", help="this server's client id there (default: monailabel-app)")
     add("--oidc-secret-file", type=Path, metavar="FILE", help="holds the client's secret, if it has one")
-    text = "name by which browsers may call it, e.g. a reverse proxy's; several times for several"
+    text = "without sign-in and HTTPS: a name, besides addresses, by which it may be called; several times for several"
     add("--allow-host", action="append", default=[], metavar="NAME", help=text)
     text = "most that one request may bring (default: %(default)s)"
     add("--max-upload-mb", type=int, default=defaults.max_upload_mb, metavar="MB", help=text)

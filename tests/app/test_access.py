@@ -297,8 +297,8 @@ def test_over_https_the_cookie_never_travels_in_the_clear(home, conf, tmp_path, 
         assert done.status_code == 303 and "secure" in done.headers["Set-Cookie"].lower()
         cookie = done.headers["Set-Cookie"].split(";")[0]
         assert running.get("/info/", headers={"Cookie": cookie}).ok
-        for host, status in (("label.hospital.example", 200), ("evil.example", 421)):
-            assert running.get("/info/", headers={"Cookie": cookie, "Host": host}).status_code == status
+        elsewhere = {"Cookie": cookie, "Host": "label.hospital.example"}
+        assert running.get("/info/", headers=elsewhere).ok, "behind a proxy, by whatever name"
 
 
 # ---- starting ----

@@ -15,7 +15,7 @@ compat.apply_early()  # before MONAI Label is imported
 
 from iopfl.core.audit import AuditLog  # noqa: E402
 from iopfl.core.errors import ConfigError  # noqa: E402
-from iopfl.web.access_settings import AccessSettings, choose_mode, find_hosts, read_secret  # noqa: E402
+from iopfl.web.access_settings import AccessSettings, check_certificate, choose_mode, read_secret  # noqa: E402
 from iopfl.web.gate import install  # noqa: E402
 from iopfl.web.identity import Access  # noqa: E402
 
@@ -215,8 +215,12 @@ def test_the_stock_form_takes_its_way_from_the_environment(tmp_path, monkeypatch
     monkeypatch.setenv("IOPFL_AUTH", "sometimes")
     with pytest.raises(ConfigError, match="one of local, oidc, off"):
         AccessSettings.from_environment(tmp_path)
+    monkeypatch.setenv("IOPFL_AUTH", "off")
+    monkeypatch.setenv("IOPFL_ALLOW_HOSTS", "label.hospital.example,other")
+    assert AccessSettings.from_environment(tmp_path).hosts == {"label.hospital.example", "other"}
     monkeypatch.setenv("IOPFL_AUTH", "local")
-    assert AccessSettings.from_environment(tmp_path).mode == "local"
+    chosen = AccessSettings.from_environment(tmp_path)
+    assert (chosen.mode, chosen.hosts) == ("local", None)
 
 
 def test_secrets_that_others_may_read_and_services_in_the_clear_are_refused(tmp_path, monkeypatch):
@@ -241,4 +245,5 @@ def test_a_certificate_that_is_none_is_said_plainly(tmp_path):
         if content:
             file.write_bytes(content)
         with pytest.raises(ConfigError, match="expected a certificate in PEM"):
-            find_hosts("127.0.0.1", [], file)
+            check_certificate(file)
+    check_certificate(None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,6 +15,8 @@ from iopfl.web.users import Users
 
 AUTH_VARIABLE = "IOPFL_AUTH"
 """Environment variable: `local`, `oidc` or `off`, where the server is not started by `iopfl serve`."""
+HOSTS_VARIABLE = "IOPFL_ALLOW_HOSTS"
+"""The same for `--allow-host`, comma-separated."""
 MODES = ("local", "oidc", "off")
 MAX_UPLOAD_MB = 2048
 
@@ -29,14 +30,15 @@ class AccessSettings:
             (`iopfl users`); `oidc`, those of the hospital's sign-in service.
         state: the state folder.
         client_secret: what this server proves to the sign-in service with; "" = it is a public client.
-        hosts: names by which browsers may call this server, besides IP addresses and `localhost`.
+        hosts: names by which a server that asks for no sign-in may be called, besides IP addresses and
+            `localhost`; None = any: its cookie, or its certificate, is for its own names as it is.
         max_upload_mb: most that one request may bring, in MB of 2^20 bytes.
     """
 
     mode: str
     state: Path
     client_secret: str = field(default="", repr=False)
-    hosts: frozenset[str] = frozenset()
+    hosts: frozenset[str] | None = None
     max_upload_mb: int = MAX_UPLOAD_MB
 
     def __post_init__(self) -> None:
@@ -51,7 +53,8 @@ class AccessSettings:
         from monailabel.config import settings
 
         mode = os.environ.get(AUTH_VARIABLE) or ("oidc" if settings.MONAI_LABEL_AUTH_ENABLE else "off")
-        return cls(mode=mode, state=Path(settings.MONAI_LABEL_APP_CONF.get("state") or default_state))
+        hosts = frozenset(filter(None, os.environ.get(HOSTS_VARIABLE, "").split(","))) if mode == "off" else None
+        return cls(mode=mode, state=Path(settings.MONAI_LABEL_APP_CONF.get("state") or default_state), hosts=hosts)
 
 
 def choose_mode(asked: str | None, host: str, state: Path) -> str:
@@ -80,22 +83,18 @@ def choose_mode(asked: str | None, host: str, state: Path) -> str:
     return mode
 
 
-def find_hosts(host: str, allowed: Iterable[str], certificate: Path | None) -> frozenset[str]:
-    """Names by which a server may be called: its own, those allowed, and those in its certificate.
+def check_certificate(file: Path | None) -> None:
+    """Check that a file holds a certificate, if there is to be one.
 
     Raises:
-        ConfigError: the certificate cannot be read.
+        ConfigError: it does not.
     """
-    named: list[str] = []
-    if certificate is not None:
-        try:
-            found = x509.load_pem_x509_certificate(certificate.read_bytes()).extensions
-            named = found.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
-        except x509.ExtensionNotFound:
-            pass
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--ssl-certfile {certificate}: expected a certificate in PEM, {error}") from error
-    return frozenset(name.lower() for name in (host, *allowed, *named))
+    if file is None:
+        return
+    try:
+        x509.load_pem_x509_certificate(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--ssl-certfile {file}: expected a certificate in PEM, {error}") from error
 
 
 def read_secret(file: Path | None) -> str:

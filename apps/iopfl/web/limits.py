@@ -26,13 +26,14 @@ class Limits:
     """ASGI middleware, before all others.
 
     A page elsewhere may have its own name lead to this server's address, and so read from a
-    clinician's browser what is here (DNS rebinding): hence a name that is not ours is refused.
+    clinician's browser what is here (DNS rebinding). Where nobody signs in, a name that is not ours is refused.
     """
 
     def __init__(self, app: ASGIApp, settings: AccessSettings) -> None:
         self._app = app
         self._max_upload_mb = settings.max_upload_mb
-        self._hosts = {"localhost", socket.gethostname().lower(), *(host.lower() for host in settings.hosts)}
+        own = {"localhost", socket.gethostname().lower()}
+        self._hosts = None if settings.hosts is None else own | {host.lower() for host in settings.hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,7 +61,7 @@ class Limits:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             return False
-        if not host or name in self._hosts:
+        if self._hosts is None or not host or name in self._hosts:
             return True
         try:
             ipaddress.ip_address(name)
