@@ -17,7 +17,10 @@ from app.site import GLAND, make_site_bank
 from dicomio.nodes import HERE, eventually
 from dicomio.phantoms import OBLIQUE, build_slices, volume, write
 from iopfl.cli import main
+from iopfl.core.errors import PACSAwayError, PACSError
 from iopfl.core.predictor import Predictor
+from iopfl.dicomio.outbox import send
+from iopfl.dicomio.rules import Stow
 from iopfl.dicomio.segmentation import read_segmentation
 from iopfl.dicomio.series import read_series, write_nifti
 from label_server import start_process, stop_process, wait_until
@@ -73,7 +76,7 @@ def listener(place, bank, pacs, port):
         assert stop_process(process) == 0, log.read_text()
 
 
-def find_segmentation(pacs: Orthanc, sop_instance_uid: str):
+def find_instance(pacs: Orthanc, sop_instance_uid: str):
     found = pacs.request(
         "POST", "/tools/find", json={"Level": "Instance", "Query": {"SOPInstanceUID": sop_instance_uid}}
     ).json()
@@ -111,7 +114,7 @@ def test_a_pacs_sends_a_series_and_gets_its_segmentation(
 
     done = wait_until(job, SECONDS, what=f"the segmentation: {listener}")
     assert (done["reason"], done["rule"], done["calling_ae_title"]) == ("", rule, "ORTHANC")
-    ds = eventually(lambda: find_segmentation(pacs, done["segmentation"]), "the segmentation in the PACS", SECONDS)
+    ds = eventually(lambda: find_instance(pacs, done["segmentation"]), "the segmentation in the PACS", SECONDS)
     series, mask = segment_here(bank, folder, kind, tmp_path / "series.nii")
     assert done["instances"] == len(series.datasets)
     assert mask.any() and (read_segmentation(ds, series, TASK.labels).mask == mask).all()
@@ -122,3 +125,24 @@ def test_a_pacs_sends_a_series_and_gets_its_segmentation(
     assert "Traceback" not in text and str(series.datasets[0].PatientName) not in text
     assert re.search(rf"series {series.series_instance_uid} segmented by {done['answer']}", text)
     assert "secret" not in text and not os.environ.get("IOPFL_TEST_PASSWORD")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"password_env": "IOPFL_TEST_WRONG"}, PACSError, "refused instance .* with HTTP status 401"),
+        ({"user": "", "password_env": ""}, PACSError, "HTTP status 401"),
+        ({"url": "http://127.0.0.1:1/dicom-web"}, PACSAwayError, "no answer to the STOW"),
+    ],
+)
+def test_a_web_that_does_not_take_it_is_named(tmp_path, monkeypatch, pacs, changes, error, words):
+    monkeypatch.setenv("IOPFL_TEST_SECRET", "secret")
+    monkeypatch.setenv("IOPFL_TEST_WRONG", "wrong")
+    (ds,) = build_slices(volume((8, 8, 1)), series="stow")
+    ds.save_as(tmp_path / "instance.dcm", enforce_file_format=True)
+    right = Stow(pacs.dicomweb_url, "iopfl", "IOPFL_TEST_SECRET")
+    with pytest.raises(error, match=words):
+        send(tmp_path / "instance.dcm", replace(right, **changes), ae_title=AE_TITLE)
+    for _ in range(2):  # once more is once
+        send(tmp_path / "instance.dcm", right, ae_title=AE_TITLE)
+    assert find_instance(pacs, ds.SOPInstanceUID) == ds

@@ -24,7 +24,7 @@ from iopfl.dicomio.rules import Destination, Stow
 
 _SUFFIX = ".dcm"
 _STOW_SECONDS = (10.0, 120.0)  # to connect, to answer
-_ONE_CHUNK = 2**31  # bytes; the client cannot repeat a request that it sends in several
+_ONE_CHUNK = 2**31  # bytes: a request of known length, which every server understands
 _WARNINGS = range(0xB000, 0xC000)
 
 logger = logging.getLogger(__name__)
@@ -101,9 +101,9 @@ def _send_by_stow(ds: Dataset, place: Stow) -> None:
             session.headers["Authorization"] = f"Bearer {os.environ[place.token_env]}"
         if place.ca:
             session.verify = str(place.ca)
-        answer = DICOMwebClient(
-            place.url, session=session, timeout=_STOW_SECONDS, chunk_size=_ONE_CHUNK
-        ).store_instances([ds])
+        client = DICOMwebClient(place.url, session=session, timeout=_STOW_SECONDS, chunk_size=_ONE_CHUNK)
+        client.set_http_retry_params(retry=False)  # the queue tries again, and meanwhile sends to others
+        answer = client.store_instances([ds])
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else "?"
         raise PACSError(f"{place}: refused instance {ds.SOPInstanceUID} with HTTP status {status}") from error
