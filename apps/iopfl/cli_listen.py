@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import ipaddress
 import json
 import logging
@@ -141,6 +142,7 @@ def _listen(arguments: Any) -> None:
     logging.basicConfig(level=logging.WARNING, format=form, stream=sys.stderr, force=True)
     logging.getLogger("iopfl").setLevel(logging.INFO)
     warnings.filterwarnings("ignore")  # pydicom's quote values, which are patients'
+    gc.freeze()  # pynetdicom collects garbage every few seconds; what torch brought need not be looked through
     stop = threading.Event()
     with Listener(settings, rules, build_answer(models)) as listener:
         for number in (signal.SIGTERM, signal.SIGINT):
