@@ -165,7 +165,7 @@ class IOPFLApp(MONAILabelApp):
         return found
 
     def _choose(self, request: dict[str, Any], hidden: set[str]) -> dict[str, Any]:
-        name = request.get("strategy") or "random"
+        name = str(request.get("strategy") or "random")
         if name not in self._strategies:
             raise ConfigError(f"no strategy {name!r}: expected one of {', '.join(self._strategies)}")
         task = self.models.tasks.get(name.removesuffix("_disagreement"))

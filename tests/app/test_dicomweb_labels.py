@@ -6,7 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from dicomio.phantoms import series_uid
+from dicomio.test_rtstruct import SQUARE, build_structure_set
 from iopfl.core.errors import PACSAwayError
 from iopfl.dicomio.segmentation import read_segmentation, segments_of
 from iopfl.dicomio.series import read_series
@@ -21,6 +24,7 @@ from .archive import (
     put_segmentation,
     segmentations,
     until,
+    upload,
     values_of,
 )
 
@@ -77,6 +81,26 @@ def test_what_an_algorithm_alone_made_is_no_label(pacs, open_store, tmp_path):
     put_segmentation(pacs, tmp_path, slice(0, 2), algorithm="iopfl gland", version="bank x")
     store = open_store(pacs.dicomweb_url)
     assert store.list_images() and store.get_labeled_images() == [] and store.datalist() == []
+
+
+@pytest.mark.parametrize(("organ", "counts"), [("MANUAL", True), ("AUTOMATIC", False)])
+def test_contours_of_a_planning_system_are_labels_too(pacs, open_store, tmp_path, organ, counts):
+    """Where a person drew the task's region, whoever drew the others."""
+    series = read_series(tmp_path / "sent-first")
+    ds = build_structure_set(series, {"Left": [(2, SQUARE)], "BODY": [(2, SQUARE)]})
+    for region, kind in zip(ds.StructureSetROISequence, (organ, "AUTOMATIC"), strict=True):
+        region.ROIGenerationAlgorithm = kind
+    ds.PatientID, ds.StudyInstanceUID = "P-0", series.study_instance_uid
+    ds.SeriesInstanceUID, ds.SOPInstanceUID = series_uid("contours"), series_uid("contours instance")
+    upload(pacs, [ds], tmp_path / "contours")
+    store = open_store(pacs.dicomweb_url)
+    assert store.get_labeled_images() == ([SERIES[0]] if counts else [])
+    expected = [read_segmentation(ds, series, TASK.labels).mask] if counts else []
+    pairs = store.datalist()
+    assert [values_of(pair["label"]).tolist() for pair in pairs] == [mask.tolist() for mask in expected]
+    if counts:
+        (version,) = store.history(SERIES[0]).versions
+        assert (version.annotator, version.when[:4]) == ("Reader2", "2024")
 
 
 def test_values_go_by_segment_not_by_position(pacs, open_store, tmp_path):

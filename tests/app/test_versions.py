@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -34,14 +35,14 @@ def studies(tmp_path) -> Path:
     return write_scans(tmp_path / "site_a", labeled=2, unlabeled=7)
 
 
-def open_store(studies: Path, rule: str = "newest", *, task=GLAND):
+def open_store(studies: Path, rule: str = "newest", *, task=GLAND, more=()):
     """The datastore as a server opens it."""
     from iopfl.lib.label_store import VersionedDatastore
 
     return VersionedDatastore(
         str(studies),
         extensions=["*.nii.gz", "*.png"],
-        tasks={task.name: task},
+        tasks={task.name: task, **dict(more)},
         labels=studies.parent / "state" / "labels",
         rule=FinalRule.parse(rule),
     )
@@ -375,6 +376,28 @@ def test_a_label_that_started_from_an_answer_says_so(studies, tmp_path):
     assert submit(store, label, "bob").origin == {}
     told = {"task": "gland", "model": "global", "bank": "b\n1", "edited": True, "seconds": 2}
     assert submit(store, label, "eve", origin=told).origin == {"task": "gland", "model": "global", "bank": "b1"}
+
+
+@pytest.mark.parametrize("info", [7, [], "x", {"label_info": 7}, {"label_info": [7, {"name": {}, "idx": []}]}])
+def test_whatever_a_client_says_with_a_label_does_no_harm(studies, tmp_path, info):
+    store = open_store(studies)
+    store.save_label(IMAGE, str(draw(tmp_path / "a.nii.gz", slice(0, 3))), "final", info)
+    assert [version.tasks for version in store.history(IMAGE).versions] == [("gland",)]
+
+
+def test_a_label_is_for_the_task_that_its_names_or_its_origin_tell(studies, tmp_path):
+    from iopfl.lib.datastore import split_labeled
+
+    other = replace(GLAND, name="lesion", labels={"lesion": 2})
+    store = open_store(studies, task=GLAND, more={"lesion": other})
+    label = draw(tmp_path / "a.nii.gz", slice(0, 3))
+    named = {"label_info": [{"name": "lesion", "idx": 2}]}
+    assert submit(store, label, "ann", **named).tasks == ("lesion",)
+    assert submit(store, label, "bob", origin={"task": "gland"}).tasks == ("gland",)
+    assert submit(store, label, "eve").tasks == ("gland", "lesion")
+    store.choose(IMAGE, 1, "rev")
+    drawn = {task.name: [case.stem for case in split_labeled(store, task)["all"]] for task in (GLAND, other)}
+    assert IMAGE in drawn["lesion"] and IMAGE not in drawn["gland"]
 
 
 def test_a_clients_name_is_kept_short_and_printable():

@@ -26,7 +26,7 @@ from iopfl.lib.datastore import FINAL
 from iopfl.lib.label_store import VersionedDatastore, to_info
 from iopfl.lib.pacs import PACS, FoundSeries, PACSAccess
 from iopfl.lib.pacs_cache import SeriesCache
-from iopfl.lib.pacs_labels import MODALITY as SEGMENTATIONS
+from iopfl.lib.pacs_labels import MODALITIES as SEGMENTATIONS
 from iopfl.lib.pacs_labels import UNREADABLE, PACSLabels
 from iopfl.lib.pacs_outbox import LabelOutbox
 from iopfl.lib.pacs_segmentations import build_label, write_label
@@ -72,7 +72,8 @@ class PACSDatastore(VersionedDatastore):
         self._pacs = PACS(access)
         self._cache = SeriesCache(folder, self._pacs, limit=cache_bytes)
         self.outbox = LabelOutbox(self._pacs, self.versions, self._build)
-        self._labels = PACSLabels(folder / "segmentations.json", self._pacs, self.versions)
+        names = [name for task in self._tasks for name in task.labels]
+        self._labels = PACSLabels(folder / "segmentations.json", self._pacs, self.versions, names=names)
         self._asked = filters.get("Modality")
         self._modalities = [self._asked] if self._asked else sorted({task.modality for task in self._tasks})
         self._filters = {keyword: value for keyword, value in filters.items() if keyword != "Modality"}
@@ -194,13 +195,8 @@ class PACSDatastore(VersionedDatastore):
 
     def _look(self) -> None:
         """Search for series and segmentations; what was found before and is there no more, is dropped."""
-        found: dict[str, FoundSeries] = {}
-        for modality in self._modalities:
-            series = self._pacs.find_series({"Modality": modality, **self._filters}, limit=_MAX_SERIES)
-            found |= {entry.uid: entry for entry in series}
-        if len(found) >= _MAX_SERIES:
-            logger.warning("more than %d series: narrow MONAI_LABEL_DICOMWEB_SEARCH_FILTER", _MAX_SERIES)
-        segmentations = self._pacs.find_series({"Modality": SEGMENTATIONS, **self._filters}, limit=_MAX_SERIES)
+        found = self._search(self._modalities)
+        segmentations = self._search(SEGMENTATIONS).values()
         self._check_new(found.values())
         refused = {uid: reason for uid, series in found.items() if (reason := self._cache.refusal(series))}
         listed = {uid: series for uid, series in found.items() if uid not in refused}
@@ -208,6 +204,16 @@ class PACSDatastore(VersionedDatastore):
         self._left_out = refused
         self._index(listed)
         self._cache.keep(found)
+
+    def _search(self, modalities: Iterable[str]) -> dict[str, FoundSeries]:
+        """Series of these modalities, by their UID."""
+        found: dict[str, FoundSeries] = {}
+        for modality in modalities:
+            series = self._pacs.find_series({"Modality": modality, **self._filters}, limit=_MAX_SERIES)
+            found |= {entry.uid: entry for entry in series}
+        if len(found) >= _MAX_SERIES:
+            logger.warning("more than %d series: narrow MONAI_LABEL_DICOMWEB_SEARCH_FILTER", _MAX_SERIES)
+        return found
 
     def _check_new(self, found: Iterable[FoundSeries]) -> None:
         new = [series for series in found if self._cache.facts(series.uid).checked != series.instances]

@@ -67,7 +67,7 @@ class VersionedDatastore(CheckedDatastore):
         """
         if label_tag != FINAL:
             return super().save_label(image_id, label_filename, label_tag, label_info)
-        self.submit(image_id, Path(label_filename), label_info or {})
+        self.submit(image_id, Path(label_filename), label_info if isinstance(label_info, dict) else {})
         return image_id
 
     def submit(self, image_id: str, label: Path, info: dict[str, Any]) -> LabelVersion:
@@ -284,8 +284,9 @@ def _narrow(tasks: Sequence[Task], info: Mapping[str, Any], origin: Mapping[str,
     neither tells.
     """
     named = info.get("label_info")
-    said = [(item.get("name"), item.get("idx")) for item in named or () if isinstance(item, Mapping)]
-    by_name = [task.name for task in tasks if said and set(said) <= set(task.labels.items())]
+    listed = [item for item in named if isinstance(item, Mapping)] if isinstance(named, list) else []
+    said = [(item.get("name"), item.get("idx")) for item in listed]
+    by_name = [task.name for task in tasks if said and all(pair in list(task.labels.items()) for pair in said)]
     by_origin = [task.name for task in tasks if task.name == origin.get("task")]
     return tuple(by_name or by_origin or [task.name for task in tasks])
 

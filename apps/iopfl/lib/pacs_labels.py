@@ -1,4 +1,4 @@
-"""Labels in the PACS: which segmentations are there, and whose label of which image each of them is.
+"""Labels in the PACS: which segmentations (SEG, RTSTRUCT) are there, and whose label of which image each of them is.
 
 A segmentation's header is fetched once and kept (`segmentations.json`); its pixels only when somebody
 needs them. What a person drew or corrected is a label. What an algorithm alone made is none: training on it would
@@ -11,14 +11,14 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydicom import Dataset
 
 from iopfl import __version__
-from iopfl.core.errors import PACSAwayError, PACSError
+from iopfl.core.errors import PACSAwayError, PACSError, SeriesError
 from iopfl.core.weights import write_bytes
 from iopfl.dicomio.segmentation import find_time, referenced_series
 from iopfl.lib.pacs import PACS, FoundSeries
@@ -27,7 +27,7 @@ from iopfl.lib.versions import FROM_PACS, GONE, VersionStore
 
 logger = logging.getLogger(__name__)
 
-MODALITY = "SEG"
+MODALITIES = ("SEG", "RTSTRUCT")
 
 _UNREADABLE = "cannot be read by iopfl "
 UNREADABLE = f"{_UNREADABLE}{__version__}: "
@@ -62,24 +62,28 @@ class FoundSegmentations:
 
     Attributes:
         study: Study Instance UID.
+        modality: of `MODALITIES`.
         instances: how many there were when the headers were read.
         labels: of the instances.
     """
 
     study: str
+    modality: str
     instances: int
-    labels: tuple[FoundLabel, ...] = field(default=())
+    labels: tuple[FoundLabel, ...]
 
 
 class PACSLabels:
     """The segmentations of one PACS, as versions of their images' labels."""
 
-    def __init__(self, file: Path, pacs: PACS, versions: VersionStore) -> None:
+    def __init__(self, file: Path, pacs: PACS, versions: VersionStore, *, names: Iterable[str]) -> None:
         """Args:
         file: where headers are kept; whatever is in it can be had from the PACS again.
         pacs: where segmentations are.
         versions: the versions of all images' labels.
+        names: of the tasks' labels.
         """
+        self._names = {name.casefold() for name in names}
         self._file = file
         self._pacs = pacs
         self._versions = versions
@@ -116,7 +120,7 @@ class PACSLabels:
         """
         for uid, entry in self._known.items():
             if any(label.sop_instance_uid == sop_instance_uid for label in entry.labels):
-                return FoundSeries(uid, entry.study, MODALITY, entry.instances)
+                return FoundSeries(uid, entry.study, entry.modality, entry.instances)
         raise PACSError(f"the PACS has no segmentation {sop_instance_uid} any more: list the images again")
 
     def fetch(self, sop_instance_uid: str) -> Dataset:
@@ -137,14 +141,14 @@ class PACSLabels:
             if is_known or time.monotonic() < self._passed_over.get(series.uid, 0.0):
                 continue
             try:
-                labels = tuple(filter(None, map(_to_label, self._pacs.read_headers(series))))
+                labels = tuple(filter(None, map(self._to_label, self._pacs.read_headers(series))))
             except PACSAwayError:
                 raise
-            except PACSError as error:  # one that cannot be read keeps nobody from the others
+            except (PACSError, SeriesError) as error:  # one that cannot be read keeps nobody from the others
                 logger.warning("segmentations of series %s are passed over for now: %s", series.uid, error)
                 self._passed_over[series.uid] = time.monotonic() + _RETRY_SECONDS
                 continue
-            entries[series.uid] = FoundSegmentations(series.study, series.instances, labels)
+            entries[series.uid] = FoundSegmentations(series.study, series.modality, series.instances, labels)
         return entries
 
     def _update_image(self, image: str, labels: list[FoundLabel], here: set[str], gone: set[str]) -> None:
@@ -172,31 +176,38 @@ class PACSLabels:
             if back:
                 self._versions.note(image, "restored", numbers=[version.number for version in back])
 
+    def _to_label(self, ds: Dataset) -> FoundLabel | None:
+        """What a segmentation's header says; None of what has no UID."""
+        uid = str(ds.get("SOPInstanceUID") or "")
+        if not uid:
+            return None
+        annotator = str(ds.get("ContentCreatorName") or ds.get("OperatorsName") or "").strip("^ ")
+        image = referenced_series(ds) or ""
+        if not image:
+            logger.warning("segmentation %s is passed over: it does not say which series it was drawn on", uid)
+        return FoundLabel(
+            sop_instance_uid=uid,
+            image=image,
+            annotator="" if annotator == UNNAMED else annotator,
+            when=_find_when(ds).isoformat(),
+            is_automatic=self._is_automatic(ds),
+        )
+
+    def _is_automatic(self, ds: Dataset) -> bool:
+        """Whether an algorithm alone made what is a task's label; of a plan's other regions that may be so."""
+        made = [
+            (str(item.get("SegmentLabel") or item.get("ROIName") or "").strip().casefold(), item)
+            for item in [*(ds.get("SegmentSequence") or []), *(ds.get("StructureSetROISequence") or [])]
+        ]
+        ours = [item for name, item in made if name in self._names] or [item for _, item in made]
+        kinds = {str(item.get("SegmentAlgorithmType") or item.get("ROIGenerationAlgorithm") or "") for item in ours}
+        return _AUTOMATIC in kinds
+
 
 def _may_count_again(why: str | None) -> bool:
     """Whether what was withdrawn for this reason counts again if it is in the PACS."""
     why = why or ""
     return why == GONE or (why.startswith(_UNREADABLE) and not why.startswith(UNREADABLE))
-
-
-def _to_label(ds: Dataset) -> FoundLabel | None:
-    """What a segmentation's header says; None of what has no UID."""
-    uid = str(ds.get("SOPInstanceUID") or "")
-    if not uid:
-        return None
-    annotator = str(ds.get("ContentCreatorName") or "").strip("^ ")
-    kinds = {str(item.get("SegmentAlgorithmType") or "") for item in ds.get("SegmentSequence") or []}
-    image = referenced_series(ds) or ""
-    if not image:
-        logger.warning("segmentation %s is passed over: it does not say which series it was drawn on", uid)
-    when = _find_when(ds)
-    return FoundLabel(
-        sop_instance_uid=uid,
-        image=image,
-        annotator="" if annotator == UNNAMED else annotator,
-        when=when.isoformat(),
-        is_automatic=_AUTOMATIC in kinds,
-    )
 
 
 def _find_when(ds: Dataset) -> datetime:
@@ -212,9 +223,7 @@ def _read(file: Path) -> dict[str, FoundSegmentations]:
     try:
         kept: Mapping[str, dict] = json.loads(file.read_bytes())
         return {
-            uid: FoundSegmentations(
-                entry["study"], entry["instances"], tuple(FoundLabel(**label) for label in entry["labels"])
-            )
+            uid: FoundSegmentations(**{**entry, "labels": tuple(FoundLabel(**label) for label in entry["labels"])})
             for uid, entry in kept.items()
         }
     except FileNotFoundError:
