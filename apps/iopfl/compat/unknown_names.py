@@ -87,7 +87,7 @@ def _check_inference(arguments: dict[str, Any]) -> None:
     elif not getattr(arguments["file"], "filename", None):
         raise HTTPException(400, "nothing to infer on: give image=ID, session_id=ID, or upload a file")
     if arguments["output"] == "dicom_seg" and datastore_is_local(_app().datastore()):
-        raise HTTPException(400, "output=dicom_seg needs a PACS as studies: ask for output=image")
+        raise HTTPException(400, "output=dicom_seg is not served: ask for output=image; what is submitted becomes SEG")
 
 
 def _check_image(image: str) -> None:

@@ -15,4 +15,5 @@ from pydicom import config
 config.settings.reading_validation_mode = config.IGNORE
 config.settings.writing_validation_mode = config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.ERROR)
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # it logs each module that it copies
 warnings.filterwarnings("ignore", module=r"pydicom\.")

@@ -41,9 +41,9 @@ TIMEOUT_SECONDS = (5.0, 60.0)
 UID = re.compile(r"[0-9][0-9.]{0,63}")
 """What may become a file's name."""
 
-# They log each search, and each failure with its stack; what matters of them is said here.
+# They log each search, each failure with its stack, and what servers answer; what matters of that is said here.
 for _name in ("dicomweb_client", "retrying"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _PAGE = 500
 _SERIES_TAGS = ("0020000E", "0020000D", "00080060", "00201209")

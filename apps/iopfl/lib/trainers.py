@@ -70,7 +70,8 @@ class LocalTraining(TrainTask):
         device = check_device(str(request.get("device") or self._models.settings.device))
         split = split_labeled(datastore, task)
         used = describe_used(datastore, (case.stem for case in split["train"] + split["validation"]))
-        print(f"{len(split['train'])} labeled images train, {len(split['validation'])} validate", flush=True)  # noqa: T201
+        counts = f"{len(split['train'])} labeled images train, {len(split['validation'])} validate"
+        print(f"{counts} (label versions {summarize_used(used)['digest']})", flush=True)  # noqa: T201
         if len(split["train"]) + len(split["validation"]) < task.training.min_labels:
             raise TooFewLabelsError(
                 f"{len(split['train']) + len(split['validation'])} labeled image(s) to train on, {name} needs "
