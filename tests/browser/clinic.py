@@ -17,7 +17,6 @@ from pydicom import Dataset, dcmread
 from app.site import GLAND, draw_disk
 from core.tiny import DISK
 from dicomio.phantoms import OBLIQUE, build_photograph, build_slices, need_program, series_uid, write
-from iopfl.core.task import Task
 from label_server import LabelServer, params
 from orthanc import Orthanc
 
@@ -188,8 +187,8 @@ def read_labels(page: Page) -> Mapping[str, Sequence[Any]]:
 
 def card(page: Page) -> str:
     """All that the card says; a line each."""
-    words = "[...document.querySelector('iopfl-card').shadowRoot.children].map((part) => part.innerText ?? '').join('\\n')"
-    return page.evaluate(words)
+    parts = "[...document.querySelector('iopfl-card').shadowRoot.children]"
+    return page.evaluate(f"{parts}.map((part) => part.innerText ?? '').join('\\n')")
 
 
 def notes(page: Page) -> str:

@@ -21,8 +21,8 @@ from .clinic import (
     LABELMAP,
     NODULE,
     await_viewer,
-    card,
     build_series,
+    card,
     draw,
     notes,
     open_viewer,
@@ -93,7 +93,9 @@ def test_a_pushed_series_is_segmented_corrected_submitted_and_trained_on(clinic,
     quality = float(page.inner_text("iopfl-card .big"))
     assert ("The experts disagree: check this mask." in text) == (quality < 0.5)
     assert status["bank"] in text and all(name in text for name in ("global", "site_a", "site_b"))
-    assert sum(float(part.split()[0]) for part in text.split("\n") if part.endswith(" %")) == pytest.approx(100, abs=0.3)
+    assert sum(float(part.split()[0]) for part in text.split("\n") if part.endswith(" %")) == pytest.approx(
+        100, abs=0.3
+    )
 
     page.click("iopfl-card label:has-text('core')")
     draw(page)
@@ -207,7 +209,9 @@ def test_a_photograph_opens_in_one_view_with_the_task_for_it(clinic, page):
     page.wait_for_selector("text=Saved as version 1")
 
 
-@pytest.mark.parametrize(("quality", "words"), [(0.49, "The experts disagree"), (0.5, "mostly agree"), (None, "No quality")])
+@pytest.mark.parametrize(
+    ("quality", "words"), [(0.49, "The experts disagree"), (0.5, "mostly agree"), (None, "No quality")]
+)
 def test_quality_in_words(clinic, page, quality, words):
     page.goto(f"{clinic.server.url}/ohif/iopfl/answer.js")
     answer = {"model": "routed", "bank": "1-abc", "seconds": 1.0, "quality": quality}

@@ -54,8 +54,7 @@ def _find(path: str) -> Path:
     folder, name = (ADDED, path.removeprefix("iopfl/")) if path.startswith("iopfl/") else (SHIPPED, path)
     if name == _CONFIG:
         folder = ADDED
-    file = (folder / name).resolve() if "\0" not in name else folder
-    if not file.is_relative_to(folder):
+    if "\0" in name or not (file := (folder / name).resolve()).is_relative_to(folder):
         raise HTTPException(404, "no such file")
     if file.is_file():
         return file

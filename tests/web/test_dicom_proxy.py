@@ -1,0 +1,299 @@
+"""What the proxy passes on to a PACS, and what it does not: a real PACS, and one that misbehaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+import requests
+import uvicorn
+from fastapi import FastAPI
+
+from iopfl import compat
+
+compat.apply_early()  # before MONAI Label is imported
+
+from monailabel.config import settings  # noqa: E402
+
+from dicomio.phantoms import build_slices, series_uid, volume, write  # noqa: E402
+from iopfl.web import dicom_proxy  # noqa: E402
+from label_server import wait_until  # noqa: E402
+from orthanc import running_orthanc  # noqa: E402
+
+SERIES = f"studies/{series_uid('a series study')}/series/{series_uid('a series')}"
+SECONDS = 20
+
+
+@contextmanager
+def running_proxy() -> Iterator[str]:
+    """The proxy alone in a server of its own; gives its address."""
+    app = FastAPI()
+    app.include_router(dicom_proxy.router)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        wait_until(lambda: server.started, SECONDS, what="the proxy")
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/proxy/dicom"
+        server.should_exit = True
+        thread.join(SECONDS)
+
+
+@pytest.fixture(scope="module")
+def proxy() -> Iterator[str]:
+    with running_proxy() as url:
+        yield url
+
+
+@pytest.fixture
+def point_at(monkeypatch, tmp_path) -> Callable[..., None]:
+    """Make a PACS the one behind the proxy."""
+
+    def point(url: str, *, password: str = "") -> None:
+        file = tmp_path / "credentials.yaml"
+        file.write_text(f"username: doc\npassword: {password}\n")
+        file.chmod(0o600)
+        known = SimpleNamespace(pacs_credentials=file if password else None, pacs_ca=None)
+        monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", url)
+        monkeypatch.setattr(
+            dicom_proxy, "app_instance", lambda: SimpleNamespace(models=SimpleNamespace(settings=known))
+        )
+
+    return point
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory):
+    """A PACS that asks for a password, with one series."""
+    folder = tmp_path_factory.mktemp("pacs")
+    with running_orthanc(folder / "orthanc", users={"doc": "secret"}) as orthanc:
+        orthanc.upload(*write(build_slices(volume()), folder / "series").iterdir())
+        yield orthanc
+
+
+@pytest.fixture
+def pacs(orthanc, point_at):
+    point_at(orthanc.dicomweb_url, password="secret")
+    return orthanc
+
+
+def get(url: str, **options) -> requests.Response:
+    return requests.get(url, timeout=SECONDS, **options)
+
+
+# ---- a real PACS ----
+
+
+def test_searches_pass_with_their_query_and_name_no_address_of_the_pacs(proxy, pacs):
+    found = get(f"{proxy}/qido/studies?PatientID=P-1&includefield=00081030,00080061&limit=5")
+    assert found.headers["content-type"].startswith("application/dicom+json")
+    [study] = found.json()
+    assert study["00081030"]["Value"] == ["Phantom study"], "fields in one list, which Orthanc alone would not see"
+    assert study["00081190"]["Value"][0].startswith("/proxy/dicom/wado/studies/")
+    assert pacs.url not in found.text
+    assert get(f"{proxy}/qido/studies?PatientID=nobody").json() == []
+
+
+def test_what_is_retrieved_is_what_the_pacs_has(proxy, pacs):
+    asked = {"headers": {"Accept": 'multipart/related; type="application/dicom"'}}
+    mine = get(f"{proxy}/wado/{SERIES}", **asked)
+    direct = get(f"{pacs.dicomweb_url}/{SERIES}", auth=pacs.auth, **asked)
+    assert mine.headers["content-type"].startswith('multipart/related; type="application/dicom"; boundary=')
+    assert len(mine.content) == len(direct.content) > 1000
+    metadata = get(f"{proxy}/wado/{SERIES}/metadata")
+    assert len(metadata.json()) == 6 and pacs.url not in metadata.text
+    assert get(f"{proxy}/qido/{SERIES}/metadata").json() == metadata.json()
+
+
+def test_an_instance_is_stored(proxy, pacs, tmp_path):
+    [file] = write(build_slices(volume((9, 7, 1)), series="stored"), tmp_path / "stored").iterdir()
+    body = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + file.read_bytes() + b"\r\n--x--\r\n"
+    kind = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=x'}
+    assert requests.post(f"{proxy}/stow/studies", data=body, headers=kind, timeout=SECONDS).status_code == 200
+    assert len(get(f"{proxy}/qido/series?SeriesInstanceUID={series_uid('stored')}").json()) == 1
+    refused = requests.post(f"{proxy}/stow/studies", data=body, timeout=SECONDS)
+    assert refused.status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("DELETE", f"wado/{SERIES}", 405),
+        ("PUT", "qido/studies", 405),
+        ("POST", "qido/studies", 405),
+        ("GET", "stow/studies", 405),
+        ("GET", "qido/system", 404),
+        ("GET", "qido/../instances", 404),
+        ("GET", "qido/%2e%2e/instances", 404),
+        ("GET", "wado/studies", 404),
+        ("GET", f"wado/{SERIES}/reject", 404),
+        ("POST", "stow/studies/1.2/rejected", 404),
+        ("GET", "studies", 404),
+        ("GET", "wado/studies/x", 404),
+        ("GET", "wado/studies/1.2//instances", 404),
+    ],
+)
+def test_nothing_but_dicomweb_reaches_the_pacs(proxy, pacs, method, path, status):
+    request = requests.Request(method, f"{proxy}/{path}").prepare()
+    request.url = f"{proxy}/{path}"  # as it stands, `..` too
+    with requests.Session() as session:
+        assert session.send(request, timeout=SECONDS).status_code == status
+
+
+def test_a_refusal_of_the_servers_own_password_is_no_401(proxy, orthanc, point_at):
+    point_at(orthanc.dicomweb_url, password="wrong")
+    answer = get(f"{proxy}/qido/studies")
+    assert answer.status_code == 502 and "see its credentials" in answer.text
+    assert "wrong" not in answer.text
+
+
+def test_no_search_is_logged(proxy, pacs, caplog):
+    with caplog.at_level(logging.INFO):
+        get(f"{proxy}/qido/studies?PatientID=P-1").raise_for_status()
+    assert "P-1" not in caplog.text
+
+
+def test_without_a_pacs_it_says_so(proxy, point_at, tmp_path):
+    point_at(str(tmp_path))
+    answer = get(f"{proxy}/qido/studies")
+    assert answer.status_code == 404 and "no PACS" in answer.text
+
+
+# ---- a PACS that misbehaves ----
+
+
+class _Faulty(BaseHTTPRequestHandler):
+    """Does to each request what `server.behave` says."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.server.behave(self)
+
+    def do_POST(self) -> None:
+        self.server.behave(self)
+
+    def log_message(self, *_) -> None:
+        pass
+
+    def begin(self, length: int, kind: str = "application/octet-stream") -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+
+@contextmanager
+def misbehaving(behave: Callable[[_Faulty], None]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Faulty)
+    server.behave = behave
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/dicom-web"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_answer_is_passed_on_before_it_is_whole(proxy, point_at):
+    seen = threading.Event()
+
+    def behave(handler: _Faulty) -> None:
+        handler.begin(2000)
+        handler.wfile.write(b"a" * 1000)
+        assert seen.wait(SECONDS), "the first half was held back"
+        handler.wfile.write(b"b" * 1000)
+
+    with misbehaving(behave) as url:
+        point_at(url)
+        with get(f"{proxy}/wado/{SERIES}", stream=True) as answer:
+            pieces = answer.iter_content(1000)
+            assert next(pieces) == b"a" * 1000
+            seen.set()
+            assert b"".join(pieces) == b"b" * 1000
+
+
+def test_what_is_stored_is_passed_on_before_it_is_whole(proxy, point_at):
+    arrived = threading.Event()
+
+    def behave(handler: _Faulty) -> None:
+        handler.rfile.read(5)  # the first chunk's length and line end
+        arrived.set()
+        handler.close_connection = True
+        handler.begin(2, "application/json")
+        handler.wfile.write(b"{}")
+
+    def body() -> Iterator[bytes]:
+        yield b"x" * 1000
+        assert arrived.wait(SECONDS), "the first piece was held back"
+        yield b"y"
+
+    with misbehaving(behave) as url:
+        point_at(url)
+        kind = {"Content-Type": "multipart/related; boundary=x"}
+        requests.post(f"{proxy}/stow/studies", data=body(), headers=kind, timeout=SECONDS)
+    assert arrived.is_set()
+
+
+def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(proxy, point_at):
+    def behave(handler: _Faulty) -> None:
+        handler.begin(2000)
+        handler.wfile.write(b"a" * 1000)
+        handler.close_connection = True
+
+    with misbehaving(behave) as url:
+        point_at(url)
+        with pytest.raises((requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+            _ = get(f"{proxy}/wado/{SERIES}").content
+
+
+def test_silence_is_given_up(proxy, point_at, monkeypatch):
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT", 0.3)
+    release = threading.Event()
+    with misbehaving(lambda handler: release.wait(SECONDS)) as url:
+        point_at(url)
+        answer = get(f"{proxy}/qido/studies")
+        release.set()
+    assert answer.status_code == 502 and "does not answer" in answer.text
+
+
+def test_a_trickle_ends(proxy, point_at, monkeypatch):
+    monkeypatch.setattr(dicom_proxy, "TOTAL_SECONDS", 0.5)
+    ended = threading.Event()
+
+    def behave(handler: _Faulty) -> None:
+        handler.begin(10**9)
+        while not ended.wait(0.05):
+            handler.wfile.write(b"a")
+
+    with misbehaving(behave) as url:
+        point_at(url)
+        with pytest.raises((requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+            _ = get(f"{proxy}/wado/{SERIES}").content
+        ended.set()
+
+
+def test_an_address_on_the_border_of_two_pieces_is_replaced(proxy, point_at):
+    def behave(handler: _Faulty) -> None:
+        root = f"http://{handler.headers['host']}/dicom-web"
+        text = json.dumps([{"BulkDataURI": f"{root}/studies/1/bulk/{number}"} for number in range(50)]).encode()
+        handler.begin(len(text), "application/dicom+json")
+        for start in range(0, len(text), 7):
+            handler.wfile.write(text[start : start + 7])
+            handler.wfile.flush()
+
+    with misbehaving(behave) as url:
+        point_at(url)
+        found = get(f"{proxy}/wado/{SERIES}/metadata").json()
+    assert [item["BulkDataURI"] for item in found] == [
+        f"/proxy/dicom/wado/studies/1/bulk/{number}" for number in range(50)
+    ]
