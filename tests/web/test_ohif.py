@@ -65,6 +65,7 @@ def test_our_files_are_asked_for_again_each_time(client):
         "%2e%2e/ohif.py",
         "iopfl/%2e%2e/index.html",
         "iopfl/%00",
+        "iopfl//etc/hostname",
         "x%00.js",
     ],
 )
