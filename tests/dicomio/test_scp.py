@@ -267,7 +267,16 @@ def test_silence_ends_an_association_and_a_connection(tmp_path, lines):
         eventually(lambda: not node.scp._server.active_associations, "the threads to end")
         with plain_association(node.port) as assoc:
             assert assoc.is_established
-    assert "aborted" in lines()
+    assert "association with SCANNER at 127.0.0.1 aborted after 0.5 s of silence" in lines()
+    assert "? at 127.0.0.1: connection without an association" in lines()
+    assert "did not send the rest of a PDU within 0.5 s: closed" in lines()
+
+
+def test_an_abort_of_the_peers_is_said_to_be_one(tmp_path, lines):
+    with running_scp(tmp_path) as node:
+        with plain_association(node.port) as assoc:
+            assoc.abort()
+        assert "aborted by the peer" in eventually(lambda: lines() if "aborted" in lines() else "")
 
 
 def test_a_peer_that_sends_a_byte_now_and_then_is_not_waited_for(tmp_path):

@@ -284,4 +284,11 @@ def _log_rejected(event: Event) -> None:
 
 
 def _log_aborted(event: Event) -> None:
-    logger.warning("association with %s aborted", name(event.assoc))
+    assoc = event.assoc
+    if not assoc._sent_abort:
+        how = "by the peer, or its connection was lost"
+    elif assoc.dul.idle_timer_expired():
+        how = f"after {assoc.network_timeout:g} s of silence"
+    else:
+        how = "by us"
+    logger.warning("association with %s aborted %s", name(assoc), how)

@@ -139,10 +139,18 @@ class TunedSocket(AssociationSocket):
         Raises:
             OSError: they are too many, or took too long.
         """
-        assert self.socket is not None
         if nr_bytes > max(MAX_PDU, _MAX_OTHER_PDU):
             logger.warning("%s announces a PDU of %d bytes, at most %d: closed", self.peer, nr_bytes, MAX_PDU)
             raise ConnectionAbortedError(f"a PDU of {nr_bytes} bytes")
+        try:
+            return self._receive(nr_bytes)
+        except TimeoutError:
+            seconds = self.assoc.network_timeout
+            logger.warning("%s did not send the rest of a PDU within %s s: closed", self.peer, seconds)
+            raise
+
+    def _receive(self, nr_bytes: int) -> bytearray:
+        assert self.socket is not None
         data = bytearray(nr_bytes)
         view, position = memoryview(data), 0
         deadline = time.monotonic() + (self.assoc.network_timeout or float("inf"))
@@ -155,7 +163,7 @@ class TunedSocket(AssociationSocket):
                 break
             position += count
             if time.monotonic() > deadline:
-                raise TimeoutError("a PDU that came too slowly")
+                raise TimeoutError
         return data
 
     @property
@@ -222,6 +230,8 @@ class _TunedHandler(RequestHandler):
         assoc.set_socket(TunedSocket(assoc, client_socket=self.request))
         assoc.dimse = _TunedMessages(assoc)
         assoc.dul.state_machine = _QuietMachine(assoc.dul)
+        if assoc.acse_timeout:  # two timers wait for the request; this one says that it did not come
+            assoc.dul.artim_timer.timeout = 0.9 * assoc.acse_timeout
         return assoc
 
 
