@@ -147,7 +147,7 @@ def find(inbox: Inbox, query: Dataset, *, whole: bool = False) -> Iterator[list[
             if ds is None or not matches(query, ds):
                 continue
             kept = [(other, ds) for other in files] if whole and level != "IMAGE" else [(path, ds)]
-            groups.setdefault(str(ds.get(_LEVELS[level]) or ""), []).extend(kept)
+            groups.setdefault(_text(ds, _LEVELS[level]), []).extend(kept)
             if level != "IMAGE":
                 ds.add_new("NumberOfSeriesRelatedInstances", "IS", len(files))
     yield from groups.values()
@@ -161,9 +161,17 @@ def matches(query: Dataset, ds: Dataset) -> bool:
     for key in query:
         if key.keyword in (*_NO_KEYS, *_COUNTED, "ModalitiesInStudy") or key.VR == "SQ" or key.is_empty:
             continue
-        if not _matches_key(key, ds.get(key.tag)):
+        if not _matches_key(key, _find_element(ds, key)):
             return False
     return True
+
+
+def _find_element(ds: Dataset, key: DataElement) -> DataElement | None:
+    """A data set's element for a key; None where there is none, or none that can be read."""
+    try:
+        return ds.get(key.tag)
+    except Exception:  # pydicom's have no common base, and instances come from anybody
+        return None
 
 
 def _matches_key(key: DataElement, element: DataElement | None) -> bool:
@@ -180,6 +188,14 @@ def _matches_key(key: DataElement, element: DataElement | None) -> bool:
     # Names are found whatever their case (PS3.4, C.2.2.2.1), and the rest does no harm in being so.
     patterns = [re.compile(translate(_only_wildcards(value)), re.IGNORECASE) for value in wanted]
     return any(pattern.match(value) for pattern in patterns for value in given)
+
+
+def _text(ds: Dataset, keyword: str) -> str:
+    """An element's value; empty where there is none that can be read."""
+    try:
+        return str(ds.get(keyword) or "")
+    except Exception:  # as above
+        return ""
 
 
 def _only_wildcards(value: str) -> str:
@@ -212,13 +228,13 @@ def _build_answer(query: Dataset, group: list[tuple[Path, Dataset]], ae_title: s
         "NumberOfStudyRelatedSeries": len(headers),
         "NumberOfStudyRelatedInstances": sum(int(ds.get("NumberOfSeriesRelatedInstances") or 1) for ds in headers),
         "NumberOfSeriesRelatedInstances": int(first.get("NumberOfSeriesRelatedInstances") or 1),
-        "ModalitiesInStudy": sorted({str(ds.get("Modality") or "") for ds in headers} - {""}),
+        "ModalitiesInStudy": sorted({_text(ds, "Modality") for ds in headers} - {""}),
     }
     for key in query:
         if key.keyword in counts:
             setattr(answer, key.keyword, counts[key.keyword])
         elif key.keyword not in _NO_KEYS:
-            element = first.get(key.tag)
+            element = _find_element(first, key)
             if element is not None and element.VR == key.VR:
                 answer[key.tag] = element
             else:

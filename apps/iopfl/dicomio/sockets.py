@@ -40,10 +40,8 @@ MAX_PDU = 256 * 1024
 """Bytes of a P-DATA PDU that peers may send: one for an ordinary slice. PS3.8, D.1."""
 MAX_MESSAGE = 2 * 2**30
 """Bytes of one received message, command and data set: it is held in memory."""
-_MAX_OTHER_PDU = 2**20  # of an A-ASSOCIATE-RQ with every presentation context there can be, and more
-_BACKLOG = (
-    2  # messages not yet answered; more than one only from a peer that does not wait, though none negotiated that
-)
+_MAX_READ = 2**20  # bytes of any PDU: of an A-ASSOCIATE-RQ with every presentation context there can be, and more
+_BACKLOG = 2  # messages not yet answered, from a peer that does not wait though it negotiated nothing else
 _IDLE_SECONDS = 0.02  # until a loop looks at its timers though nothing came
 _MESSAGE_SECONDS = 0.005  # until the association looks for a release though no message came
 _SPARE_CONNECTIONS = 8  # above the associations: those that are rejected, politely
@@ -139,8 +137,8 @@ class TunedSocket(AssociationSocket):
         Raises:
             OSError: they are too many, or took too long.
         """
-        if nr_bytes > max(MAX_PDU, _MAX_OTHER_PDU):
-            logger.warning("%s announces a PDU of %d bytes, at most %d: closed", self.peer, nr_bytes, MAX_PDU)
+        if nr_bytes > _MAX_READ:
+            logger.warning("%s announces a PDU of %d bytes, at most %d: closed", self.peer, nr_bytes, _MAX_READ)
             raise ConnectionAbortedError(f"a PDU of {nr_bytes} bytes")
         try:
             return self._receive(nr_bytes)
