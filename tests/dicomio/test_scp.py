@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset, dcmread, uid
 from pydicom.pixels import get_decoder
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import build_context
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
@@ -106,6 +106,14 @@ def test_an_unknown_sop_class_and_a_syntax_that_cannot_be_decoded_are_refused_by
         text = eventually(lambda: lines() if "decoded" in lines() else "")
     assert "SCANNER at 127.0.0.1 asked for 1.2.3.4.5: refused, this SOP class is not served" in text
     assert "asked for MR Image Storage: refused, none of its transfer syntaxes can be decoded" in text
+
+
+def test_nothing_is_taken_deflated(tmp_path):
+    contexts = [
+        build_context(sop_class, DeflatedExplicitVRLittleEndian) for sop_class in (Verification, MRImageStorage)
+    ]
+    with running_scp(tmp_path) as node, plain_association(node.port, contexts) as assoc:
+        assert not assoc.accepted_contexts
 
 
 @pytest.mark.parametrize(

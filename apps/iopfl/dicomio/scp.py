@@ -56,6 +56,9 @@ STORED: tuple[UID, ...] = tuple(UID(str(context.abstract_syntax)) for context in
 """Every storage SOP class of the standard: a study that is sent whole shall not fail at its report. What is no image
 is kept, but not segmented."""
 
+UNCOMPRESSED: tuple[UID, ...] = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian)
+"""Transfer syntaxes of everything but storage. Not deflated: a small request must not become a large one."""
+
 MAX_ASSOCIATIONS = 16
 
 _LAST_READ = 0x0020FFFF  # what identifies an instance lies in groups 0008 to 0020
@@ -117,7 +120,7 @@ class StorageSCP:
         ae.maximum_pdu_size = MAX_PDU
         ae.require_called_aet = True
         ae.require_calling_aet = [check_ae_title(title) for title in settings.allow]
-        ae.add_supported_context(Verification)
+        ae.add_supported_context(Verification, list(UNCOMPRESSED))
         for sop_class in STORED:  # both roles: who retrieves by C-GET stores on its own association
             ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES), scu_role=True, scp_role=True)
         handlers: list[Any] = [
@@ -129,7 +132,7 @@ class StorageSCP:
         ]
         for sop_classes, more in services:
             for served in sop_classes:
-                ae.add_supported_context(served, scu_role=True, scp_role=True)
+                ae.add_supported_context(served, list(UNCOMPRESSED), scu_role=True, scp_role=True)
             handlers += more
         context = settings.tls.server_context() if settings.tls else None
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pydicom import Dataset, dcmread, uid
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID
 from pynetdicom import build_context, build_role, evt
 from pynetdicom.apps.common import ElementPath
 from pynetdicom.association import Association
@@ -30,11 +30,18 @@ from iopfl.dicomio.inbox import check_uid
 from iopfl.dicomio.peers import Peer, Timeouts, associated, printable
 from iopfl.dicomio.query import SOP_CLASSES
 from iopfl.dicomio.refusals import IMAGES
-from iopfl.dicomio.scp import OUT_OF_RESOURCES, SUCCESS, TRANSFER_SYNTAXES, RefusedError, file_head, read_instance
+from iopfl.dicomio.scp import (
+    OUT_OF_RESOURCES,
+    SUCCESS,
+    TRANSFER_SYNTAXES,
+    UNCOMPRESSED,
+    RefusedError,
+    file_head,
+    read_instance,
+)
 
 _STUDY_ROOT, _PATIENT_ROOT = SOP_CLASSES[:3], SOP_CLASSES[3:]
 _FIND, _MOVE, _GET = range(3)
-_UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _RETRIEVED = (
     *sorted(IMAGES),
     uid.SecondaryCaptureImageStorage,
@@ -143,7 +150,7 @@ def echo(caller: Caller) -> float:
         AssociationError: it does not.
     """
     started = time.monotonic()
-    with caller.associated([build_context(Verification)]) as assoc:
+    with caller.associated([build_context(Verification, list(UNCOMPRESSED))]) as assoc:
         _check(caller.peer, assoc.send_c_echo(), "the verification")
     return time.monotonic() - started
 
@@ -155,7 +162,7 @@ def find(caller: Caller, query: Dataset, *, patient_root: bool = False) -> Itera
         AssociationError: it does not answer, or not to this query.
     """
     model = (_PATIENT_ROOT if patient_root else _STUDY_ROOT)[_FIND]
-    with caller.associated([build_context(model)]) as assoc:
+    with caller.associated([build_context(model, list(UNCOMPRESSED))]) as assoc:
         for status, identifier in assoc.send_c_find(query, model):
             if _check(caller.peer, status, "the query") == _PENDING and identifier is not None:
                 yield identifier
@@ -168,7 +175,7 @@ def move(caller: Caller, query: Dataset, destination: str, *, patient_root: bool
         AssociationError: it does not answer, or does not do it at all.
     """
     model = (_PATIENT_ROOT if patient_root else _STUDY_ROOT)[_MOVE]
-    with caller.associated([build_context(model)]) as assoc:
+    with caller.associated([build_context(model, list(UNCOMPRESSED))]) as assoc:
         return _follow(caller.peer, assoc.send_c_move(query, destination, model), "to move")
 
 
@@ -195,7 +202,10 @@ def get(caller: Caller, query: Dataset, folder: Path, *, patient_root: bool = Fa
         return SUCCESS
 
     model = (_PATIENT_ROOT if patient_root else _STUDY_ROOT)[_GET]
-    contexts = [build_context(model), *(build_context(kind, list(TRANSFER_SYNTAXES)) for kind in _RETRIEVED)]
+    contexts = [
+        build_context(model, list(UNCOMPRESSED)),
+        *(build_context(kind, list(TRANSFER_SYNTAXES)) for kind in _RETRIEVED),
+    ]
     roles = [build_role(kind, scp_role=True) for kind in _RETRIEVED]
     handlers = [(evt.EVT_C_STORE, store)]
     with caller.associated(contexts, negotiation=roles, handlers=handlers) as assoc:
@@ -236,7 +246,7 @@ def send(caller: Caller, instances: dict[Path, Dataset]) -> Iterator[Sent]:
     kinds = {(str(ds.SOPClassUID), str(ds.file_meta.TransferSyntaxUID)) for ds in instances.values()}
     contexts = [build_context(sop_class, syntax) for sop_class, syntax in sorted(kinds)]
     for sop_class in sorted({sop_class for sop_class, _ in kinds}):
-        contexts += [build_context(sop_class, syntax) for syntax in _UNCOMPRESSED if (sop_class, syntax) not in kinds]
+        contexts += [build_context(sop_class, syntax) for syntax in UNCOMPRESSED if (sop_class, syntax) not in kinds]
     if len(contexts) > _MAX_CONTEXTS:
         raise SeriesError(f"expected at most {_MAX_CONTEXTS} kinds of instances at once, came {len(contexts)}")
     with caller.associated(contexts) as assoc:
@@ -253,7 +263,7 @@ def _send_one(
     sop_class, instance = str(header.SOPClassUID), str(header.SOPInstanceUID)
     syntax = UID(header.file_meta.TransferSyntaxUID)
     as_it_is = (sop_class, syntax) in accepted and "MediaStorageSOPInstanceUID" in header.file_meta
-    if not as_it_is and not any((sop_class, other) in accepted for other in _UNCOMPRESSED):
+    if not as_it_is and not any((sop_class, other) in accepted for other in UNCOMPRESSED):
         name = UID(sop_class).name
         return Sent(path, instance, None, f"the peer takes no {name}, in {syntax.name} or uncompressed")
     what: Path | Dataset = path
