@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from dicomio.phantoms import series_uid
+from dicomio.phantoms import build_photograph, series_uid
 from dicomio.test_rtstruct import SQUARE, build_structure_set
 from iopfl.core.errors import PACSAwayError
 from iopfl.dicomio.segmentation import read_segmentation, segments_of
@@ -27,6 +28,7 @@ from .archive import (
     upload,
     values_of,
 )
+from .site import SPOT
 
 
 def test_a_label_becomes_a_segmentation_and_comes_back_exactly(pacs, open_store, tmp_path):
@@ -101,6 +103,30 @@ def test_contours_of_a_planning_system_are_labels_too(pacs, open_store, tmp_path
     if counts:
         (version,) = store.history(SERIES[0]).versions
         assert (version.annotator, version.when[:4]) == ("Reader2", "2024")
+
+
+def test_a_photograph_is_labeled_too(pacs, open_store, tmp_path):
+    colors = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    upload(pacs, [build_photograph(colors)], tmp_path / "photograph")
+    task = replace(SPOT, modality="OP", channels=3)
+    store = open_store(pacs.dicomweb_url, task=task)
+    (image,) = store.list_images()
+    source = nib.load(store.get_image_uri(image))
+    assert source.shape[:2] == (32, 24)
+    mask = np.zeros((32, 24, 1), np.uint8)
+    mask[5:9, 10:20] = 255
+    nib.save(nib.Nifti1Image(mask, source.affine), tmp_path / "drawn.nii.gz")
+    assert store.submit(image, tmp_path / "drawn.nii.gz", {"client_id": "ann"}).is_stored
+    again = open_store(pacs.dicomweb_url, task=task, state="other")
+    assert np.array_equal(values_of(again.datalist()[0]["label"]), mask)
+
+
+def test_a_label_from_the_future_is_from_now(pacs, open_store, tmp_path):
+    put_segmentation(pacs, tmp_path, slice(0, 2), annotator="ann", changes=later(10**8))
+    store = open_store(pacs.dicomweb_url)
+    assert store.get_labeled_images() == [SERIES[0]]
+    store.submit(SERIES[0], draw(tmp_path / "new.nii.gz", slice(6, 8), store.get_image_uri(SERIES[0])), {})
+    assert columns_of(store.get_label_uri(SERIES[0], "final")) == [6, 7]
 
 
 def test_values_go_by_segment_not_by_position(pacs, open_store, tmp_path):

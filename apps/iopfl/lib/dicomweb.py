@@ -266,8 +266,8 @@ class PACSDatastore(VersionedDatastore):
         return FoundSeries(image, info["StudyInstanceUID"], info["Modality"], info["instances"])
 
     def _renew(self, *, patiently: bool = False) -> None:
-        is_old = patiently or self._list.age > _OLD_SECONDS
-        self._list.refresh(wait=_PATIENCE_SECONDS if is_old else _GLANCE_SECONDS)
+        worth_it = patiently or (self._list.age > _OLD_SECONDS and not self._list.problem)
+        self._list.refresh(wait=_PATIENCE_SECONDS if worth_it else _GLANCE_SECONDS)
         if self._list.problem and not self._datastore.objects:
             raise PACSAwayError(self._list.problem)
 

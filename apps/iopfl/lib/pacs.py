@@ -35,7 +35,7 @@ TOKEN_VARIABLE = "IOPFL_PACS_TOKEN"
 """Environment variable of a bearer token; user and password are in MONAI Label's `MONAI_LABEL_DICOMWEB_USERNAME` and
 `_PASSWORD`."""
 
-TIMEOUT_SECONDS = (5.0, 60.0)
+TIMEOUT_SECONDS = (5.0, 30.0)
 """To connect, and between two pieces of an answer."""
 
 UID = re.compile(r"[0-9][0-9.]{0,63}")
@@ -48,7 +48,7 @@ for _name in ("dicomweb_client", "retrying"):
 _PAGE = 500
 _SERIES_TAGS = ("0020000E", "0020000D", "00080060", "00201209")
 """Series and Study Instance UID, Modality, Number of Series Related Instances."""
-_ATTEMPTS = 3
+_ATTEMPTS = 2
 _RETRY_MILLISECONDS = 200
 _ANY_TRANSFER_SYNTAX = (("application/dicom", "*"),)
 """As stored: decoding is ours to do, and not twice."""

@@ -211,12 +211,12 @@ def _may_count_again(why: str | None) -> bool:
 
 
 def _find_when(ds: Dataset) -> datetime:
-    """When it was drawn, in UTC; now, where that is not said or no date."""
-    when = find_time(ds) or datetime.now()
+    """When it was drawn, in UTC; now, where that is not said, no date, or still to come."""
+    now = datetime.now(UTC)
     try:
-        return when.astimezone(UTC)
+        return min((find_time(ds) or now).astimezone(UTC), now)
     except (OverflowError, ValueError):  # of the year 1 or 9999
-        return datetime.now(UTC)
+        return now
 
 
 def _read(file: Path) -> dict[str, FoundSegmentations]:

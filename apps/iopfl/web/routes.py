@@ -24,7 +24,7 @@ from monailabel.interfaces.utils.app import app_instance
 from torch import Tensor
 
 from iopfl.core.colors import label_colors
-from iopfl.core.errors import IOPFLError, SeriesError
+from iopfl.core.errors import IOPFLError, PACSError, SeriesError
 from iopfl.core.metrics import region_dice
 from iopfl.core.predictor import Segmentation
 from iopfl.core.task import Task
@@ -162,8 +162,8 @@ def _find_reference(task: str, image: str, segmentation: Segmentation) -> tuple[
     try:
         path = Path(datastore.get_label_uri(label, tag))
         return answers.reference(app.models, task, path, segmentation.image), ""
-    except (SeriesError, OSError) as error:  # a label for another task, or one just removed
-        return None, str(error) if isinstance(error, SeriesError) else "the label could not be read"
+    except (SeriesError, PACSError, OSError) as error:  # for another task, in a PACS that is away, or just removed
+        return None, "the label could not be read" if isinstance(error, OSError) else str(error)
     except BusyError as error:
         raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
 
