@@ -19,6 +19,7 @@ Add = Callable[[Any, str, Callable[[Any], None], str, str], argparse.ArgumentPar
 
 _LEVEL_COLUMN = "QueryRetrieveLevel"
 _INCOMPLETE = 1
+_LONGEST_CELL = 400
 
 
 def add_actions(actions: Any, add: Add, add_keys: Callable[[argparse.ArgumentParser], None]) -> None:
@@ -103,7 +104,9 @@ def print_table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> None
     """Print rows below a header, in columns."""
     from iopfl.dicomio.peers import printable
 
-    cells = [["-" if cell is None or cell == "" else printable(cell) for cell in row] for row in rows]
+    cells = [
+        ["-" if cell is None or cell == "" else printable(cell, longest=_LONGEST_CELL) for cell in row] for row in rows
+    ]
     lines = [list(header), *cells]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
