@@ -101,16 +101,16 @@ def build_timeouts(arguments: Any) -> Timeouts:
 
 
 def print_table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> None:
-    """Print rows below a header, in columns."""
-    from iopfl.dicomio.peers import printable
-
-    cells = [
-        ["-" if cell is None or cell == "" else printable(cell, longest=_LONGEST_CELL) for cell in row] for row in rows
-    ]
-    lines = [list(header), *cells]
+    """Print rows below a header, in columns; what came from others moves no cursor."""
+    lines = [list(header), *([_show(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _show(cell: object) -> str:
+    text = "" if cell is None else str(cell)
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_CELL]) or "-"
 
 
 def _add_peer(parser: argparse.ArgumentParser) -> None:

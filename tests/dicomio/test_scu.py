@@ -269,7 +269,7 @@ def test_the_commands_print_what_came_of_it(node, run, tmp_path):
     status, out, _ = run("find", *there, "-k", "QueryRetrieveLevel=SERIES", "-k", "Modality", "-k", "PatientName=M*")
     assert status == 0
     assert out.splitlines()[0].split() == ["Modality", "PatientName"]
-    assert sorted(line.split()[0] for line in out.splitlines()[1:]) == ["CT", "MR"]
+    assert [line.split() for line in sorted(out.splitlines()[1:])] == [["CT", "Meier^Anna"], ["MR", "Müller^Jörg"]]
     found = json.loads(run("find", *there, "-P", "-k", "QueryRetrieveLevel=PATIENT", "-k", "PatientID", "--json")[1])
     assert {item["00100020"]["Value"][0] for item in found} == {"P-1", "P-2"}
     series = f"SeriesInstanceUID={first[0].SeriesInstanceUID}"

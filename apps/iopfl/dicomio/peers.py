@@ -135,13 +135,13 @@ def check_ae_title(title: str) -> str:
     return title.strip()
 
 
-def printable(value: object, *, longest: int = 64) -> str:
-    """What a peer said, fit for a line of a log or a table.
+def printable(value: object) -> str:
+    """What a peer said, fit for a line of a log.
 
     >>> printable("ORTHANC"), printable("A\\nroot logged in")
     ('ORTHANC', 'A?root logged in')
     """
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in str(value or ""))[:longest].strip() or "?"
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in str(value or ""))[:64].strip() or "?"
 
 
 @contextmanager
