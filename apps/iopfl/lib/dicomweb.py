@@ -31,7 +31,7 @@ from iopfl.lib.pacs_labels import UNREADABLE, PACSLabels
 from iopfl.lib.pacs_outbox import LabelOutbox
 from iopfl.lib.pacs_segmentations import build_label, write_label
 from iopfl.lib.refreshing import Refreshing
-from iopfl.lib.versions import History, LabelVersion
+from iopfl.lib.versions import LabelVersion
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class PACSDatastore(VersionedDatastore):
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """Where a label lies; a final one is fetched if it is in the PACS alone."""
-        if label_tag == FINAL and label_id in self._datastore.objects:
+        if label_tag == FINAL and label_id in self._datastore.objects and not self._is_settled(label_id):
             with self.versions.hold(label_id):
                 self._materialize(label_id)
         return super().get_label_uri(label_id, label_tag)
@@ -244,7 +244,7 @@ class PACSDatastore(VersionedDatastore):
         selected = self.rule.select(history)
         if not selected:
             entry.labels.pop(FINAL, None)
-        elif FINAL not in entry.labels or not _stands_for(entry.labels[FINAL].info, selected, history):
+        elif FINAL not in entry.labels or not self.rule.is_met(history, entry.labels[FINAL].info.get("version")):
             newest = selected[0]
             info = {**newest.info, "name": f"{image}{SUFFIX}", **to_info(newest)}
             entry.labels[FINAL] = DataModel(info=info, ext=SUFFIX)
@@ -340,11 +340,3 @@ def _to_info(series: FoundSeries) -> dict[str, Any]:
         "Modality": series.modality,
         "instances": series.instances,
     }
-
-
-def _stands_for(info: dict[str, Any], selected: tuple[LabelVersion, ...], history: History) -> bool:
-    """Whether what the index says of a final label is what the rule selects."""
-    number = info.get("version", 0)
-    if len(selected) == 1:
-        return number == selected[0].number
-    return 1 <= number <= len(history.versions) and history.find(number).sources == tuple(v.number for v in selected)

@@ -61,6 +61,14 @@ class FinalRule:
             return (current[self.reviewer],)
         return tuple(current.values())[:1]
 
+    def is_met(self, history: History, number: int | None) -> bool:
+        """Whether a version is what the rule selects, or no version where it selects none."""
+        selected = self.select(history)
+        if len(selected) <= 1:
+            return (number or 0) == (selected[0].number if selected else 0)
+        sources = tuple(version.number for version in selected)
+        return any(version.number == number and version.sources == sources for version in history.versions)
+
 
 def find_consensus(labels: Sequence[np.ndarray], rule: str) -> np.ndarray:
     """One label out of several of the same image.

@@ -126,10 +126,11 @@ class VersionedDatastore(CheckedDatastore):
             ImageNotFoundException: no such image.
         """
         self._check_image(image_id)
-        with self.versions.hold(image_id):
-            self._take_in(image_id)
-            self._publish(image_id)
-            return self.versions.history(image_id)
+        if not self._is_settled(image_id):
+            with self.versions.hold(image_id):
+                self._take_in(image_id)
+                self._publish(image_id)
+        return self.versions.history(image_id)
 
     def undo(self, image_id: str, annotator: str) -> LabelVersion:
         """Let an annotator's version before the newest one count again; with none before, none does.
@@ -178,6 +179,13 @@ class VersionedDatastore(CheckedDatastore):
         if image_id not in self._datastore.objects and image_id not in self.list_images():
             raise ImageNotFoundException(f"no image {image_id!r} in the datastore")
 
+    def _is_settled(self, image: str) -> bool:
+        """Whether an image's final label is what the rule selects, and in place: looked at without holding anything."""
+        history = self.versions.history(image)
+        files = self._final_files(image)
+        is_in_place = _stamp_of(files) == history.stamp if history.published else not files
+        return is_in_place and self.rule.is_met(history, history.published)
+
     def _take_in(self, image: str) -> None:
         """Record what somebody changed in the folder of final labels by hand."""
         history = self.versions.history(image)
@@ -199,15 +207,11 @@ class VersionedDatastore(CheckedDatastore):
         """Make the version that the rule selects the final label."""
         history = self.versions.history(image)
         selected = self.rule.select(history)
+        if self._is_settled(image):
+            return
         version = self._agree(image, selected) if len(selected) > 1 else next(iter(selected), None)
-        number = version.number if version else 0
-        files = self._final_files(image)
-        if number == history.published and (not files if number == 0 else _stamp_of(files) == history.stamp):
-            return
-        if number == 0 and history.published is None and not files:
-            return
         stamp = self._write_final(image, version)
-        self.versions.note(image, "published", number=number, stamp=stamp)
+        self.versions.note(image, "published", number=version.number if version else 0, stamp=stamp)
 
     def _agree(self, image: str, versions: Sequence[LabelVersion]) -> LabelVersion:
         """The consensus of several versions, made once; the newest of them where they cannot be brought together."""
