@@ -19,7 +19,7 @@ demo: env ## a federation, its bank and a label server at an outside site; DATA=
 
 test: env ## all tests of ordinary length, 15 minutes at most
 	@scripts/debian.sh
-	@.venv/bin/python -m pytest
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 test-long: env ## faults, kills and the demo from a bare clone
 	@scripts/debian.sh
