@@ -11,7 +11,7 @@ import json
 import os
 import resource
 import sys
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pydicom.pixels import get_decoder
 
@@ -35,7 +35,7 @@ def main() -> None:
         answers.flush()
 
 
-def _answer(answers: BinaryIO, pixels: bytes, syntax: str, raw: bool, **options: object) -> None:
+def _answer(answers: BinaryIO, pixels: bytes, syntax: str, raw: bool, **options: Any) -> None:
     for frame, _ in get_decoder(syntax).iter_array(pixels, raw=raw, **options):
         answers.write(json.dumps({"dtype": frame.dtype.str, "shape": frame.shape}).encode() + b"\n")
         answers.write(frame.tobytes())
