@@ -6,7 +6,7 @@ import { Refused } from './server.js';
 import { update } from './state.js';
 import { viewportsOf } from './viewports.js';
 
-const MAX_UNDO = 20;
+const MAX_UNDO = 30_000_000; // voxels that are kept to be put back, 5 bytes each
 
 const open = new Map(); // segmentation id -> Labelmap
 const drafts = new Map(); // segmentation id -> what was left undone when the viewer was closed
@@ -60,7 +60,7 @@ export class Labelmap {
     this.write(mask.data);
     this.commit();
     Object.assign(this, { answer, answeredBy, isEdited: false, isSubmitted: false });
-    update({ labelmap: this });
+    update({});
     this.jump();
   }
 
@@ -75,9 +75,12 @@ export class Labelmap {
     const now = this.read();
     const changed = [];
     for (let index = 0; index < now.length; index += 1) if (now[index] !== this.before[index]) changed.push(index);
+    const { answer, answeredBy } = this;
     if (changed.length) {
-      this.undoable.push({ indices: Uint32Array.from(changed), values: Uint8Array.from(changed, (index) => this.before[index]) });
-      if (this.undoable.length > MAX_UNDO) this.undoable.shift();
+      const values = Uint8Array.from(changed, (index) => this.before[index]);
+      this.undoable.push({ indices: Uint32Array.from(changed), values, answer, answeredBy });
+      const count = () => this.undoable.reduce((sum, { indices }) => sum + indices.length, 0);
+      while (this.undoable.length > 1 && count() > MAX_UNDO) this.undoable.shift();
     }
     this.before = null;
     return changed.length > 0;
@@ -89,13 +92,14 @@ export class Labelmap {
     const data = this.read();
     last.indices.forEach((index, position) => { data[index] = last.values[position]; });
     this.write(data);
+    Object.assign(this, { answer: last.answer, answeredBy: last.answeredBy });
     this.markEdited();
   }
 
   markEdited() {
     this.isEdited = true;
     this.isSubmitted = false;
-    update({ labelmap: this });
+    update({});
   }
 
   isEmpty() {
@@ -129,8 +133,16 @@ export class Labelmap {
 
 const makeId = (displaySet, task) => `${task.name}-${displaySet.SeriesInstanceUID}`;
 
-/** The mask of the images in the active viewport; an empty one where there is none yet. */
-export async function findLabelmap(services, displaySet, task) {
+let last = Promise.resolve();
+
+/** The mask of these images for a task; an empty one where there is none yet. One at a time: none is made twice. */
+export function findLabelmap(services, displaySet, task) {
+  const found = last.catch(() => {}).then(() => find(services, displaySet, task));
+  last = found;
+  return found;
+}
+
+async function find(services, displaySet, task) {
   const { segmentationService } = services;
   const id = makeId(displaySet, task);
   let labelmap = open.get(id);

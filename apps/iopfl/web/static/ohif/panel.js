@@ -14,7 +14,7 @@ import { attempt, state, update } from './state.js';
 import { loadHistory } from './submit.js';
 import { followTraining, withBars } from './training.js';
 import { findUser, whoami } from './user.js';
-import { awaitImages, findDisplaySet } from './viewports.js';
+import { awaitImages, findDisplaySet, hasImages } from './viewports.js';
 import './card.js';
 
 const SETTLED_MILLISECONDS = 300; // of the viewports' layout
@@ -89,7 +89,11 @@ function repair(Shipped, services, element) {
       super(props);
       const makeClient = this.client;
       this.client = () => this.repairClient(makeClient());
-      this.onInfo = () => attempt('Connecting to the label server…', () => this.connect());
+      this.onInfo = async () => {
+        this.isConnecting = true;
+        await attempt('Connecting to the label server…', () => this.connect());
+        this.isConnecting = false;
+      };
       this.updateView = async () => {}; // the mask is shown by `run`, on the images that it was asked for
     }
 
@@ -124,10 +128,11 @@ function repair(Shipped, services, element) {
       if (!state.tasks.length) throw new Refused('This server has no task: it needs a model bank.');
       followTraining(this, { onlyIfRunning: true });
       const displaySet = await awaitImages(services, () => this.isGone);
-      await this.open(displaySet, choose(displaySet));
+      if (displaySet) await this.open(displaySet, choose(displaySet));
     }
 
     async open(displaySet, task) {
+      if (displaySet !== state.labelmap?.displaySet) update({ done: '', problem: '' }); // of other images
       const labelmap = await findLabelmap(services, displaySet, task);
       if (!labelmap.history) await loadHistory(labelmap);
       return labelmap;
@@ -137,11 +142,11 @@ function repair(Shipped, services, element) {
     follow() {
       clearTimeout(this.following);
       this.following = setTimeout(async () => {
-        const displaySet = findDisplaySet(services);
-        if (this.isGone || !state.labelmap || !displaySet?.imageIds?.length) return;
+        if (this.isGone || this.isConnecting || !state.tasks.length || !hasImages(findDisplaySet(services))) return;
         try {
-          await awaitImages(services, () => this.isGone);
-          if (displaySet === state.labelmap.displaySet) await show(services, state.labelmap);
+          const displaySet = await awaitImages(services, () => this.isGone);
+          if (!displaySet) return;
+          if (displaySet === state.labelmap?.displaySet) await show(services, state.labelmap);
           else await this.open(displaySet, choose(displaySet));
         } catch (problem) {
           if (!this.isGone) update({ problem: problem.message });

@@ -78,8 +78,14 @@ export function takeOver(services, labelmap) {
   const byImage = new Map(imageIds.map((imageId) => [cache.getImage(imageId).referencedImageId, cache.getImage(imageId).voxelManager.getScalarData()]));
   const values = new Uint8Array(256);
   for (const { value, name } of overlay.segments) values[value] = labelmap.task.labels.find((label) => label.name === name).value;
+  const data = labelmap.read();
+  const length = data.length / labelmap.grid.order.length;
+  labelmap.grid.order.forEach((index, slice) => {
+    const source = byImage.get(labelmap.displaySet.imageIds[index]);
+    for (let pixel = 0; pixel < length; pixel += 1) data[slice * length + pixel] = values[source[pixel]];
+  });
   labelmap.remember();
-  labelmap.write(Uint8Array.from(labelmap.grid.order.flatMap((index) => [...byImage.get(labelmap.displaySet.imageIds[index])]), (value) => values[value]));
+  labelmap.write(data);
   labelmap.commit();
   Object.assign(labelmap, { answer: null, answeredBy: '' });
   labelmap.markEdited();
