@@ -318,9 +318,12 @@ class PACSDatastore(VersionedDatastore):
         series = self._find(image)
         if series is None:
             raise PACSError(f"the PACS has no series {image} any more: its label stays here")
-        label = self.versions.file(image, version)
-        task = next(task for task in self.find_tasks(image, [label]) if task.name in version.tasks)
-        return build_label(label, self._cache.image(series), self._cache.read(series), task, version)
+        task = next((task for task in self._tasks if task.name in version.tasks), None)
+        if task is None:
+            raise PACSError(
+                f"version {version.number} is of {', '.join(version.tasks)}, which is not served here: serve it"
+            )
+        return build_label(self.versions.file(image, version), self._cache.read(series), task, version)
 
     def _reconcile_datastore(self) -> None:
         """What MONAI Label does when a file was removed: labels with other tags follow the folder."""

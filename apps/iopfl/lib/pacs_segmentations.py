@@ -7,11 +7,13 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
+from monai.data import MetaTensor
 from pydicom import Dataset
 
 from iopfl.core.errors import SeriesError
 from iopfl.core.task import Task
-from iopfl.core.transforms import read_image, read_label
+from iopfl.core.transforms import read_label
 from iopfl.dicomio.segmentation import Origin, build_segmentation, read_segmentation, segments_of
 from iopfl.dicomio.series import Series
 from iopfl.lib.versions import LabelVersion
@@ -46,18 +48,18 @@ def write_label(ds: Dataset, series: Series, tasks: Sequence[Task], target: Path
     return found
 
 
-def build_label(label: Path, image: Path, series: Series, task: Task, version: LabelVersion) -> Dataset:
+def build_label(label: Path, series: Series, task: Task, version: LabelVersion) -> Dataset:
     """Build the SEG of a submitted label.
 
     Args:
         label: its file.
-        image: the series as NIfTI.
-        series: the same with its headers.
+        series: what it was drawn on.
         task: whose values the label has.
         version: who drew it, and what it started from.
     """
     values = np.array(task.label_values, np.uint8)
-    classes = read_label(label, task, like=read_image(image, task))[0].as_tensor().long().numpy()
+    grid = MetaTensor(torch.empty(1, *series.shape, dtype=torch.uint8), affine=torch.from_numpy(series.affine))
+    classes = read_label(label, task, like=grid)[0].as_tensor().long().numpy()
     started = version.origin
     origin = Origin(
         algorithm=f"iopfl {task.name}" if started.get("model") else "",
