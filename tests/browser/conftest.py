@@ -20,7 +20,7 @@ from iopfl.core.task import Task  # noqa: E402
 from label_server import running_server, wait_until  # noqa: E402
 from orthanc import running_orthanc  # noqa: E402
 
-from .clinic import EYE, NODULE, READY, Clinic, send, write_photograph, write_series  # noqa: E402
+from .clinic import EYE, NODULE, READY, Clinic, fix_split, send, write_photograph, write_series  # noqa: E402
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
@@ -61,7 +61,9 @@ def clinic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
         write_photograph(folder / "pushed" / "eye", "eye", 9)
         send(folder / "pushed", orthanc)
         environment = {"TMPDIR": str(folder / "tmp")}
-        with running_server(APP, orthanc.dicomweb_url, state=folder / "state", conf=conf, env=environment) as server:
+        with running_server(
+            APP, orthanc.dicomweb_url, state=fix_split(folder / "state"), conf=conf, env=environment
+        ) as server:
             clinic = Clinic(orthanc, server, folder)
             listed = lambda: server.get("/info/").json()["datastore"]["total"] == LABELED + 4  # noqa: E731
             wait_until(listed, 60, what="the PACS's series to be listed")

@@ -18,7 +18,7 @@ from iopfl.dicomio.series import read_series
 from label_server import params, running_server, wait_until
 from orthanc import running_orthanc
 
-from .clinic import await_viewer, draw, notes, read_mask, run, send
+from .clinic import await_viewer, draw, fix_split, notes, read_mask, run, send
 
 CROPS = ("crop0", "crop1", "crop2", "crop3")
 RAS = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0))
@@ -51,7 +51,9 @@ def hospital(shared_data, tmp_path_factory):
             send(folder / name, orthanc)
         environment = {"TMPDIR": str(folder)}
         conf = conf_of(bank, site="east")
-        with running_server(APP, orthanc.dicomweb_url, state=folder / "state", conf=conf, env=environment) as server:
+        with running_server(
+            APP, orthanc.dicomweb_url, state=fix_split(folder / "state"), conf=conf, env=environment
+        ) as server:
             listed = lambda: server.get("/info/").json()["datastore"]["total"] == len(CROPS) + 1  # noqa: E731
             wait_until(listed, 60, what="the PACS's series to be listed")
             for name, case in zip(CROPS, cases, strict=True):
