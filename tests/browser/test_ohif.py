@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from app.site import finish
-from dicomio.phantoms import series_uid
+from dicomio.phantoms import series_uid, write
 from iopfl.dicomio.segmentation import Origin, build_segmentation, read_segmentation, segments_of
 from iopfl.dicomio.series import read_series
 from label_server import params
@@ -20,6 +20,7 @@ from label_server import params
 from .clinic import (
     LABELMAP,
     NODULE,
+    await_state,
     await_viewer,
     build_series,
     card,
@@ -29,6 +30,7 @@ from .clinic import (
     read_labels,
     read_mask,
     run,
+    send,
     truth,
 )
 
@@ -157,6 +159,30 @@ def test_changes_outlive_the_way_back_to_the_list_and_are_asked_for_before_the_p
     assert asked == ["beforeunload"]
 
 
+def test_each_series_of_a_study_has_its_own_mask(clinic, page):
+    page.on("dialog", lambda dialog: dialog.accept())
+    first, second = build_series("early", 13), build_series("late", 14)
+    for ds in second:
+        ds.StudyInstanceUID, ds.PatientID, ds.SeriesNumber = first[0].StudyInstanceUID, first[0].PatientID, 4
+    send(write([*first, *second], clinic.folder / "two"), clinic.orthanc)
+    open_viewer(page, clinic.address("early"))
+
+    def await_mask_of(name: str) -> None:
+        await_state(page, f"state.labelmap.series === '{series_uid(name)}' && !state.work")
+
+    await_mask_of("early")
+    draw(page)
+    drawn = read_mask(page)
+    page.dblclick("text=MR late >> nth=-1")
+    await_mask_of("late")
+    assert not read_mask(page).any() and "not submitted yet" not in card(page)
+    run(page, "nodule")
+    assert (read_mask(page) == np.asarray(server_mask(clinic, "nodule", "late").dataobj)).all()
+    page.dblclick("[data-cy^=study-browser-thumbnail] >> nth=0")
+    await_mask_of("early")
+    assert (read_mask(page) == drawn).all()
+
+
 def test_a_refusal_says_why_and_keeps_what_was_drawn(clinic, page):
     page.on("dialog", lambda dialog: dialog.accept())
     clinic.push("gone", 12)
@@ -260,8 +286,6 @@ def test_a_mask_survives_nrrd_and_another_grid_is_refused(clinic, page):
 
     read = read_image(file, NODULE)
     folder = clinic.folder / "a grid"
-    from dicomio.phantoms import write
-
     series = read_series(write(datasets, folder))
     assert np.allclose(read.affine.numpy(), series.affine, atol=1e-4)
     values = np.arange(read.numel()).reshape(series.array.shape[::-1]).T % 7

@@ -100,6 +100,8 @@ def test_searches_pass_with_their_query_and_name_no_address_of_the_pacs(proxy, p
     assert study["00081190"]["Value"][0].startswith("/proxy/dicom/wado/studies/")
     assert pacs.url not in found.text
     assert get(f"{proxy}/qido/studies?PatientID=nobody").json() == []
+    for pattern in ("%2A%5EJ%2A", "M*", "*^J*"):  # as browsers write wildcards and the sign between names
+        assert len(get(f"{proxy}/qido/studies?PatientName={pattern}").json()) == 1, pattern
 
 
 def test_what_is_retrieved_is_what_the_pacs_has(proxy, pacs):

@@ -11,7 +11,7 @@ import logging
 import re
 import ssl
 from collections.abc import AsyncIterator
-from typing import Any
+from urllib.parse import quote, urlencode
 from weakref import WeakKeyDictionary
 
 import httpx
@@ -92,8 +92,7 @@ async def _pass_on(request: Request, prefix: str | None, path: str) -> Response:
     deadline = asyncio.get_running_loop().time() + TOTAL_SECONDS
     outgoing = _client(access).build_request(
         request.method,
-        "/".join(filter(None, [root, prefix, path])),
-        params=_split_fields(request),
+        httpx.URL("/".join(filter(None, [root, prefix, path])), query=_encode_query(request).encode()),
         headers=sent,
         content=request.stream() if request.method == "POST" else None,
     )
@@ -143,13 +142,12 @@ def _client(access: PACSAccess) -> httpx.AsyncClient:
     return kept[1]
 
 
-def _split_fields(request: Request) -> list[tuple[str, Any]]:
-    """The query; of fields in one list, each by itself: Orthanc looks for commas before it decodes them."""
-    found: list[tuple[str, Any]] = []
-    for name, value in request.query_params.multi_items():
-        parts = value.split(",") if name == "includefield" else [value]
-        found += [(name, part) for part in parts]
-    return found
+def _encode_query(request: Request) -> str:
+    """The query, with no more percent signs than it needs: Orthanc's plugin looks at values before it decodes them.
+
+    So names with `^`, wildcards and lists of fields are found there as a browser sends them; a space is not.
+    """
+    return urlencode(request.query_params.multi_items(), safe="*^,?:/", quote_via=quote)
 
 
 async def _stream(answer: httpx.Response, deadline: float) -> AsyncIterator[bytes]:
