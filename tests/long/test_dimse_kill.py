@@ -29,7 +29,7 @@ pytestmark = pytest.mark.long
 
 KILLS = 50
 SLICES = 5
-LONGEST = 8.0
+LONGEST = 5.0
 """Seconds that a listener lives, once it listens."""
 START_SECONDS = 120.0
 END_SECONDS = 300.0
