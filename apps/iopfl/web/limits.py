@@ -86,7 +86,8 @@ class Limits:
             message = await receive()
             size += len(message.get("body", b""))
             if size > limit * MEGABYTE:
-                await _discard(receive)
+                if message.get("more_body"):
+                    await _discard(receive)
                 raise HTTPException(413, self._too_long(limit), headers={"Connection": "close"})
             return message
 
