@@ -142,7 +142,9 @@ def converse(port: int, pdus: Sequence[bytes], *, seconds: float) -> bytes:
             connection.shutdown(socket.SHUT_WR)
             while part := connection.recv(65536):
                 answer += part
-        except (ConnectionError, BrokenPipeError):
+        except TimeoutError:
+            raise
+        except OSError:  # closed by the other side, at whatever moment
             pass
         return answer
 
