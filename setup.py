@@ -20,6 +20,7 @@ setup(
     package_data={
         "iopfl": ["py.typed"],
         "iopfl.core": ["tasks/*.yaml"],
+        "iopfl.access": ["static/*"],
         "iopfl.web": ["static/*", "static/ohif/*"],
         "fl_bridge": ["py.typed"],
     },
@@ -48,6 +49,9 @@ setup(
         "Authlib>=1.6",
         "psutil>=5",
         "requests>=2",
+        "httpx>=0.27",
+        "retrying>=1.3",
+        "SimpleITK>=2.3",
         "scipy>=1.11",
         "nvflare>=2.9,<2.10",
     ],

@@ -92,7 +92,7 @@ DESCRIBE = """
 import json, sys
 from pathlib import Path
 from iopfl.server import build_app
-from iopfl.web.access_settings import AccessSettings
+from iopfl.access.settings import AccessSettings
 
 def show(routes):
     for route in routes:

@@ -13,7 +13,7 @@ MODULES = sorted([*(REPOSITORY / "apps").rglob("*.py"), *(REPOSITORY / "fl_bridg
 MAX_LINES = 350
 
 CORE_NEEDS = {"torch", "monai", "numpy", "safetensors", "yaml", "cryptography"}
-MONAILABEL_USERS = {"lib", "app", "server", "web", "compat"}
+MONAILABEL_USERS = {"lib", "app", "server", "access", "web", "compat"}
 # Part of iopfl -> the parts it may import, besides itself. Imports go one way: main > app > lib, web > core, dicomio.
 MAY_IMPORT = {
     "core": set(),
@@ -21,11 +21,12 @@ MAY_IMPORT = {
     "dicomio": {"core"},
     "compat": {"core"},
     "lib": {"core", "dicomio", "datasets"},
-    "web": {"core", "dicomio", "datasets", "lib"},
-    "app": {"core", "dicomio", "datasets", "compat", "lib", "web"},
-    "server": {"core", "dicomio", "datasets", "compat", "lib", "web", "app"},
+    "access": {"core"},
+    "web": {"core", "dicomio", "datasets", "lib", "access"},
+    "app": {"core", "dicomio", "datasets", "compat", "lib", "access", "web"},
+    "server": {"core", "dicomio", "datasets", "compat", "lib", "access", "web", "app"},
     "main": {"app", "compat"},
-    "cli": {"core", "dicomio", "datasets", "lib", "web", "server"},
+    "cli": {"core", "dicomio", "datasets", "lib", "access", "web", "server"},
 }
 
 

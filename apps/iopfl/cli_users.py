@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from iopfl.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from iopfl.web.users import Users
+    from iopfl.access.users import Users
 
 AddAction = Callable[[str, Callable[[Any], None], str, str], argparse.ArgumentParser]
 
 
 def add_user_actions(add: AddAction) -> None:
     """Add every action to the parser of `iopfl users`."""
-    from iopfl.web.users import ROLES
+    from iopfl.access.users import ROLES
 
     adder = add("add", _add, "Add a user; asks for a password.", "iopfl users add anna --role annotator")
     lister = add("list", _list, "Users, their roles and tokens.", "iopfl users list")
@@ -70,7 +70,7 @@ def _add_state(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(arguments: Any) -> Users:
-    from iopfl.web.users import Users
+    from iopfl.access.users import Users
 
     return Users(arguments.state)
 
@@ -146,14 +146,14 @@ def _read_password(arguments: Any) -> str:
 
 
 def _record(arguments: Any, what: str, **about: str) -> None:
-    from iopfl.core.audit import AuditLog
+    from iopfl.access.audit import AuditLog
 
     # The system's account: who may write the file of users needs no sign-in.
     AuditLog(arguments.state / "audit").append(f"system:{getpass.getuser()}", what, {"user": arguments.name, **about})
 
 
 def _show(arguments: Any) -> None:
-    from iopfl.core.audit import AuditLog
+    from iopfl.access.audit import AuditLog
 
     log = AuditLog(arguments.state / "audit")
     images = {arguments.image, log.pseudonym(arguments.image)} if arguments.image else set()
@@ -173,7 +173,7 @@ def _show(arguments: Any) -> None:
 
 
 def _verify(arguments: Any) -> None:
-    from iopfl.core.audit import AuditLog
+    from iopfl.access.audit import AuditLog
 
     log = AuditLog(arguments.state / "audit")
     chain = log.verify(noted=arguments.noted)

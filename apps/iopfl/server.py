@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from iopfl import compat
+from iopfl.access.settings import AccessSettings, check_certificate, choose_mode, read_secret
 from iopfl.compat.logs_page import LOG_FILE_VARIABLE
 from iopfl.core.errors import ConfigError, IOPFLError
 from iopfl.lib.settings import AppSettings, check_device
 from iopfl.server_options import DEFAULT_STATE, ServerSettings, add_arguments, settings_from
-from iopfl.web.access_settings import AccessSettings, check_certificate, choose_mode, read_secret
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -53,10 +53,10 @@ def build_app(access: AccessSettings | None = None) -> FastAPI:
     from fastapi.responses import RedirectResponse
     from monailabel.app import app
 
+    from iopfl.access.gate import install
+    from iopfl.access.identity import Access
     from iopfl.lib.rounds import ROUND_KEY
     from iopfl.web import router
-    from iopfl.web.gate import install
-    from iopfl.web.identity import Access
 
     app.include_router(router)
     install(app, Access(access))

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from iopfl.web.access_settings import MAX_UPLOAD_MB, MODES
+from iopfl.access.settings import MAX_UPLOAD_MB, MODES
 
 DEFAULT_STATE = Path.home() / ".iopfl"
 

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from iopfl import compat, server
-from iopfl.core.audit import AuditLog
-from iopfl.web.users import Users
+from iopfl.access.audit import AuditLog
+from iopfl.access.users import Users
 from label_server import PACKAGES, running_server, start_process
 
 from .site import APP, SPOT, conf_of, make_site_bank, write_picture
@@ -40,7 +40,7 @@ LIST_ROUTES = """
 import json, sys
 from pathlib import Path
 from iopfl.server import build_app
-from iopfl.web.access_settings import AccessSettings
+from iopfl.access.settings import AccessSettings
 
 def walk(routes):
     for route in routes:
@@ -335,7 +335,7 @@ def test_what_would_leave_the_server_open_or_useless_is_refused_at_once(home, tm
 def test_everybody_is_let_in_from_elsewhere_if_the_administrator_says_so(tmp_path):
     """Told by the parser and the choice alone: a test listens on loopback."""
     program = (
-        "import sys; from pathlib import Path; from iopfl.web.access_settings import choose_mode\n"
+        "import sys; from pathlib import Path; from iopfl.access.settings import choose_mode\n"
         "sys.exit(choose_mode('off', '0.0.0.0', Path('x')) != 'off')"
     )
     assert start_process([sys.executable, "-c", program], tmp_path / "log").wait(60) == 0

@@ -12,8 +12,8 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from iopfl.core.audit import AuditLog
-from iopfl.web.users import Users
+from iopfl.access.audit import AuditLog
+from iopfl.access.users import Users
 from label_server import running_server
 from rest_fuzz import Fuzz, make_uploads, snapshot
 

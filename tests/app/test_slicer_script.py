@@ -27,10 +27,10 @@ from pydicom import dcmread
 
 from core.tiny import BALL, UNET
 from dicomio.phantoms import build_slices, series_uid, write
+from iopfl.access.users import Users
 from iopfl.core.task import Task, read_task
 from iopfl.dicomio.segmentation import read_segmentation
 from iopfl.dicomio.series import read_series
-from iopfl.web.users import Users
 from label_server import LabelServer, running_server, wait_until
 from orthanc import Orthanc, running_orthanc
 

@@ -9,7 +9,7 @@ import pytest
 
 from app.site import APP
 from dicomio.phantoms import series_uid
-from iopfl.web.users import Users
+from iopfl.access.users import Users
 from label_server import LabelServer, running_server
 
 from .clinic import READY, Clinic, await_viewer, draw, notes, read_mask

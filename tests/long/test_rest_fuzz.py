@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from app.site import APP, GLAND, SPOT, conf_of, make_site_bank, write_picture, write_scans
-from iopfl.core.audit import AuditLog
-from iopfl.web.users import Users
+from iopfl.access.audit import AuditLog
+from iopfl.access.users import Users
 from label_server import running_server
 from rest_fuzz import Fuzz, describe_all, make_uploads, snapshot
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.site import APP, SPOT, conf_of, make_site_bank, write_picture
-from iopfl.core.audit import AuditLog
+from iopfl.access.audit import AuditLog
 from label_server import running_server
 from oidc_provider import CLIENT, PASSWORD, SECRET, running_provider
 

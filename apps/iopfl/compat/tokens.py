@@ -18,7 +18,7 @@ from iopfl.compat._patching import once
 
 @once
 def apply() -> None:
-    """Take as user whom `web.gate` found before any route was asked, and leave signing in to `web.signin`."""
+    """Take as user whom `access.gate` found before any route was asked, and leave signing in to `access.signin`."""
     from monailabel.config import settings
     from monailabel.endpoints.user import auth
 

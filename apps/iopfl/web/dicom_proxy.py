@@ -20,8 +20,8 @@ from fastapi.responses import Response, StreamingResponse
 from monailabel.config import settings
 from monailabel.interfaces.utils.app import app_instance
 
+from iopfl.access.roles import for_annotator, for_user
 from iopfl.lib.pacs import PACSAccess
-from iopfl.web.access import for_annotator, for_user
 
 logger = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs addresses, in which OHIF asks for names and patient ids

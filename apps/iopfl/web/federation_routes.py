@@ -20,6 +20,7 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.utils.app import app_instance
 
+from iopfl.access.roles import for_federation
 from iopfl.core.bank_exchange import SUFFIX, export_bank, import_bank
 from iopfl.core.digest import content_digest, digest_header
 from iopfl.core.networks import build_network
@@ -27,7 +28,6 @@ from iopfl.core.order import Order
 from iopfl.core.signing import Keyring
 from iopfl.core.weights import serialize
 from iopfl.lib.rounds import KINDS, FederationRounds, give_way_to_clinicians
-from iopfl.web.access import for_federation
 
 _HEADERS = {"Cache-Control": "no-store"}
 _HEAD_BYTES = 2**20

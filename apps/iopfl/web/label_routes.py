@@ -10,12 +10,12 @@ from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance
 from pydantic import BaseModel, Field
 
+from iopfl.access.roles import for_annotator, for_reviewer, for_user
 from iopfl.core.errors import LabelVersionError
 from iopfl.lib.annotators import name_annotator, tell_annotators
 from iopfl.lib.dicomweb import PACSDatastore
 from iopfl.lib.label_store import VersionedDatastore
 from iopfl.lib.versions import History, LabelVersion
-from iopfl.web.access import for_annotator, for_reviewer, for_user
 
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 

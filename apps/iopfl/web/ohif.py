@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import FileResponse, RedirectResponse, Response
 from monailabel.endpoints import ohif
 
-from iopfl.web.access import for_user
+from iopfl.access.roles import for_user
 
 SHIPPED = Path(ohif.__file__).resolve().parent / "static" / "ohif"
 ADDED = Path(__file__).resolve().parent / "static" / "ohif"

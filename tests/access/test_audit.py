@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from iopfl.core import audit
-from iopfl.core.audit import AuditLog
+from iopfl.access import audit
+from iopfl.access.audit import AuditLog
 from iopfl.core.errors import AuditError
 
 APPS = Path(__file__).resolve().parents[2] / "apps"
@@ -105,7 +105,7 @@ def test_long_and_strange_texts_are_one_short_line(log):
 
 def test_threads_and_processes_append_without_losing_a_line(log):
     program = (
-        "import sys; from pathlib import Path; from iopfl.core.audit import AuditLog\n"
+        "import sys; from pathlib import Path; from iopfl.access.audit import AuditLog\n"
         "for n in range(20): AuditLog(Path(sys.argv[1])).append('p', 'w', {'n': str(n)})"
     )
     environment = {**os.environ, "PYTHONPATH": str(APPS)}

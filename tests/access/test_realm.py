@@ -11,9 +11,9 @@ from iopfl import compat
 
 compat.apply_early()  # before MONAI Label is imported
 
-from iopfl.web import realm as realms  # noqa: E402
-from iopfl.web.oidc import SignInService  # noqa: E402
-from iopfl.web.realm import Realm  # noqa: E402
+from iopfl.access import realm as realms  # noqa: E402
+from iopfl.access.oidc import SignInService  # noqa: E402
+from iopfl.access.realm import Realm  # noqa: E402
 from oidc_provider import CLIENT, PASSWORD, SECRET, running_provider  # noqa: E402
 
 

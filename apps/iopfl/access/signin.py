@@ -20,15 +20,15 @@ from fastapi.security import OAuth2PasswordRequestForm
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import User, get_current_user
 
-from iopfl.web.auditing import ABOUT
-from iopfl.web.identity import Access, to_local_user
-from iopfl.web.realm import refuse
-from iopfl.web.sessions import FLOW_SECONDS, SESSION_SECONDS
+from iopfl.access.auditing import ABOUT
+from iopfl.access.identity import Access, to_local_user
+from iopfl.access.realm import refuse
+from iopfl.access.sessions import FLOW_SECONDS, SESSION_SECONDS
 
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
-_FILES = {"style.css": "text/css", "signin.css": "text/css", "signin.js": "text/javascript"}
+_FILES = {"signin.css": "text/css", "signin.js": "text/javascript"}
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "

@@ -13,11 +13,11 @@ from iopfl import compat
 
 compat.apply_early()  # before MONAI Label is imported
 
-from iopfl.core.audit import AuditLog  # noqa: E402
+from iopfl.access.audit import AuditLog  # noqa: E402
+from iopfl.access.gate import install  # noqa: E402
+from iopfl.access.identity import Access  # noqa: E402
+from iopfl.access.settings import AccessSettings, check_certificate, choose_mode, read_secret  # noqa: E402
 from iopfl.core.errors import ConfigError  # noqa: E402
-from iopfl.web.access_settings import AccessSettings, check_certificate, choose_mode, read_secret  # noqa: E402
-from iopfl.web.gate import install  # noqa: E402
-from iopfl.web.identity import Access  # noqa: E402
 
 MB = 2**20
 

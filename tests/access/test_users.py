@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from iopfl import cli
-from iopfl.core.audit import AuditLog
+from iopfl.access import users as userfile
+from iopfl.access.audit import AuditLog
+from iopfl.access.users import USERS_FILE, MachineToken, Users
 from iopfl.core.errors import ConfigError
-from iopfl.web import users as userfile
-from iopfl.web.users import USERS_FILE, MachineToken, Users
 
 APPS = Path(__file__).resolve().parents[2] / "apps"
 PASSWORD = "four words nobody guesses"
@@ -97,7 +97,7 @@ def test_a_file_of_another_kind_is_said_plainly(tmp_path, content):
 
 def test_changes_at_once_by_threads_and_processes_are_all_kept(users, tmp_path):
     program = (
-        "import sys; from pathlib import Path; from iopfl.web import users as u\n"
+        "import sys; from pathlib import Path; from iopfl.access import users as u\n"
         "u._HASHER = u.PasswordHasher(time_cost=1, memory_cost=64)\n"
         "for n in range(8): u.Users(Path(sys.argv[1])).add(f'p{sys.argv[2]}{n}', 'annotator', 'a long password')"
     )

@@ -12,14 +12,14 @@ from functools import cached_property
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import User
 
-from iopfl.core.audit import AuditLog
-from iopfl.web.access import FEDERATION_ROLE, implied_roles
-from iopfl.web.access_settings import AccessSettings
-from iopfl.web.oidc import SignInService
-from iopfl.web.realm import Realm, refuse, to_user
-from iopfl.web.sessions import SESSION_SECONDS, Sessions
-from iopfl.web.throttle import Throttle
-from iopfl.web.users import TOKEN_PREFIX, Account, Users
+from iopfl.access.audit import AuditLog
+from iopfl.access.oidc import SignInService
+from iopfl.access.realm import Realm, refuse, to_user
+from iopfl.access.roles import FEDERATION_ROLE, implied_roles
+from iopfl.access.sessions import SESSION_SECONDS, Sessions
+from iopfl.access.settings import AccessSettings
+from iopfl.access.throttle import Throttle
+from iopfl.access.users import TOKEN_PREFIX, Account, Users
 
 
 @dataclass(frozen=True)

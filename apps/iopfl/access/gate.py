@@ -21,12 +21,12 @@ from starlette.middleware import Middleware
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from iopfl.access.auditing import Auditing
+from iopfl.access.identity import Access, Caller
+from iopfl.access.limits import Limits, find_path
+from iopfl.access.roles import FEDERATION_ROLE
+from iopfl.access.signin import router as signin
 from iopfl.core.errors import ConfigError
-from iopfl.web.access import FEDERATION_ROLE
-from iopfl.web.auditing import Auditing
-from iopfl.web.identity import Access, Caller
-from iopfl.web.limits import Limits, find_path
-from iopfl.web.signin import router as signin
 
 SIGN_IN = "/iopfl/signin"
 PUBLIC = frozenset(
@@ -36,7 +36,7 @@ PUBLIC = frozenset(
         ("GET", "/iopfl/health"),
         ("GET", SIGN_IN),
         ("POST", SIGN_IN),
-        ("GET", f"{SIGN_IN}/style.css"),
+        ("GET", "/iopfl/static/style.css"),
         ("GET", f"{SIGN_IN}/signin.css"),
         ("GET", f"{SIGN_IN}/signin.js"),
         ("GET", f"{SIGN_IN}/service"),

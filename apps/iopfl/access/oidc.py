@@ -16,7 +16,7 @@ from authlib.integrations.requests_client import OAuth2Session
 from fastapi import HTTPException
 from monailabel.endpoints.user.auth import User
 
-from iopfl.web.realm import Realm, find_roles, refuse, to_user
+from iopfl.access.realm import Realm, find_roles, refuse, to_user
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Every change that somebody asks for, and every copy of an image, a label or a model that is taken: one line.
 
-Recorded are who, which route, which image or label (`core.audit` says how), the answer's status, and
+Recorded are who, which route, which image or label (`access.audit` says how), the answer's status, and
 the SHA-256 of the file that came; where an account may not do something, that too. A request without
 a valid sign-in changed nothing and has no name to it: of those, attempts to sign in are recorded
 alone, which `web.throttle` bounds, so that nobody can fill the disk from outside.
@@ -24,8 +24,8 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from iopfl.web.identity import Access
-from iopfl.web.limits import find_path
+from iopfl.access.identity import Access
+from iopfl.access.limits import find_path
 
 logger = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ compat.apply_early()  # before MONAI Label is imported
 
 from monailabel.config import settings  # noqa: E402
 
-from iopfl.web import realm as realms  # noqa: E402
-from iopfl.web import throttle as throttles  # noqa: E402
-from iopfl.web import users as userfile  # noqa: E402
-from iopfl.web.access_settings import AccessSettings  # noqa: E402
-from iopfl.web.gate import install  # noqa: E402
-from iopfl.web.identity import Access  # noqa: E402
-from iopfl.web.sessions import Sessions  # noqa: E402
-from iopfl.web.throttle import SECONDS, TRIES_OF_ALL, TRIES_OF_ONE, Throttle  # noqa: E402
+from iopfl.access import realm as realms  # noqa: E402
+from iopfl.access import throttle as throttles  # noqa: E402
+from iopfl.access import users as userfile  # noqa: E402
+from iopfl.access.gate import install  # noqa: E402
+from iopfl.access.identity import Access  # noqa: E402
+from iopfl.access.sessions import Sessions  # noqa: E402
+from iopfl.access.settings import AccessSettings  # noqa: E402
+from iopfl.access.throttle import SECONDS, TRIES_OF_ALL, TRIES_OF_ONE, Throttle  # noqa: E402
 from oidc_provider import CLIENT, SECRET, running_provider, sign_in  # noqa: E402
 
 PASSWORD = "four words nobody guesses"
@@ -152,7 +152,7 @@ def test_a_session_ends_by_itself_and_a_server_restarts_without_ending_any(tmp_p
     kept = dict(browser.cookies)
     assert make_browser(tmp_path).get("/data", cookies=kept).status_code == 200
     now = realms.time.time()
-    monkeypatch.setattr("iopfl.web.sessions.time.time", lambda: now - 9 * 3600)
+    monkeypatch.setattr("iopfl.access.sessions.time.time", lambda: now - 9 * 3600)
     old = Sessions(tmp_path)
     token = Access(AccessSettings(mode="local", state=tmp_path)).make_session(
         userfile_user("anna"), userfile.Users(tmp_path).find("anna").generation

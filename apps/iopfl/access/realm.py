@@ -19,7 +19,7 @@ from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import User
 
-from iopfl.web.access import implied_roles
+from iopfl.access.roles import implied_roles
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 
+from iopfl.access.users import Users
 from iopfl.core.errors import ConfigError
-from iopfl.web.users import Users
 
 AUTH_VARIABLE = "IOPFL_AUTH"
 """Environment variable: `local`, `oidc` or `off`, where the server is not started by `iopfl serve`."""

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from iopfl.web.access_settings import AccessSettings
+from iopfl.access.settings import AccessSettings
 
 MEGABYTE = 2**20
 _MAX_TEXT_MB = 2
