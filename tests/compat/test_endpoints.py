@@ -58,6 +58,24 @@ def test_inference_on_an_upload_and_on_a_session(server, studies):
     assert server.post(f"/infer/threshold?session_id={session}&output=json").json()["label_names"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "field", "name"),
+    [
+        ("PUT", "/datastore/label?image=nope", "label", "x.nii.gz"),
+        ("PUT", "/datastore/label?image=case0", "label", "x.nii.gz"),
+        ("PUT", "/datastore/image?image=new", "file", "x.nii.gz"),
+        ("PUT", "/session/?uncompress=true", "files", "x.zip"),
+        ("POST", "/infer/threshold", "file", "x.nii.gz"),
+        ("POST", "/infer/threshold?image=case0&output=dicom_seg", "label", "x.nii.gz"),
+    ],
+)
+def test_nothing_of_a_refused_request_stays_on_the_disk(server, state, method, path, field, name):
+    before = set((state / "tmp").iterdir())
+    answer = server.request(method, path, files={field: (name, b"neither")}, data={"params": "{"})
+    assert answer.status_code >= 400
+    wait_until(lambda: set((state / "tmp").iterdir()) <= before, 5, what="the request's files to be removed")
+
+
 def test_an_unforeseen_error_is_a_number_in_the_log(server):
     answer = server.post("/infer/threshold?image=case0", data=params(fail=True))
     number = re.search(r"ValueError: look for (\w+) in its log", answer.json()["detail"])[1]

@@ -39,6 +39,7 @@ from iopfl.compat import (
     plain_errors,
     pydicom_seg_import,
     random_strategy,
+    request_files,
     stale_sessions,
     tokens,
     train_stats,
@@ -86,4 +87,5 @@ def apply_all() -> None:
     logs_page.apply()
     offline_pages.apply()
     cors.apply()
+    request_files.apply()
     plain_errors.apply()
