@@ -12,8 +12,8 @@ import pytest
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
-from pynetdicom import build_context
-from pynetdicom.sop_class import CTImageStorage, MRImageStorage
+from pynetdicom import AE, build_context, evt
+from pynetdicom.sop_class import CTImageStorage, MRImageStorage, StudyRootQueryRetrieveInformationModelGet
 
 from dicomio.nodes import (
     HERE,
@@ -136,6 +136,8 @@ def test_a_study_is_moved_to_whom_the_rules_know(node):
         pacs.status = 0xA700
         with pytest.raises(AssociationError, match="refused to move"):
             move(Caller(node.peer), query, "PACS")
+        with pytest.raises(AssociationError, match="refused to move: status 0xA900"):
+            move(Caller(node.peer), build_query(["QueryRetrieveLevel=SERIES"]), "PACS")
     with pytest.raises(AssociationError, match="0xA801"):
         move(Caller(node.peer), query, "STRANGER")
     with pytest.raises(AssociationError, match="0xA801"):
@@ -224,6 +226,28 @@ def test_a_lost_association_is_said(tmp_path):
         with pytest.raises(AssociationError, match="association was lost: send the rest again"):
             list(sending)
     assert not [thread for thread in threading.enumerate() if "reactor" in thread.name]
+
+
+def test_an_association_lost_amid_a_retrieval_is_said_though_some_came_and_some_failed(tmp_path):
+    whole, nameless = make_slices(2)
+    del nameless.SOPClassUID
+
+    def give(event):
+        yield 3
+        yield 0xFF00, whole
+        yield 0xFF00, nameless
+        event.assoc.abort()
+
+    ae = AE("PACS")
+    ae.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
+    ae.add_supported_context(MRImageStorage, scu_role=True, scp_role=True)
+    server = ae.start_server((HERE, 0), block=False, evt_handlers=[(evt.EVT_C_GET, give)])
+    try:
+        caller = Caller(Peer("PACS", HERE, server.server_address[1]))
+        with pytest.raises(AssociationError, match="no answer to the request to send"):
+            get(caller, build_query(["SeriesInstanceUID=1.2"]), tmp_path)
+    finally:
+        server.shutdown()
 
 
 def test_what_is_no_dicom_is_not_sent(tmp_path):

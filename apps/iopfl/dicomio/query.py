@@ -25,6 +25,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
+    Verification,
 )
 
 from iopfl.dicomio.inbox import Inbox
@@ -97,7 +98,9 @@ class QueryRetrieve:
             return
         files = self._retrieve(event)
         tls = (peer.tls.client_context(), peer.tls.name or peer.host) if peer.tls else None
-        yield peer.host, peer.port, {"contexts": _contexts(files or []), "tls_args": tls}
+        # What is refused, or cannot be read, is said on an association too, hence needs one.
+        contexts = _contexts(files or []) or [build_context(Verification)]
+        yield peer.host, peer.port, {"contexts": contexts, "tls_args": tls}
         yield from self._send(event, files)
 
     def _get(self, event: Event) -> Iterator[Any]:

@@ -307,7 +307,8 @@ def _follow(peer: Peer, responses: Iterator[tuple[Dataset, Dataset | None]], wha
         if identifier is not None and identifier.get("FailedSOPInstanceUIDList"):
             uids = identifier.FailedSOPInstanceUIDList
             result.failed_uids = [uids] if isinstance(uids, str) else [str(uid) for uid in uids]
-        if not (result.failed and result.completed):  # some failed: the counts say it, and that some arrived
+        is_told_by_counts = bool(result.failed and result.completed)  # that some failed, and that some arrived
+        if "Status" not in status or not is_told_by_counts:
             _check(peer, status, what)
     return result
 
