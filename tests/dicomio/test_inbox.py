@@ -148,6 +148,17 @@ def test_a_new_process_waits_for_what_was_coming_and_redoes_what_was_cut_off(tmp
     assert second.size == sum(path.stat().st_size for path in tmp_path.rglob("*.dcm"))
 
 
+def test_a_job_that_cannot_be_read_costs_no_instance(tmp_path):
+    store(open_inbox(tmp_path), 1)
+    (tmp_path / "queue" / f"{SERIES}.json").write_text("nonsense")
+    inbox = open_inbox(tmp_path)
+    assert [path.name for path in inbox.files(SERIES)] == ["1.2.3.1.dcm"]
+    assert store(inbox, 1, 2) == [Outcome.SAME, Outcome.NEW]
+    assert inbox.complete(QUIET) == [SERIES] and inbox.begin(SERIES).instances == 2
+    inbox.queue.remove(SERIES)  # as a deletion that was cut off leaves it
+    assert open_inbox(tmp_path).files(SERIES) == []
+
+
 def test_there_is_a_bound_on_what_is_kept(tmp_path):
     inbox = open_inbox(tmp_path, max_bytes=25)
     assert store(inbox, 1, 2) == [Outcome.NEW, Outcome.NEW]

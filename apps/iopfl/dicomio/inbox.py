@@ -276,9 +276,8 @@ class Inbox:
             elif job.content and not self.is_unchanged(job):
                 self._reopen(job)
                 self.expect(job.series_instance_uid)
-        known = {job.series_instance_uid for job in self.queue.jobs()}
         for folder in self._series.iterdir():
-            if folder.name not in known:  # a deletion that was cut off
+            if not self.queue.path(folder.name).exists():  # a deletion that was cut off
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -126,7 +126,7 @@ class Queue:
         """Write a job, new or changed."""
         with self._lock:
             job = replace(job, changed=datetime.now(UTC).isoformat(timespec="milliseconds"))
-            write_private(self._path(job.series_instance_uid), job.to_json())
+            write_private(self.path(job.series_instance_uid), job.to_json())
             self._jobs[job.series_instance_uid] = job
             return job
 
@@ -140,10 +140,11 @@ class Queue:
     def remove(self, series_instance_uid: str) -> None:
         """Forget a job."""
         with self._lock:
-            self._path(series_instance_uid).unlink(missing_ok=True)
+            self.path(series_instance_uid).unlink(missing_ok=True)
             self._jobs.pop(series_instance_uid, None)
 
-    def _path(self, series_instance_uid: str) -> Path:
+    def path(self, series_instance_uid: str) -> Path:
+        """Where the job of a series lies, or would, even if it cannot be read."""
         return self.folder / f"{series_instance_uid}{_SUFFIX}"
 
 
@@ -162,5 +163,5 @@ def _read(path: Path) -> Job | None:
         return None  # removed meanwhile
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
-    logger.error("%s is no job of the queue and is passed over: delete it, and send the series again", path.name)
+    logger.error("%s is no job of the queue and is passed over: send the series again, or delete it", path.name)
     return None
