@@ -32,7 +32,9 @@ from pydicom import Dataset
 
 from iopfl.core.errors import ConfigError
 from iopfl.dicomio.peers import TLS, Peer
+from iopfl.dicomio.showing import show_code
 
+_CODES = ("modality", "body_part")
 _PATTERNS = ("modality", "body_part", "description", "calling", "called")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]{0,63}")
 _PEER_KEYS = ("ae_title", "host", "port", "tls")
@@ -130,12 +132,12 @@ class Rule:
     min_slices: int = 1
 
     def find_mismatch(self, facts: Facts) -> str | None:
-        """Why the rule does not match, without the value of free text; None = it does."""
+        """Why the rule does not match, without what people write into descriptions; None = it does."""
         for key, pattern in self.patterns.items():
             given = str(getattr(facts, key))
             if not _compile(pattern).search(given):
-                shown = "" if key == "description" else f" {given!r}"  # people write names into descriptions
-                return f"{key}{shown} is not {pattern!r}"
+                shown = show_code(given) if key in _CODES else repr(given)
+                return f"{key if key == 'description' else f'{key} {shown}'} is not {pattern!r}"
         if facts.slices < self.min_slices:
             return f"{facts.slices} slices, at least {self.min_slices} expected"
         return None
