@@ -423,6 +423,19 @@ def test_what_is_held_is_committed_to_when_that_is_switched_on(tmp_path, model, 
     assert [item.FailureReason for item in result.FailedSOPSequence] == [0x0112, 0x0119]
 
 
+def test_an_instance_that_cannot_be_read_whole_is_committed_to_as_well(tmp_path, model):
+    (ds,) = make_slices(1)
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port, commitment=True) as listener:
+        send_plainly(listener.port, [ds])
+        path = listener.inbox.find(ds.SOPInstanceUID)
+        data = path.read_bytes()
+        path.write_bytes(data[: data.index(b"\x28\x00\x10\x00US")] + b"\x28\x00\x10\x00SQ\0\0\xff\xff\xff\xffbroken")
+        with plain_association(listener.port, [build_context(StorageCommitmentPushModel)], aet="PACS") as assoc:
+            assert request_commitment(assoc, [ds]) == 0
+        (result,) = eventually(lambda: pacs.reports, "the report")
+    assert [item.ReferencedSOPInstanceUID for item in result.ReferencedSOPSequence] == [ds.SOPInstanceUID]
+
+
 def test_nothing_is_committed_to_otherwise(tmp_path, model):
     with (
         listening_node(tmp_path, model) as listener,

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
+from pydicom.filereader import read_file_meta_info
 from pynetdicom import build_context, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
@@ -138,7 +139,7 @@ class Commitment:
         try:
             if path is None:
                 return NO_SUCH_INSTANCE
-            if str(dcmread(path, stop_before_pixels=True).SOPClassUID) != sop_class:
+            if str(read_file_meta_info(path).MediaStorageSOPClassUID) != sop_class:  # ours, whatever lies behind it
                 return CLASS_CONFLICT
             descriptor = os.open(path, os.O_RDONLY)
             try:
