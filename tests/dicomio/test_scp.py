@@ -10,6 +10,7 @@ import struct
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
@@ -343,6 +344,20 @@ def test_tls_asks_both_sides_for_a_certificate_of_the_same_authority(tmp_path, l
         assert echo(Caller(Peer("IOPFL", HERE, node.port, ours))) > 0
         stalled.close()
     assert "is no DICOM peer" in lines()
+
+
+def test_connections_without_a_handshake_are_counted(tmp_path, lines):
+    folder = make_certificates(tmp_path / "certificates")
+    tls = TLS(folder / "ca.pem", folder / "node.pem", folder / "node.key")
+    with ExitStack() as stack, running_scp(tmp_path / "node", tls=tls, max_associations=2) as node:
+        for _ in range(30):
+            stack.enter_context(socket.create_connection((HERE, node.port)))
+        eventually(lambda: "too many connections" in lines(), "the refusal")
+        started = [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
+        assert len(started) <= 12
+        stack.close()
+        eventually(lambda: not node.scp._server.handshakes, "the end of the handshakes")
+        assert echo(Caller(Peer("IOPFL", HERE, node.port, tls))) > 0
 
 
 def test_a_listener_with_tls_needs_a_certificate_and_files_that_are_there(tmp_path):

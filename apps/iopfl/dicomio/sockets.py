@@ -225,7 +225,11 @@ class _TunedHandler(RequestHandler):
 
     def handle(self) -> None:
         if isinstance(self.request, ssl.SSLSocket):
-            self.request.do_handshake()
+            self.server.handshakes.add(self.request)
+            try:
+                self.request.do_handshake()
+            finally:
+                self.server.handshakes.discard(self.request)
         super().handle()
 
     def _create_association(self) -> Association:
@@ -248,6 +252,7 @@ class TunedServer(ThreadedAssociationServer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "request_handler": _TunedHandler})
         self.contexts = _SharedContexts(self.contexts)
+        self.handshakes: set[ssl.SSLSocket] = set()  # of connections that are no association yet
 
     def get_request(self) -> tuple[socket.socket, Any]:
         assert self.socket is not None
@@ -260,7 +265,8 @@ class TunedServer(ThreadedAssociationServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Refuse a flood before it costs threads; associations are counted when they are asked for."""
-        if len(self.active_associations) < self.ae.maximum_associations + _SPARE_CONNECTIONS:
+        connections = len(self.active_associations) + len(self.handshakes)
+        if connections < self.ae.maximum_associations + _SPARE_CONNECTIONS:
             return True
         logger.warning("%s:%s has no association: too many connections", *client_address[:2])
         return False
