@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 
+from iopfl.core.colors import label_colors
 from iopfl.core.errors import ConfigError
 from iopfl.core.networks import build_network
 from iopfl.core.task import Task, builtin_tasks, read_task
@@ -23,6 +25,17 @@ def test_builtin_tasks_survive_a_trip_through_yaml(name, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(task.to_dict()))
     assert read_task(file) == task
+
+
+@pytest.mark.parametrize("name", builtin_tasks())
+def test_classes_and_colors_go_by_value_whatever_the_order_of_names(name):
+    """A bank's manifest has its keys sorted: were classes in that order, a rim would come back as a cup."""
+    task = read_task(name)
+    read_back = Task.from_dict(json.loads(json.dumps(task.to_dict(), sort_keys=True)))
+    assert list(read_back.label_values) == sorted(task.label_values)
+    assert read_back.label_values == task.label_values
+    assert read_back.scored_regions == task.scored_regions
+    assert list(label_colors(read_back).items()) == list(label_colors(task).items())
 
 
 def test_there_are_the_four_builtin_tasks():
@@ -49,10 +62,10 @@ def test_a_group_that_took_no_part_in_the_match_leaves_the_stem():
     assert replace(DISK, subject=r"^(?:p(\d+))?").find_subject("scan7") == "scan7"
 
 
-def test_regions_and_values_follow_the_labels_order():
+def test_regions_and_classes_follow_the_order_of_values():
     task = read_task("optic_disc_cup")
     assert task.scored_regions == {"disc": (1, 2), "cup": (2,)}
-    assert replace(BALL, labels={"front": 9, "back": 4}).label_values == (0, 9, 4)
+    assert replace(BALL, labels={"front": 9, "back": 4}).label_values == (0, 4, 9)
 
 
 def write(folder, text, name="mine.yaml"):

@@ -242,7 +242,7 @@ def test_windows_cover_the_volume_and_are_all_of_the_tasks_size():
 def test_the_masks_values_are_the_tasks():
     task = replace(BALL, labels={"front": 7, "back": 3})
     probabilities = torch.nn.functional.one_hot(torch.tensor([[[0, 1, 2]]]), 3).movedim(-1, 0).float()
-    assert to_mask(probabilities, task).tolist() == [[[0, 7, 3]]]
+    assert to_mask(probabilities, task).tolist() == [[[0, 3, 7]]]
 
 
 def broken_files(folder):

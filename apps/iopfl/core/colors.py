@@ -5,7 +5,8 @@ from __future__ import annotations
 from iopfl.core.task import Task
 
 LABEL_COLORS = ("#56B4E9", "#E69F00", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
-"""One a label, in the task's order, then from the start again. Source: Okabe and Ito, Color Universal Design (2008)."""
+"""One a label, in the order of values, then from the start again. Source: Okabe and Ito, Color Universal Design (2008).
+"""
 
 
 def label_colors(task: Task) -> dict[str, str]:

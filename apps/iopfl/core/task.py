@@ -113,7 +113,7 @@ class Task:
 
     Attributes:
         name: lower-case identifier; the label server's infer and train tasks carry it.
-        labels: name -> value in the label image, without background (0).
+        labels: name -> value in the label image, without background (0); in the order of values, which is the classes'.
         spatial_dims: 2 or 3, of the network.
         modality: DICOM modality of the images, e.g. MR or OP.
         channels: of an image: 1, or 3 for color.
@@ -210,6 +210,9 @@ class Task:
             raise ConfigError(f"task {self.name!r}: subject is no regular expression: {error}") from error
         if self.subject and groups == 0:
             raise ConfigError(f"task {self.name!r}: subject needs a group that is the subject: {self.subject!r}")
+        # A class is a label's position here: a manifest, which sorts its keys, must not change it.
+        by_value = dict(sorted(self.labels.items(), key=lambda item: item[1]))
+        object.__setattr__(self, "labels", by_value)
 
     @property
     def num_classes(self) -> int:
