@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import getpass
 import ipaddress
 import json
 import logging
@@ -21,6 +22,7 @@ from iopfl.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from iopfl.dicomio.listening import Answer, Answered
+    from iopfl.dicomio.scp import Record
     from iopfl.lib.models import SiteModels
 
 EVERYONE = "*"
@@ -144,7 +146,7 @@ def _listen(arguments: Any) -> None:
     warnings.filterwarnings("ignore")  # pydicom's quote values, which are patients'
     gc.freeze()  # pynetdicom collects garbage every few seconds; what torch brought need not be looked through
     stop = threading.Event()
-    with Listener(settings, rules, build_answer(models)) as listener:
+    with Listener(settings, rules, build_answer(models), build_record(arguments.state)) as listener:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         print(f"{scp.ae_title} listens on {scp.host}:{listener.port}{' by TLS' if scp.tls else ''}", flush=True)
@@ -172,6 +174,14 @@ def build_answer(models: SiteModels) -> Answer:
     return answer
 
 
+def build_record(state: Path) -> Record:
+    """What takes down in a site's audit log what the service did, and for which AE title."""
+    from iopfl.access.audit import AuditLog
+
+    log = AuditLog(state / "audit")
+    return lambda ae_title, what, about: log.append(f"ae:{ae_title}", what, about)
+
+
 def _allowed(arguments: Any) -> tuple[str, ...]:
     """Calling AE titles that are taken; empty = all.
 
@@ -196,15 +206,17 @@ def _is_loopback(host: str) -> bool:
 
 
 def _queue(arguments: Any) -> None:
+    from iopfl.access.audit import AuditLog
     from iopfl.dicomio.queue import list_jobs
     from iopfl.dicomio.upkeep import ask
 
-    folder = arguments.state / FOLDER
+    folder, log = arguments.state / FOLDER, AuditLog(arguments.state / "audit")
     if arguments.action != "list":
         if not arguments.series:
             raise ConfigError(f"queue {arguments.action}: give the Series Instance UIDs that iopfl dicom queue shows")
         for uid in arguments.series:
             is_done = ask(folder, arguments.action, uid)
+            log.append(f"system:{getpass.getuser()}", f"dicom queue {arguments.action}", {"series": uid})
             print(f"{uid}: {arguments.action}{'' if is_done else ', by the listener, after what it does now'}")
         return
     jobs = list_jobs(folder / "queue")

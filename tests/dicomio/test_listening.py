@@ -20,6 +20,7 @@ from pynetdicom import build_context, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from dicomio.nodes import HERE, eventually, make_slices, plain_association, send_plainly, storage_peer
+from iopfl.access.audit import AuditLog
 from iopfl.cli import main
 from iopfl.core.errors import AdaptationError, CancelledError, ConfigError
 from iopfl.dicomio import listening
@@ -28,7 +29,7 @@ from iopfl.dicomio.listening import Answered, Listener, ListenSettings
 from iopfl.dicomio.peers import Peer
 from iopfl.dicomio.queue import State, list_jobs
 from iopfl.dicomio.rules import Rule, Rules
-from iopfl.dicomio.scp import SCPSettings
+from iopfl.dicomio.scp import SCPSettings, record_nothing
 from iopfl.dicomio.segmentation import Origin, Segment, read_segmentation
 from iopfl.dicomio.series import read_series
 from iopfl.dicomio.upkeep import ask, make_room
@@ -71,12 +72,14 @@ def _quick(monkeypatch):
 
 
 @contextmanager
-def listening_node(folder: Path, model: Model, *ports: int, rule: dict | None = None, **settings):
+def listening_node(
+    folder: Path, model: Model, *ports: int, rule: dict | None = None, record=record_nothing, **settings
+):
     """The service with one rule, that sends to peers on some ports."""
     places = {f"pacs{number}": Peer("PACS", HERE, port) for number, port in enumerate(ports)}
     rules = Rules((Rule("all", "bright", tuple(places), **(rule or {})),), places)
     values = {"folder": folder, "quiet_seconds": QUIET, "scp": SCPSettings(port=0), **settings}
-    with Listener(ListenSettings(**values), rules, model) as listener:
+    with Listener(ListenSettings(**values), rules, model, record) as listener:
         yield listener
 
 
@@ -146,6 +149,9 @@ def test_a_destination_that_refuses_is_given_up_and_tried_again_when_asked(tmp_p
     assert main(["dicom", "queue", "drop", uid, "--state", str(state)]) == 2
     assert "no series" in capsys.readouterr().err
     assert main(["dicom", "queue", "retry", "--state", str(state)]) == 2
+    assert [(line.what, line.about) for line in AuditLog(state / "audit").entries()] == [
+        (f"dicom queue {action}", {"series": uid}) for action in ("retry", "drop")
+    ]
 
 
 def secondary_capture():
@@ -198,7 +204,7 @@ def too_few():
         (mosaic, "mosaic"),
         (gap, "spac|gap|apart"),
         (partial, "partial: 4 of 6 instances came; send the rest"),
-        (of_another_modality, "no rule matches: all: modality 'CT' is not 'MR'"),
+        (of_another_modality, "no rule matches: all: modality CT is not 'MR'"),
         (too_few, "no rule matches: all: 1 slices, at least 2 expected"),
     ],
 )
@@ -289,6 +295,25 @@ def test_a_segmentation_that_cannot_be_read_holds_up_no_other(tmp_path, model):
             state_of(listener, second[0].SeriesInstanceUID, State.DONE)
             assert state_of(listener, first[0].SeriesInstanceUID, State.FAILED).reason == "InvalidDicomError"
             assert len(pacs.received) == 1
+
+
+def test_what_was_segmented_and_sent_is_recorded_and_what_cannot_be_is_tried_again(tmp_path, model):
+    datasets, lines, fails = make_slices(2), [], [True, False, True, False]
+
+    def record(*line):
+        if fails.pop(0):
+            raise OSError(28, "No space left on device")
+        lines.append(line)
+
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port, record=record) as listener:
+        send_plainly(listener.port, datasets)
+        job = state_of(listener, datasets[0].SeriesInstanceUID, State.DONE)
+        assert {ds.SOPInstanceUID for ds in pacs.received} == {job.segmentation}
+    about = {"series": job.series_instance_uid, "instance": job.segmentation}
+    assert lines == [
+        ("SCANNER", "dicom segment", {**about, "answer": "bright", "version": "1"}),
+        ("SCANNER", "dicom send", {**about, "to": str(pacs.peer)}),
+    ]
 
 
 def test_a_model_that_fails_for_now_is_tried_again_and_one_that_cannot_is_not(tmp_path, model, caplog):

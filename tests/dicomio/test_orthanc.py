@@ -16,6 +16,7 @@ from pydicom import dcmread
 from app.site import GLAND, make_site_bank
 from dicomio.nodes import HERE, eventually
 from dicomio.phantoms import OBLIQUE, build_slices, volume, write
+from iopfl.access.audit import AuditLog
 from iopfl.cli import main
 from iopfl.core.errors import PACSAwayError, PACSError
 from iopfl.core.predictor import Predictor
@@ -124,6 +125,10 @@ def test_a_pacs_sends_a_series_and_gets_its_segmentation(
     text = listener.read_text()
     assert "Traceback" not in text and str(series.datasets[0].PatientName) not in text
     assert re.search(rf"series {series.series_instance_uid} segmented by {done['answer']}", text)
+    lines = [
+        line for line in AuditLog(place / "state" / "audit").entries() if done["segmentation"] in line.about.values()
+    ]
+    assert [(line.who, line.what) for line in lines] == [("ae:ORTHANC", "dicom segment"), ("ae:ORTHANC", "dicom send")]
     assert "secret" not in text and not os.environ.get("IOPFL_TEST_PASSWORD")
 
 

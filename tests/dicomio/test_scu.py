@@ -228,6 +228,20 @@ def test_a_lost_association_is_said(tmp_path):
     assert not [thread for thread in threading.enumerate() if "reactor" in thread.name]
 
 
+def test_what_is_retrieved_is_recorded(tmp_path):
+    series, other, port, lines = make_slices(2), make_slices(1, series="other"), free_port(), []
+    peers = {"PACS": Peer("PACS", HERE, port)}
+    services = lambda inbox: [QueryRetrieve(inbox, peers.get, lambda *line: lines.append(line)).service]  # noqa: E731
+    with running_scp(tmp_path / "node", services=services) as node, storage_peer(port=port) as pacs:
+        send_plainly(node.port, [*series, *other])
+        get(Caller(node.peer, "TESTER"), build_query([f"SeriesInstanceUID={series[0].SeriesInstanceUID}"]), tmp_path)
+        move(Caller(node.peer), build_query([f"SeriesInstanceUID={other[0].SeriesInstanceUID}"]), "PACS")
+    about = {"series": series[0].SeriesInstanceUID, "instances": "2", "to": f"TESTER at {HERE}"}
+    assert lines[0] == ("TESTER", "dicom get", about)
+    about = {"series": other[0].SeriesInstanceUID, "instances": "1", "to": str(pacs.peer)}
+    assert lines[1:] == [("IOPFL", "dicom move", about)]
+
+
 def test_an_association_lost_amid_a_retrieval_is_said_though_some_came_and_some_failed(tmp_path):
     whole, nameless = make_slices(2)
     del nameless.SOPClassUID

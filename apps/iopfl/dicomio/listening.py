@@ -29,7 +29,7 @@ from iopfl.dicomio.outbox import Outbox, send
 from iopfl.dicomio.query import QueryRetrieve
 from iopfl.dicomio.queue import Job, Queue, State
 from iopfl.dicomio.rules import Facts, Rule, Rules
-from iopfl.dicomio.scp import SCPSettings, StorageSCP
+from iopfl.dicomio.scp import Record, SCPSettings, StorageSCP, record_nothing
 from iopfl.dicomio.segmentation import Origin, Segment, build_segmentation
 from iopfl.dicomio.series import check_instance, read_series, write_nifti
 from iopfl.dicomio.upkeep import lock_file, make_room, take_wishes
@@ -99,13 +99,14 @@ class Listener:
         settings: how to listen.
         rules: which series is answered by what.
         answer: the models.
+        record: of each series that is segmented, sent on or retrieved; what cannot be recorded is tried again.
 
     Raises:
         ConfigError: another listener has the folder, or the address is taken.
     """
 
-    def __init__(self, settings: ListenSettings, rules: Rules, answer: Answer) -> None:
-        self.settings, self.rules, self._answer = settings, rules, answer
+    def __init__(self, settings: ListenSettings, rules: Rules, answer: Answer, record: Record = record_nothing) -> None:
+        self.settings, self.rules, self._answer, self._record = settings, rules, answer, record
         self._stop = threading.Event()
         self._resources = ExitStack()
         settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -118,7 +119,7 @@ class Listener:
             self._work, self._tidied = settings.folder / "work", 0.0
             shutil.rmtree(self._work, ignore_errors=True)  # of a process that was killed
             self._work.mkdir(mode=0o700)
-            services = [QueryRetrieve(self.inbox, rules.find_peer).service]
+            services = [QueryRetrieve(self.inbox, rules.find_peer, record).service]
             if settings.commitment:
                 ours, timeouts = settings.scp.ae_title, settings.scp.timeouts
                 services.append(Commitment(self.inbox, rules.find_peer, ae_title=ours, timeouts=timeouts).service)
@@ -216,6 +217,8 @@ class Listener:
             self.inbox.expect(uid)
             self.queue.change(job, state=State.RECEIVED)
             return
+        about = {"series": uid, "instance": segmentation, "answer": rule.answer, "version": answered.origin.version}
+        self._record(job.calling_ae_title, "dicom segment", about)
         changed = self.queue.change(
             job,
             state=State.SENDING,
@@ -265,6 +268,8 @@ class Listener:
                 scp = self.settings.scp
                 path = self.outbox.path(job.segmentation)
                 send(path, destination, ae_title=scp.ae_title, timeouts=scp.timeouts)
+                about = {"series": job.series_instance_uid, "instance": job.segmentation, "to": str(destination)}
+                self._record(job.calling_ae_title, "dicom send", about)
             except Exception as error:  # whatever it is, it shall hold up no other segmentation
                 failures.append(_reason(error))
                 logger.warning("segmentation %s, attempt %d: %s", job.segmentation, job.attempts + 1, failures[-1])

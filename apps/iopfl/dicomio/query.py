@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import translate
 from pathlib import Path
@@ -30,7 +31,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from iopfl.dicomio.inbox import Inbox
 from iopfl.dicomio.peers import Peer, printable
-from iopfl.dicomio.scp import name
+from iopfl.dicomio.scp import Record, name, record_nothing
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +65,11 @@ class QueryRetrieve:
     Args:
         inbox: what is found.
         find_peer: where an AE title lives, for C-MOVE; None = nowhere.
+        record: of each series that is retrieved.
     """
 
-    def __init__(self, inbox: Inbox, find_peer: Callable[[str], Peer | None]) -> None:
-        self._inbox = inbox
-        self._find_peer = find_peer
+    def __init__(self, inbox: Inbox, find_peer: Callable[[str], Peer | None], record: Record = record_nothing) -> None:
+        self._inbox, self._find_peer, self._record = inbox, find_peer, record
 
     @property
     def service(self) -> tuple[Sequence[str], Sequence[Any]]:
@@ -101,10 +102,10 @@ class QueryRetrieve:
         # What is refused, or cannot be read, is said on an association too, hence needs one.
         contexts = _contexts(files or []) or [build_context(Verification)]
         yield peer.host, peer.port, {"contexts": contexts, "tls_args": tls}
-        yield from self._send(event, files)
+        yield from self._send(event, files, "dicom move", str(peer))
 
     def _get(self, event: Event) -> Iterator[Any]:
-        yield from self._send(event, self._retrieve(event))
+        yield from self._send(event, self._retrieve(event), "dicom get", name(event.assoc))
 
     def _retrieve(self, event: Event) -> list[Path] | None:
         """Files that a request asks for; None where it is none."""
@@ -116,13 +117,16 @@ class QueryRetrieve:
             return None
         return [path for group in find(self._inbox, query, whole=True) for path, _ in group]
 
-    def _send(self, event: Event, files: list[Path] | None) -> Iterator[Any]:
+    def _send(self, event: Event, files: list[Path] | None, what: str, to: str) -> Iterator[Any]:
         if files is None:
             yield 1
             yield IDENTIFIER_MISMATCH, None
             return
         logger.info("%s retrieves %d instances", name(event.assoc), len(files))
         yield len(files)
+        for series, count in Counter(path.parent.name for path in files).items():
+            about = {"series": series, "instances": str(count), "to": to}
+            self._record(printable(event.assoc.requestor.ae_title), what, about)
         for path in files:
             if event.is_cancelled:
                 yield CANCEL, None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
@@ -60,6 +60,9 @@ UNCOMPRESSED: tuple[UID, ...] = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittl
 """Transfer syntaxes of everything but storage. Not deflated: a small request must not become a large one."""
 
 MAX_ASSOCIATIONS = 16
+
+Record = Callable[[str, str, Mapping[str, str]], None]
+"""Takes down for good what was done: the AE title that it was done for, what, and about what; OSError = it cannot."""
 
 _LAST_READ = 0x0020FFFF  # what identifies an instance lies in groups 0008 to 0020
 _MAX_COMMENT = 64
@@ -184,6 +187,10 @@ class StorageSCP:
         self._inbox.ended(assoc)
         if not (assoc.is_released or assoc.is_aborted or assoc.is_rejected) and not assoc.is_established:
             logger.warning("%s: connection without an association", name(assoc))
+
+
+def record_nothing(ae_title: str, what: str, about: Mapping[str, str]) -> None:
+    """A `Record` where none is kept."""
 
 
 class RefusedError(Exception):
