@@ -15,7 +15,7 @@ from PIL import Image
 
 from iopfl.core.errors import ConfigError, LabelVersionError, StorageError
 from iopfl.lib.final_labels import MAJORITY, STAPLE, FinalRule, find_consensus
-from iopfl.lib.versions import LOG, VersionStore
+from iopfl.lib.versions import CONSENSUS, LOG, VersionStore
 
 from .site import GLAND, SPOT, oblique_affine, write_picture, write_scans
 
@@ -187,6 +187,30 @@ def test_consensus_comes_with_each_version_and_names_its_sources(studies, tmp_pa
     assert len({version.sources for version in consensus}) == len(consensus), "made once each"
 
 
+def test_a_consensus_is_of_labels_for_one_task(studies, tmp_path):
+    """Where two tasks have the same values, what one person drew for the other task has no vote."""
+    lesion = replace(GLAND, name="lesion", labels={"lesion": 2})
+    store = open_store(studies, MAJORITY, more={"lesion": lesion})
+    drawn = {"ann": ("lesion", slice(0, 4)), "bob": ("gland", slice(10, 14)), "eve": ("lesion", slice(0, 6))}
+    for annotator, (name, span) in drawn.items():
+        label = draw(tmp_path / f"{annotator}.nii.gz", span)
+        submit(store, label, annotator, label_info=[{"name": name, "idx": 2}])
+    consensus = store.history(IMAGE).versions[-1]
+    assert (consensus.kind, consensus.sources, consensus.tasks) == (CONSENSUS, (3, 1), ("lesion",))
+    assert columns_of(final(studies)) == list(range(6))
+
+
+def test_labels_without_a_task_in_common_leave_the_newest_and_a_short_log(studies, tmp_path, monkeypatch):
+    store = open_store(studies, MAJORITY)
+    submit(store, draw(tmp_path / "a.nii.gz", slice(0, 3)), "ann")
+    monkeypatch.setattr(store, "_tasks", [replace(GLAND, labels={"gland": 3})])
+    submit(store, draw(tmp_path / "b.nii.gz", slice(3, 6), value=3), "bob")
+    log = tmp_path / "state" / "labels" / IMAGE / LOG
+    before = log.read_bytes()
+    assert store.history(IMAGE).published == store.history(IMAGE).versions[-1].number
+    assert log.read_bytes() == before, "looking changes nothing"
+
+
 def test_consensus_of_pictures(tmp_path):
     studies = tmp_path / "site_p"
     studies.mkdir()
@@ -301,7 +325,7 @@ def test_a_crash_at_any_moment_loses_no_label_and_doubles_none(studies, tmp_path
         check_whole(again, folder)
         submit(again, news, "bob")  # the client tries again
         versions = again.history(IMAGE).versions
-        assert [v.annotator for v in versions if v.kind == "submitted"] == ["ann", "bob"]
+        assert [v.annotator for v in versions if v.kind != CONSENSUS] == ["ann", "bob"]
         check_whole(again, folder)
         if accepted:
             break

@@ -51,12 +51,15 @@ class FinalRule:
         return f"{self.name}:{self.reviewer}" if self.reviewer else self.name
 
     def select(self, history: History) -> tuple[LabelVersion, ...]:
-        """The version that is final; several, the newest first, where their consensus is; none without labels."""
+        """The version that is final; several, the newest first, where their consensus is; none without labels.
+
+        A consensus is of labels that have a task in common with the newest.
+        """
         if history.chosen is not None:
             return (history.find(history.chosen),)
         current = history.current
         if self.name in (MAJORITY, STAPLE):
-            return tuple(current.values())
+            return _of_one_task(tuple(current.values()))
         if self.reviewer in current and self.name == "reviewer":
             return (current[self.reviewer],)
         return tuple(current.values())[:1]
@@ -68,6 +71,22 @@ class FinalRule:
             return (number or 0) == (selected[0].number if selected else 0)
         sources = tuple(version.number for version in selected)
         return any(version.number == number and version.sources == sources for version in history.versions)
+
+
+def common_tasks(versions: Sequence[LabelVersion]) -> set[str]:
+    """Names of the tasks that all of them are labels for; of one whose tasks are not known, it may be any."""
+    known = [set(version.tasks) for version in versions if version.tasks]
+    return set.intersection(*known) if known else set()
+
+
+def _of_one_task(versions: Sequence[LabelVersion]) -> tuple[LabelVersion, ...]:
+    """Those that are for the same task as the ones before them."""
+    kept: list[LabelVersion] = []
+    for version in versions:
+        common = common_tasks(kept)
+        if not common or not version.tasks or common & set(version.tasks):
+            kept.append(version)
+    return tuple(kept)
 
 
 def find_consensus(labels: Sequence[np.ndarray], rule: str) -> np.ndarray:

@@ -31,7 +31,7 @@ from iopfl.core.transforms import read_image, read_label
 from iopfl.core.writers import mask_name, write_mask
 from iopfl.lib.annotators import RecentAnswers, find_annotator
 from iopfl.lib.datastore import FINAL, CheckedDatastore
-from iopfl.lib.final_labels import FinalRule, find_consensus
+from iopfl.lib.final_labels import FinalRule, common_tasks, find_consensus
 from iopfl.lib.versions import CONSENSUS, DELETED, FOLDER, UNDONE, History, LabelVersion, VersionStore
 
 logger = logging.getLogger(__name__)
@@ -198,10 +198,16 @@ class VersionedDatastore(CheckedDatastore):
             return
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
-        expected = [*self.rule.select(history), *(v for v in history.versions if v.number == history.published)]
-        if digest not in {version.sha256 for version in expected}:
+        if digest not in {version.sha256 for version in self._may_be_in_place(history)}:
             info = self.get_label_info(image, FINAL)
             self.versions.add(image, file, annotator="", kind=FOLDER, info=info)
+
+    def _may_be_in_place(self, history: History) -> list[LabelVersion]:
+        """The versions that may be the final label by this store's own doing, even if a crash came between."""
+        selected = self.rule.select(history)
+        sources = tuple(version.number for version in selected)
+        made = [v for v in history.versions if v.number == history.published or (v.sources and v.sources == sources)]
+        return [*selected, *made]
 
     def _publish(self, image: str) -> None:
         """Make the version that the rule selects the final label."""
@@ -210,6 +216,8 @@ class VersionedDatastore(CheckedDatastore):
         if self._is_settled(image):
             return
         version = self._agree(image, selected) if len(selected) > 1 else next(iter(selected), None)
+        if version and version.number == history.published and _stamp_of(self._final_files(image)) == history.stamp:
+            return
         stamp = self._write_final(image, version)
         self.versions.note(image, "published", number=version.number if version else 0, stamp=stamp)
 
@@ -225,11 +233,16 @@ class VersionedDatastore(CheckedDatastore):
         if known is not None:
             return known
         files = [self.versions.file(image, version) for version in versions]
+        common = common_tasks(versions)
         try:
-            task = self.find_tasks(image, files)[0]
+            fitting = [task for task in self.find_tasks(image, files) if not common or task.name in common]
         except MONAILabelException as error:
             logger.warning("%s: no consensus, the newest label counts: %s", image, error.msg)
             return versions[0]
+        if not fitting:
+            logger.warning("%s: no consensus, the newest label counts: this server has not their task", image)
+            return versions[0]
+        task = fitting[0]
         source = Path(self.get_image_uri(image))
         like = read_image(source, task)
         values = torch.tensor(task.label_values, dtype=torch.uint8)
@@ -239,7 +252,7 @@ class VersionedDatastore(CheckedDatastore):
             target = Path(folder, mask_name(source))
             write_mask(target, Segmentation(mask, like, Answer(task.name, "", CONSENSUS, 0.0)))
             origin = {"rule": self.rule.name, "task": task.name}
-            about: dict[str, Any] = {"sources": sources, "origin": origin, "tasks": versions[0].tasks}
+            about: dict[str, Any] = {"sources": sources, "origin": origin, "tasks": tuple(sorted(common))}
             return self.versions.add(image, target, annotator="", kind=CONSENSUS, **about)
 
     def _write_final(self, image: str, version: LabelVersion | None) -> tuple[int, int]:
