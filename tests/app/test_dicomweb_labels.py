@@ -205,6 +205,31 @@ def test_a_label_waits_for_a_pacs_that_does_not_take_it(pacs, gateway, open_stor
     assert np.array_equal(values_of(again.datalist()[0]["label"]), values_of(drawn))
 
 
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), ValueError("Doe^Jane is no name")])
+def test_a_label_that_cannot_be_stored_is_kept_and_holds_up_no_other(
+    pacs, open_store, tmp_path, monkeypatch, caplog, failure
+):
+    monkeypatch.setattr("iopfl.lib.pacs_outbox._RETRY_SECONDS", 0.1)
+    store = open_store(pacs.dicomweb_url)
+    build = store.outbox._build
+
+    def fail(image, version):
+        if image == min(SERIES):  # is asked for first
+            raise failure
+        return build(image, version)
+
+    monkeypatch.setattr(store.outbox, "_build", fail)
+    drawn = draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(min(SERIES)))
+    assert not store.submit(min(SERIES), drawn, {"client_id": "ann"}).is_stored
+    with store.versions.hold(max(SERIES)):
+        store.versions.add(max(SERIES), drawn, annotator="ann", tasks=("gland",))
+    store.start()
+    until(lambda: store.versions.history(max(SERIES)).versions[0].is_stored, "the other label to be stored")
+    monkeypatch.setattr(store.outbox, "_build", build)
+    until(lambda: not store.outbox.waiting(), "the label to be stored")
+    assert "Jane" not in caplog.text
+
+
 def test_a_label_whose_receipt_was_lost_is_not_stored_twice(pacs, gateway, open_store, tmp_path):
     store = open_store(gateway.url)
     drawn = draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(SERIES[0]))

@@ -185,8 +185,8 @@ class PACSDatastore(VersionedDatastore):
         """
         version = super().submit(image_id, label, info)
         try:
-            self.outbox.store(image_id, version.number)
-        except IOPFLError as error:
+            self.outbox.offer(image_id, version.number)
+        except PACSAwayError as error:
             logger.warning("version %d of %s waits for the PACS: %s", version.number, image_id, error)
         return self.versions.history(image_id).find(version.number)
 

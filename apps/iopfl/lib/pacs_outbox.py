@@ -73,15 +73,29 @@ class LabelOutbox:
             self._known -= {(image, number)}
         logger.info("version %d of %s is in the PACS as %s", number, image, ds.SOPInstanceUID)
 
+    def offer(self, image: str, number: int) -> None:
+        """Store a version, or say in the log why it waits.
+
+        Raises:
+            PACSAwayError: as all others do.
+        """
+        try:
+            self.store(image, number)
+        except PACSAwayError:
+            raise
+        except Exception as error:  # whatever is the matter with one label keeps no other from the PACS
+            foreseen = isinstance(error, IOPFLError | MONAILabelException)
+            reason = getattr(error, "msg", None) or error if foreseen else type(error).__name__  # may name a patient
+            logger.warning("version %d of %s waits for the PACS: %s", number, image, reason)
+
     def run(self) -> None:
         """Offer what waits, again and again, as long as the process lives."""
         while True:
-            for image, number in self.waiting():
-                try:
-                    self.store(image, number)
-                except PACSAwayError:
-                    break
-                except (IOPFLError, MONAILabelException, OSError) as error:
-                    reason = getattr(error, "msg", None) or error
-                    logger.warning("version %d of %s waits for the PACS: %s", number, image, reason)
+            try:
+                for image, number in self.waiting():
+                    self.offer(image, number)
+            except PACSAwayError:
+                pass
+            except (IOPFLError, OSError) as error:
+                logger.warning("what waits for the PACS cannot be read: %s", error)
             time.sleep(_RETRY_SECONDS)
