@@ -24,6 +24,7 @@ from .archive import (
     later,
     put_segmentation,
     segmentations,
+    send,
     until,
     upload,
     values_of,
@@ -164,6 +165,32 @@ def test_a_segmentation_that_goes_from_the_pacs_counts_no_more(pacs, open_store,
     pacs.upload(tmp_path / "other.dcm")
     until(lambda: store.get_labeled_images() == [SERIES[0]], "the label to come back")
     assert len(store.history(SERIES[0]).versions) == 1
+
+
+def test_a_filter_of_images_hides_no_label(pacs, open_store, tmp_path):
+    """A segmentation has not its image's description, but its study's date."""
+    send(pacs, tmp_path, "third", BodyPartExamined="PROSTATE", StudyDate="20250101")
+    put_segmentation(pacs, tmp_path, slice(0, 2), series="third", annotator="ann")
+    filters = {"BodyPartExamined": "PROSTATE", "StudyDate": "20250101"}
+    store = open_store(pacs.dicomweb_url, filters=filters)
+    assert store.list_images() == store.get_labeled_images() == [series_uid("third")]
+
+
+def test_a_segmentation_that_went_while_nobody_could_note_it_counts_no_more(pacs, open_store, tmp_path, monkeypatch):
+    _, ds = put_segmentation(pacs, tmp_path, slice(0, 2), annotator="ann")
+    store = open_store(pacs.dicomweb_url)
+    assert store.get_labeled_images() == [SERIES[0]]
+    pacs.request("DELETE", f"/series/{find_id(pacs, ds.SeriesInstanceUID)}")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.versions, "withdraw", full)
+        until(lambda: store.list_images() and store._list.problem, "a search to fail")
+    again = open_store(pacs.dicomweb_url)
+    until(lambda: not again.get_labeled_images(), "the label to go")
+    until(lambda: not store.get_labeled_images(), "the label to go here as well")
 
 
 def test_a_label_that_was_deleted_here_stays_so(pacs, open_store, tmp_path):

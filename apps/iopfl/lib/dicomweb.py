@@ -11,7 +11,7 @@ import contextlib
 import logging
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from iopfl.core.sites import IMAGE_SUFFIXES
 from iopfl.core.task import Task
 from iopfl.lib.datastore import FINAL
 from iopfl.lib.label_store import VersionedDatastore, to_info
-from iopfl.lib.pacs import PACS, FoundSeries, PACSAccess
+from iopfl.lib.pacs import OF_STUDY, PACS, FoundSeries, PACSAccess
 from iopfl.lib.pacs_cache import SeriesCache
 from iopfl.lib.pacs_labels import MODALITIES as SEGMENTATIONS
 from iopfl.lib.pacs_labels import UNREADABLE, PACSLabels
@@ -64,7 +64,8 @@ class PACSDatastore(VersionedDatastore):
         access: the PACS.
         folder: of the cache.
         cache_bytes: what images may take in it.
-        filters: more that a listed series must match, DICOM keyword -> value; a modality replaces the tasks'.
+        filters: more that an image must match, DICOM keyword -> value; a modality replaces the tasks'. Of its labels
+            nothing is asked but what is of their study.
         options: of `VersionedDatastore`.
         """
         # Read-only: the index follows the PACS here, not the folder.
@@ -195,8 +196,9 @@ class PACSDatastore(VersionedDatastore):
 
     def _look(self) -> None:
         """Search for series and segmentations; what was found before and is there no more, is dropped."""
-        found = self._search(self._modalities)
-        segmentations = self._search(SEGMENTATIONS).values()
+        found = self._search(self._modalities, self._filters)
+        of_study = {keyword: value for keyword, value in self._filters.items() if keyword in OF_STUDY}
+        segmentations = self._search(SEGMENTATIONS, of_study).values()
         self._check_new(found.values())
         refused = {uid: reason for uid, series in found.items() if (reason := self._cache.refusal(series))}
         listed = {uid: series for uid, series in found.items() if uid not in refused}
@@ -205,11 +207,11 @@ class PACSDatastore(VersionedDatastore):
         self._index(listed)
         self._cache.keep(found)
 
-    def _search(self, modalities: Iterable[str]) -> dict[str, FoundSeries]:
+    def _search(self, modalities: Iterable[str], filters: Mapping[str, Any]) -> dict[str, FoundSeries]:
         """Series of these modalities, by their UID."""
         found: dict[str, FoundSeries] = {}
         for modality in modalities:
-            series = self._pacs.find_series({"Modality": modality, **self._filters}, limit=_MAX_SERIES)
+            series = self._pacs.find_series({"Modality": modality, **filters}, limit=_MAX_SERIES)
             found |= {entry.uid: entry for entry in series}
         if len(found) >= _MAX_SERIES:
             logger.warning("more than %d series: narrow MONAI_LABEL_DICOMWEB_SEARCH_FILTER", _MAX_SERIES)

@@ -41,6 +41,22 @@ TIMEOUT_SECONDS = (5.0, 30.0)
 UID = re.compile(r"[0-9][0-9.]{0,63}")
 """What may become a file's name."""
 
+OF_STUDY = (
+    "AccessionNumber",
+    "ModalitiesInStudy",
+    "PatientBirthDate",
+    "PatientID",
+    "PatientName",
+    "PatientSex",
+    "ReferringPhysicianName",
+    "StudyDate",
+    "StudyDescription",
+    "StudyID",
+    "StudyInstanceUID",
+    "StudyTime",
+)
+"""Keywords that say the same of an image and of its segmentations (PS3.18, 10.6.1); others are of one series."""
+
 # They log each search, each failure with its stack, and what servers answer; what matters of that is said here.
 for _name in ("dicomweb_client", "retrying"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)

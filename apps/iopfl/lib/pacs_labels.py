@@ -97,20 +97,20 @@ class PACSLabels:
             found: all series of segmentations that there are.
             images: series that are listed.
         """
-        before = self._known
-        self._known = self._read_headers(list(found))
-        if self._known != before:
-            write_bytes(self._file, json.dumps({uid: asdict(entry) for uid, entry in self._known.items()}).encode())
+        known = self._read_headers(list(found))
         listed = set(images)
-        here = {label.sop_instance_uid for entry in self._known.values() for label in entry.labels}
-        gone = {label.sop_instance_uid for entry in before.values() for label in entry.labels} - here
+        here = {label.sop_instance_uid for entry in known.values() for label in entry.labels}
+        gone = {label.sop_instance_uid for entry in self._known.values() for label in entry.labels} - here
         labels: dict[str, list[FoundLabel]] = {image: [] for image in self._versions.images() if image in listed}
-        for entry in self._known.values():
+        for entry in known.values():
             for label in entry.labels:
                 if label.image in listed and not label.is_automatic:
                     labels.setdefault(label.image, []).append(label)
         for image, of_image in labels.items():
             self._update_image(image, of_image, here, gone)
+        is_new, self._known = known != self._known, known
+        if is_new:  # last: what went is known by this file alone, until the versions say so
+            write_bytes(self._file, json.dumps({uid: asdict(entry) for uid, entry in known.items()}).encode())
 
     def find(self, sop_instance_uid: str) -> FoundSeries:
         """The series that holds a segmentation.
@@ -160,7 +160,8 @@ class PACSLabels:
         if not (new or removed or back):
             return
         with self._versions.hold(image):
-            known = {version.sop_instance_uid for version in self._versions.history(image).versions}
+            history = self._versions.history(image)  # it may have changed meanwhile
+            known = {version.sop_instance_uid for version in history.versions}
             for label in sorted(new, key=lambda label: label.when):
                 if label.sop_instance_uid not in known:
                     self._versions.add(
@@ -172,7 +173,7 @@ class PACSLabels:
                         sop_instance_uid=label.sop_instance_uid,
                         is_stored=True,
                     )
-            self._versions.withdraw(image, removed, why=GONE)
+            self._versions.withdraw(image, [v for v in removed if v.number not in history.withdrawn], why=GONE)
             if back:
                 self._versions.note(image, "restored", numbers=[version.number for version in back])
 
