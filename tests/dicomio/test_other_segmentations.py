@@ -137,6 +137,32 @@ def test_slices_that_are_left_out_stay_empty_without_a_word_of_the_distance(slic
     assert np.array_equal(read_segmentation(seg, series, LABELS).mask, mask)
 
 
+@pytest.mark.parametrize("kept", [[3], [3, 5]])
+def test_overlapping_slices_do_not_spread_what_is_drawn_on_one(slices, series, mask, kept):
+    drawn = np.zeros_like(mask)
+    drawn[4:9, 3:8, kept] = 1
+    seg = build_ours(drawn, series)
+    (measures,) = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    del measures.SpacingBetweenSlices
+    measures.SliceThickness = 6.0  # twice the distance
+    assert (read_segmentation(seg, series, LABELS).mask == drawn).all()
+
+
+def test_a_steep_gantry_tilt(tmp_path, mask):
+    voxels, tilt, last = (
+        phantoms.volume((14, 12, 8)),
+        (0.0, 1.7, 0.0),
+        (13 * 0.7 - 10.5, 7 * 1.7 + 20.25, 7 * 3.0 + 30.0),
+    )
+    series = read_series(phantoms.write(phantoms.build_slices(voxels, shift=tilt), tmp_path / "tilted"))
+    assert np.array_equal(read_segmentation(build_ours(mask, series), series, LABELS).mask, mask)
+    # Another program's rows run the other way, hence its normal does.
+    options = {"directions": ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0)), "origin": last, "shift": (0.0, -1.7, 0.0)}
+    turned = read_series(phantoms.write(phantoms.build_slices(voxels, **options), tmp_path / "turned"))
+    seg = build_ours(mask[::-1, :, ::-1], turned)
+    assert np.array_equal(read_segmentation(seg, series, LABELS).mask, mask)
+
+
 def test_frames_in_any_order(slices, series, mask):
     sparse = np.where(np.arange(8) % 3 == 1, mask, 0).astype(np.uint8)
     seg = build_foreign(slices[::-1], frames_of(sparse[..., ::-1]), ["anterior", "posterior"])

@@ -62,11 +62,19 @@ def find_plane(ds: Dataset, index: int = 0) -> Plane:
     return Plane(position, orientation[:3], orientation[3:], spacing[::-1])
 
 
+def find_distance(ds: Dataset, index: int = 0) -> float | None:
+    """Distance of slices that an instance claims, in mm; None = it does not say."""
+    return _find_length(ds, index, "SpacingBetweenSlices")
+
+
 def find_thickness(ds: Dataset, index: int = 0) -> float:
     """Distance to assume between slices where there is one only, in mm."""
-    measures = find_group(ds, index, "PixelMeasuresSequence")
-    said = [abs(float(measures.get(keyword) or 0)) for keyword in ("SpacingBetweenSlices", "SliceThickness")]
-    return next((value for value in said if 0 < value < math.inf), _USUAL_THICKNESS)
+    return find_distance(ds, index) or _find_length(ds, index, "SliceThickness") or _USUAL_THICKNESS
+
+
+def _find_length(ds: Dataset, index: int, keyword: str) -> float | None:
+    value = abs(float(find_group(ds, index, "PixelMeasuresSequence").get(keyword) or 0))
+    return value if 0 < value < math.inf else None
 
 
 def _find_numbers(ds: Dataset, index: int, macro: str, keyword: str, length: int) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,13 +16,16 @@ _ALIGNED = 0.05  # voxels by which aligned grids may drift apart over their whol
 _TIE = 1e-3  # voxels: a center on the border of two voxels belongs to the upper one, whatever the rounding
 
 
-def place_frames(planes: Sequence[Plane], thickness: float, affine: np.ndarray) -> tuple[list[int], np.ndarray]:
+def place_frames(
+    planes: Sequence[Plane], affine: np.ndarray, *, distance: float | None, thickness: float
+) -> tuple[list[int], np.ndarray]:
     """Put frames on an even grid, on which some slices may be missing.
 
     Args:
         planes: of the frames, in any order; several may share a place.
-        thickness: distance of slices that the frames claim, in mm.
         affine: of the series, (4, 4) RAS.
+        distance: of slices, that the frames claim, in mm; None = they do not say.
+        thickness: of slices, in mm: their distance, unless they overlap or have gaps.
 
     Returns:
         The slice of the grid that each frame is, and the grid's affine, (4, 4) RAS.
@@ -36,7 +39,7 @@ def place_frames(planes: Sequence[Plane], thickness: float, affine: np.ndarray) 
     positions = np.array([plane.position for plane in planes])
     along = positions @ first.normal
     base = int(along.argmin())
-    for step in _steps(first, along, thickness, affine):
+    for step in _steps(planes, LPS_TO_RAS @ affine, distance, thickness):
         numbers = np.rint((along - along[base]) / (first.normal @ step))
         off = np.linalg.norm(positions - (positions[base] + numbers[:, None] * step), axis=1)
         if off.max() <= SPACING_TOLERANCE * np.linalg.norm(step):
@@ -44,16 +47,27 @@ def place_frames(planes: Sequence[Plane], thickness: float, affine: np.ndarray) 
     raise SeriesError("expected frames on one even grid, but their positions have no common distance")
 
 
-def _steps(first: Plane, along: np.ndarray, thickness: float, affine: np.ndarray) -> Iterator[np.ndarray]:
-    """From slice to slice, LPS: as the frames claim, as the series has it, as the positions suggest."""
-    yield first.normal * thickness
-    series_step = (LPS_TO_RAS @ affine)[:3, 2]
-    if first.normal @ series_step > (1 - SPACING_TOLERANCE) * np.linalg.norm(series_step):
-        yield series_step
-    distances = np.diff(np.unique(along))
+def _steps(planes: Sequence[Plane], affine: np.ndarray, distance: float | None, thickness: float) -> list[np.ndarray]:
+    """From slice to slice, LPS: as the frames claim, as the series (affine in LPS) has it, as the positions suggest."""
+    normal = planes[0].normal
+    steps = [normal * (distance or thickness)]
+    across = np.cross(affine[:3, 0], affine[:3, 1])
+    if abs(normal @ across) > (1 - SPACING_TOLERANCE) * np.linalg.norm(across):
+        # Overlapping slices are thicker than their distance, and would spread what is drawn on one to the next.
+        place = 0 if distance is None and _lie_on(planes, affine) else 1
+        steps.insert(place, affine[:3, 2] * np.sign(normal @ affine[:3, 2]))
+    distances = np.diff(np.unique([plane.position @ normal for plane in planes]))
     distances = distances[distances > SPACING_TOLERANCE * thickness]
-    if distances.size:
-        yield first.normal * distances.min()
+    return [*steps, normal * distances.min()] if distances.size else steps
+
+
+def _lie_on(planes: Sequence[Plane], affine: np.ndarray) -> bool:
+    """Whether frames lie on slices of a series (affine in LPS), pixel on pixel."""
+    to_index = np.linalg.inv(affine)
+    turned = (to_index @ stack_affine(planes[0], affine[:3, 2]))[:3, :3] - np.eye(3)
+    indices = np.array([plane.position for plane in planes]) @ to_index[:3, :3].T + to_index[:3, 3]
+    indices[:, 2] -= np.rint(indices[:, 2])
+    return bool(max(np.abs(turned).max(), np.abs(indices).max()) <= SPACING_TOLERANCE)
 
 
 def resample_nearest(volume: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], onto: np.ndarray) -> np.ndarray:

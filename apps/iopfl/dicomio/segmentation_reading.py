@@ -16,7 +16,7 @@ from iopfl.core.errors import SeriesError
 from iopfl.dicomio import rtstruct
 from iopfl.dicomio.decoding import Decoder
 from iopfl.dicomio.files import reading
-from iopfl.dicomio.frames import count_frames, find_group, find_plane, find_thickness
+from iopfl.dicomio.frames import count_frames, find_distance, find_group, find_plane, find_thickness
 from iopfl.dicomio.grids import MAX_VOXELS, place_frames, resample_nearest
 from iopfl.dicomio.labels import (
     Described,
@@ -133,7 +133,7 @@ def _draw(ds: Dataset, described: Described, series: Series) -> np.ndarray:
     rows, columns = int(ds.Rows), int(ds.Columns)
     if series.has_geometry:
         planes = [find_plane(ds, index) for index in range(count_frames(ds))]
-        slices, affine = place_frames(planes, find_thickness(ds), series.affine)
+        slices, affine = place_frames(planes, series.affine, distance=find_distance(ds), thickness=find_thickness(ds))
     else:
         slices, affine = [0] * count_frames(ds), series.affine
         if (columns, rows, 1) != series.shape:
