@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections import Counter
@@ -208,6 +209,24 @@ def test_the_cache_keeps_its_bound_and_what_is_in_use(pacs, open_store, tmp_path
         store.get_image_uri(image)
     assert Path(pair["image"]).exists()
     assert len(list(first.parent.glob("*.nii.gz"))) <= 2
+
+
+def test_a_download_that_was_cut_off_is_done_again(pacs, open_store, monkeypatch):
+    """Of a series that was removed to make room, and whose number of instances is known from before."""
+    store = open_store(pacs.dicomweb_url)
+    path = Path(store.get_image_uri(SERIES[0]))
+    path.unlink()
+    shutil.rmtree(path.parent / "dicom" / SERIES[0])
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", kill)
+        with pytest.raises(KeyboardInterrupt):
+            store.get_image_uri(SERIES[0])
+    assert store._cache.read(store._find(SERIES[0])).shape == SHAPE
+    assert path.is_file()
 
 
 def test_a_full_disk_is_named(pacs, open_store, monkeypatch):

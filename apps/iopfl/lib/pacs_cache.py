@@ -162,12 +162,12 @@ class SeriesCache:
             except SeriesError as error:
                 self._learn(series, refusal=str(error))
                 raise
-            write_nifti(read, self._image_file(series.uid))
+            shutil.rmtree(target, ignore_errors=True)
+            part.rename(target)
+            write_nifti(read, self._image_file(series.uid))  # last: a series is here if its image is
             # The same series has the same time whenever it is downloaded: rounds tell new images by it.
             stable = _EPOCH + zlib.crc32("".join(sorted(read.sop_instance_uids)).encode()) % _EPOCH
             os.utime(self._image_file(series.uid), (stable, stable))
-            shutil.rmtree(target, ignore_errors=True)
-            part.rename(target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         self._learn(series, downloaded=count, subject=self._hash_subject(read.datasets[0]))
