@@ -14,6 +14,6 @@ from pydicom import config
 # read is checked where it matters, and what is written by highdicom.
 config.settings.reading_validation_mode = config.IGNORE
 config.settings.writing_validation_mode = config.IGNORE
-logging.getLogger("pydicom").setLevel(logging.ERROR)
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 logging.getLogger("highdicom").setLevel(logging.WARNING)  # it logs each module that it copies
 warnings.filterwarnings("ignore", module=r"pydicom\.")

@@ -24,7 +24,8 @@ from iopfl.core.errors import AssociationError
 from iopfl.core.private_files import sync_folder
 from iopfl.dicomio.inbox import Inbox
 from iopfl.dicomio.peers import Peer, Timeouts, associated, printable
-from iopfl.dicomio.scp import name
+from iopfl.dicomio.scp import describe_peer
+from iopfl.dicomio.showing import show_uid
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class Commitment:
             ]
         except Exception as error:  # pydicom's have no common base
             reason = type(error).__name__
-            logger.warning("%s asked for a commitment that cannot be read: %s", name(event.assoc), reason)
+            logger.warning("%s asked for a commitment that cannot be read: %s", describe_peer(event.assoc), reason)
             return INVALID_ARGUMENT, None
         threading.Thread(
             target=self._report, args=(event.assoc, transaction, wanted), name="dicom-commitment", daemon=True
@@ -88,7 +89,7 @@ class Commitment:
         """Say what is held, on the requestor's association or one of our own."""
         result = self.judge(transaction, wanted)
         peer = self._find_peer(printable(assoc.requestor.ae_title))
-        where = name(assoc)
+        where = describe_peer(assoc)
         time.sleep(_WAIT_SECONDS)
         for attempt in range(_ATTEMPTS):
             try:
@@ -109,7 +110,7 @@ class Commitment:
                 else:
                     logger.warning("%s released before the commitment, and is no destination of the rules", where)
                     return
-                logger.info("told %s what is committed of transaction %s", where, printable(transaction))
+                logger.info("told %s what is committed of transaction %s", where, show_uid(transaction))
                 return
             except (AssociationError, RuntimeError, ValueError) as error:
                 logger.warning("commitment to %s, attempt %d of %d: %s", where, attempt + 1, _ATTEMPTS, error)

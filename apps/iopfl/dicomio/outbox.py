@@ -13,7 +13,6 @@ from pathlib import Path
 
 import requests
 from dicomweb_client import DICOMwebClient
-from dicomweb_client.session_utils import create_session_from_user_pass
 from pydicom import Dataset, dcmread
 from pynetdicom.presentation import build_context
 
@@ -89,26 +88,28 @@ def _send_by_dimse(ds: Dataset, peer: Peer, ae_title: str, timeouts: Timeouts | 
         raise AssociationError(f"{peer}: refused instance {ds.SOPInstanceUID} with the status 0x{status:04X}")
 
 
-def _send_by_stow(ds: Dataset, place: Stow) -> None:
+def _send_by_stow(ds: Dataset, destination: Stow) -> None:
     """STOW-RS (PS3.18, 10.5)."""
     try:
-        session = (
-            create_session_from_user_pass(place.user, os.environ[place.password_env])
-            if place.user
-            else requests.Session()
-        )
-        if place.token_env:
-            session.headers["Authorization"] = f"Bearer {os.environ[place.token_env]}"
-        if place.ca:
-            session.verify = str(place.ca)
-        client = DICOMwebClient(place.url, session=session, timeout=_STOW_SECONDS, chunk_size=_ONE_CHUNK)
-        client.set_http_retry_params(retry=False)  # the queue tries again, and meanwhile sends to others
-        answer = client.store_instances([ds])
+        with requests.Session() as session:
+            if destination.user:
+                session.auth = (destination.user, os.environ[destination.password_env])
+            if destination.token_env:
+                session.headers["Authorization"] = f"Bearer {os.environ[destination.token_env]}"
+            if destination.ca:
+                session.verify = str(destination.ca)
+            client = DICOMwebClient(destination.url, session=session, timeout=_STOW_SECONDS, chunk_size=_ONE_CHUNK)
+            client.set_http_retry_params(retry=False)  # the queue tries again, and meanwhile sends to others
+            answer = client.store_instances([ds])
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else "?"
-        raise PACSError(f"{place}: refused instance {ds.SOPInstanceUID} with HTTP status {status}") from error
+        raise PACSError(f"{destination}: refused instance {ds.SOPInstanceUID} with HTTP status {status}") from error
     except (requests.RequestException, KeyError, ValueError) as error:
-        raise PACSAwayError(f"{place}: no answer to the STOW ({type(error).__name__}): check the address") from error
+        raise PACSAwayError(
+            f"{destination}: no answer to the STOW ({type(error).__name__}): check the address"
+        ) from error
     failed = answer.get("FailedSOPSequence")
     if failed:
-        raise PACSError(f"{place}: refused instance {ds.SOPInstanceUID} with reason {failed[0].get('FailureReason')}")
+        raise PACSError(
+            f"{destination}: refused instance {ds.SOPInstanceUID} with reason {failed[0].get('FailureReason')}"
+        )

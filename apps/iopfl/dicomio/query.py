@@ -31,7 +31,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from iopfl.dicomio.inbox import Inbox
 from iopfl.dicomio.peers import Peer, printable
-from iopfl.dicomio.scp import Record, name, record_nothing
+from iopfl.dicomio.scp import Record, describe_peer, record_nothing
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class QueryRetrieve:
             yield IDENTIFIER_MISMATCH, None
             return
         found = find(self._inbox, query)
-        logger.info("%s asked for what is here at %s level", name(event.assoc), query.QueryRetrieveLevel)
+        logger.info("%s asked for what is here at %s level", describe_peer(event.assoc), query.QueryRetrieveLevel)
         for group in found:
             if event.is_cancelled:
                 yield CANCEL, None
@@ -94,7 +94,9 @@ class QueryRetrieve:
         peer = self._find_peer(title)
         if peer is None:
             wanted = printable(title)
-            logger.warning("%s wants instances sent to %s: no destination of the rules", name(event.assoc), wanted)
+            logger.warning(
+                "%s wants instances sent to %s: no destination of the rules", describe_peer(event.assoc), wanted
+            )
             yield None, None
             return
         files = self._retrieve(event)
@@ -105,7 +107,7 @@ class QueryRetrieve:
         yield from self._send(event, files, "dicom move", str(peer))
 
     def _get(self, event: Event) -> Iterator[Any]:
-        yield from self._send(event, self._retrieve(event), "dicom get", name(event.assoc))
+        yield from self._send(event, self._retrieve(event), "dicom get", describe_peer(event.assoc))
 
     def _retrieve(self, event: Event) -> list[Path] | None:
         """Files that a request asks for; None where it is none."""
@@ -122,7 +124,7 @@ class QueryRetrieve:
             yield 1
             yield IDENTIFIER_MISMATCH, None
             return
-        logger.info("%s retrieves %d instances", name(event.assoc), len(files))
+        logger.info("%s retrieves %d instances", describe_peer(event.assoc), len(files))
         yield len(files)
         for series, count in Counter(path.parent.name for path in files).items():
             about = {"series": series, "instances": str(count), "to": to}
@@ -223,7 +225,7 @@ def _read_query(event: Event) -> Dataset | None:
         reason = "no level that there is"
     except Exception as error:  # pydicom's have no common base
         reason = type(error).__name__
-    logger.warning("%s asked something that is not understood: %s", name(event.assoc), reason)
+    logger.warning("%s asked something that is not understood: %s", describe_peer(event.assoc), reason)
     return None
 
 

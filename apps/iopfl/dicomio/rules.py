@@ -167,7 +167,7 @@ class Rules:
 
     def find_peer(self, ae_title: str) -> Peer | None:
         """The DIMSE destination with an AE title."""
-        peers = (place for place in self.destinations.values() if isinstance(place, Peer))
+        peers = (destination for destination in self.destinations.values() if isinstance(destination, Peer))
         return next((peer for peer in peers if peer.ae_title == ae_title), None)
 
     def check_answers(self, known: Sequence[str]) -> None:
@@ -203,8 +203,10 @@ def read_rules(path: Path) -> Rules:
 
 def _build_rules(values: Any, folder: Path) -> Rules:
     top = _keys(values, "the file", required=("rules",), optional=("destinations",))
-    places = _mapping(top.get("destinations") or {}, "destinations")
-    destinations = {_name(name, "destinations"): _build_place(str(name), at, folder) for name, at in places.items()}
+    given = _mapping(top.get("destinations") or {}, "destinations")
+    destinations = {
+        _name(name, "destinations"): _build_destination(str(name), item, folder) for name, item in given.items()
+    }
     if not isinstance(top["rules"], list) or not top["rules"]:
         raise ConfigError("rules: expected a list of at least one rule")
     rules = [_build_rule(item, number, destinations) for number, item in enumerate(top["rules"], start=1)]
@@ -238,7 +240,7 @@ def _build_rule(values: Any, number: int, destinations: Mapping[str, Destination
     return Rule(name, str(given["answer"]), tuple(dict.fromkeys(send_to)), patterns, min_slices)
 
 
-def _build_place(name: str, values: Any, folder: Path) -> Destination:
+def _build_destination(name: str, values: Any, folder: Path) -> Destination:
     where = f"destination {name}"
     try:
         if isinstance(values, Mapping) and "stow" in values:

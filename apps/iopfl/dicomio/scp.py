@@ -26,6 +26,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from iopfl.core.errors import ConfigError, SeriesError
 from iopfl.dicomio.inbox import Inbox, InboxFullError, Instance
 from iopfl.dicomio.peers import TLS, Timeouts, check_ae_title, printable
+from iopfl.dicomio.showing import show_uid
 from iopfl.dicomio.sockets import MAX_PDU, TunedAE, TunedServer
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ class StorageSCP:
         assoc = event.assoc
         self._inbox.ended(assoc)
         if not (assoc.is_released or assoc.is_aborted or assoc.is_rejected) and not assoc.is_established:
-            logger.warning("%s: connection without an association", name(assoc))
+            logger.warning("%s: connection without an association", describe_peer(assoc))
 
 
 def record_nothing(ae_title: str, what: str, about: Mapping[str, str]) -> None:
@@ -201,7 +202,7 @@ class RefusedError(Exception):
         self.status = status
 
 
-def name(assoc: Association) -> str:
+def describe_peer(assoc: Association) -> str:
     """AE title and address of a peer, for logs."""
     address = assoc.requestor.address_info
     return f"{printable(assoc.requestor.ae_title)} at {address.address if address else '?'}"
@@ -266,8 +267,8 @@ def _encode_head(sop_class: str, syntax: str, length: int) -> bytes:
 
 def _refuse(event: Event, status: int, reason: str) -> Dataset:
     """The answer to a request for an instance that is not accepted, and the line about it."""
-    instance = printable(cast(Any, event.request).AffectedSOPInstanceUID)
-    logger.warning("instance %s from %s refused, 0x%04X: %s", instance, name(event.assoc), status, reason)
+    instance = show_uid(cast(Any, event.request).AffectedSOPInstanceUID)
+    logger.warning("instance %s from %s refused, 0x%04X: %s", instance, describe_peer(event.assoc), status, reason)
     ds = Dataset()
     ds.Status, ds.ErrorComment = status, reason[:_MAX_COMMENT]
     return ds
@@ -275,7 +276,7 @@ def _refuse(event: Event, status: int, reason: str) -> Dataset:
 
 def _log_accepted(event: Event) -> None:
     assoc = event.assoc
-    logger.info("association with %s accepted", name(assoc))
+    logger.info("association with %s accepted", describe_peer(assoc))
     refused: dict[str, list[str]] = {}
     for context in assoc.rejected_contexts:
         sop_class = UID(printable(context.abstract_syntax))
@@ -284,13 +285,17 @@ def _log_accepted(event: Event) -> None:
         refused.setdefault(reason, []).append(sop_class.name)
     for reason, names in refused.items():
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-        logger.warning("%s asked for %s%s: refused, %s", name(assoc), ", ".join(names[:_MAX_NAMED]), more, reason)
+        logger.warning(
+            "%s asked for %s%s: refused, %s", describe_peer(assoc), ", ".join(names[:_MAX_NAMED]), more, reason
+        )
 
 
 def _log_rejected(event: Event) -> None:
     answer = cast(Any, event.assoc.acceptor.primitive)
     asked = printable(getattr(event.assoc.requestor.primitive, "called_ae_title", ""))
-    logger.warning("association with %s rejected: %s (it called %s)", name(event.assoc), answer.reason_str, asked)
+    logger.warning(
+        "association with %s rejected: %s (it called %s)", describe_peer(event.assoc), answer.reason_str, asked
+    )
 
 
 def _log_aborted(event: Event) -> None:
@@ -301,4 +306,4 @@ def _log_aborted(event: Event) -> None:
         how = f"after {assoc.network_timeout:g} s of silence"
     else:
         how = "by us"
-    logger.warning("association with %s aborted %s", name(assoc), how)
+    logger.warning("association with %s aborted %s", describe_peer(assoc), how)

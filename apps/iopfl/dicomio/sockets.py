@@ -51,8 +51,7 @@ _config.LOG_HANDLER_LEVEL = "none"
 _config.LOG_REQUEST_IDENTIFIERS = False
 _config.LOG_RESPONSE_IDENTIFIERS = False
 _config.STORE_SEND_CHUNKED_DATASET = True  # files are sent as they are; data sets are encoded
-for _library in ("pynetdicom", "pydicom"):
-    logging.getLogger(_library).setLevel(logging.CRITICAL)
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
 
 class _WakingQueue(queue.Queue):
