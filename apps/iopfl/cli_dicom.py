@@ -138,6 +138,7 @@ def _add_rules(actions: Any, add: Add) -> None:
 
 
 def _check_rules(arguments: Any) -> None:
+    from iopfl.dicomio.refusals import find_refusal
     from iopfl.dicomio.rules import Facts, read_rules
     from iopfl.dicomio.scu import list_instances
 
@@ -150,6 +151,10 @@ def _check_rules(arguments: Any) -> None:
         return
     instances = list_instances([arguments.series])
     first = next(iter(instances.values()))
+    refusal = find_refusal(first)
+    if refusal:
+        print(f"not segmented, whatever the rules: {refusal}")
+        raise SystemExit(_INCOMPLETE)
     ends = {"calling": arguments.calling, "called": arguments.called}
     chosen, reasons = rules.find(Facts.of(first, instances=len(instances), **ends))
     for reason in reasons:
@@ -242,13 +247,5 @@ def _caller(arguments: Any) -> Caller:
     from iopfl.dicomio.peers import Peer
     from iopfl.dicomio.scu import Caller
 
-    _silence_pydicom()
     peer = Peer(arguments.aec, arguments.host, arguments.port, build_tls(arguments, arguments.tls_name))
     return Caller(peer, arguments.aet, build_timeouts(arguments))
-
-
-def _silence_pydicom() -> None:
-    """Its warnings quote values, which are patients'."""
-    import warnings
-
-    warnings.filterwarnings("ignore", module="pydicom")

@@ -98,6 +98,12 @@ def test_rules_are_checked_and_say_what_a_series_would_take(place, tmp_path, cap
     write(make_slices(2), tmp_path / "short")
     status, out, _ = run(capsys, "rules", "check", place / "rules.yaml", tmp_path / "short")
     assert status == 1 and "not glands: 2 slices, at least 3 expected" in out and "no rule matches" in out
+    localizers = make_slices(3)
+    for ds in localizers:
+        ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    write(localizers, tmp_path / "localizers")
+    status, out, _ = run(capsys, "rules", "check", place / "rules.yaml", tmp_path / "localizers")
+    assert status == 1 and out.startswith("not segmented, whatever the rules: it is a localizer")
 
 
 @pytest.mark.parametrize("kind", ["", "_routed"])
