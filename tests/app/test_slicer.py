@@ -180,6 +180,9 @@ def test_a_training_reports_publishes_and_serves_without_a_restart(server, clien
     assert client.train_start("gland", {"epochs": 12})["status"] in ("SUBMITTED", "RUNNING")
     assert "validation Dice" in await_line(server, "epoch 1/12")
     assert client.train_status(check_if_running=True)
+    stats = client.info()["train_stats"]["gland"]
+    is_over = stats["epoch"] == stats["total_epochs"]
+    assert ("total_time" in stats, "current_time" in stats) == (is_over, not is_over), "Slicer's bar stays at 0 with it"
     task = finish(server)
     assert task["status"] == "DONE", task["details"]
     assert any("epoch 12/12" in line for line in task["details"])

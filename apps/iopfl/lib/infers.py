@@ -41,7 +41,7 @@ class SiteSegmentation(InferTask):
         return f"{task.description or task.name}: this site's model"
 
     def options(self, models: SiteModels) -> dict[str, Any]:
-        """What clients offer: a list becomes a combo box, a boolean a check box (monailabel.md)."""
+        """What clients offer: a list becomes a combo box, a boolean a check box."""
         kinds = [BEST, *(kind for kind in _KINDS if kind != "personalized" or models.site)]
         return {"answer_from": kinds, "quality": False}
 

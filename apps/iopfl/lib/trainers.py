@@ -134,12 +134,13 @@ def _read_number(request: Mapping[str, Any], key: str) -> int:
 def _stats(
     epoch: int, epochs: int, started: float, best: float, dice: float, loss: float, metrics: Mapping[str, float]
 ) -> dict[str, Any]:
-    """In the form that Slicer reads (monailabel.md): numbers only, never None or NaN."""
+    """In the form that Slicer reads: numbers only, never None or NaN, and a total time once the training is over."""
+    elapsed = time.strftime("%H:%M:%S", time.gmtime(time.time() - started))
     return {
         "best_metric": round(best, 4),
         "epoch": epoch + 1,
         "total_epochs": epochs,
-        "total_time": time.strftime("%H:%M:%S", time.gmtime(time.time() - started)),
+        "total_time" if epoch + 1 == epochs else "current_time": elapsed,
         "start_ts": int(started),
         "train": {"loss": round(loss, 5)},
         "eval": {"key_metric_name": "val_mean_dice", "val_mean_dice": round(dice, 4), "best_metric": round(best, 4)},

@@ -30,7 +30,7 @@ function describe(task) {
 
 /**
  * The server's description with figures that the shipped bars read as they are meant: they take a training for over when
- * it has a total time, which ours has from its first epoch on, and one that never was for one that is done.
+ * it has a total time, which the one before has until this one's first epoch ends, and one that never was for one that is done.
  */
 export function withBars(info, isRunning) {
   const stats = Object.entries(info.train_stats ?? {}).map(([name, { total_time: seconds, ...others }]) => [name, isRunning ? others : { ...others, total_time: seconds || '0' }]);
