@@ -78,7 +78,6 @@ def _check_named(argument: str, kind: str, existing: Callable, arguments: dict[s
 
 
 def _check_inference(arguments: dict[str, Any]) -> None:
-
     _check_known("model", arguments["model"], _models(_app()))
     if arguments["session_id"]:
         _check_session(arguments["session_id"])
@@ -111,7 +110,6 @@ def _check_label(label: str, tag: str) -> None:
 
 
 def _check_session(session_id: str) -> None:
-
     sessions = _app().sessions()
     if sessions is None:
         raise HTTPException(406, "sessions are off: start the server with MONAI_LABEL_SESSIONS=true")
@@ -120,7 +118,6 @@ def _check_session(session_id: str) -> None:
 
 
 def _check_known(kind: str, name: str, existing: Iterable[str]) -> None:
-
     names = [str(getattr(item, "value", item)) for item in existing]
     if name in names:
         return
