@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from iopfl.core.errors import ConfigError, LeaseError
+from iopfl.lib.leases import LeaseStore
 
 from .site import APP, GLAND, conf_of, make_site_bank, oblique_affine, write_scans
 
+UNDATED = b'[{"image": "case02", "annotator": "ann", "until": "soon"}]'
 UNLABELED = ["case02", "case03", "case04"]
 
 
@@ -122,13 +124,33 @@ def test_many_at_once_never_get_the_same(start):
     assert sorted(offered) == ["", "", "", *UNLABELED]
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b'[{"image": "case02"}]'])
+@pytest.mark.parametrize("content", [b"{", b"[1]", b'[{"image": "case02"}]', UNDATED])
 def test_a_file_of_leases_that_cannot_be_read_lends_nothing(start, tmp_path, content):
     start()
     folder = next(tmp_path.glob("labels/*"), None) or tmp_path / "labels" / start()._labels.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "leases.json").write_bytes(content)
     assert start().leases.active() == []
+
+
+def test_a_lease_ends_in_its_time_whatever_the_clock_was_when_it_began(tmp_path):
+    until = datetime.now(UTC) + timedelta(days=400)
+    path = tmp_path / "leases.json"
+    path.write_text(json.dumps([{"image": "case02", "annotator": "ann", "until": until.isoformat()}]))
+    (lease,) = LeaseStore(path, minutes=30).active()
+    assert datetime.fromisoformat(lease.until) <= datetime.now(UTC) + timedelta(minutes=30)
+
+
+def test_a_lease_that_cannot_be_written_down_refuses_no_label(tmp_path, monkeypatch):
+    leases = LeaseStore(tmp_path / "leases.json", minutes=30)
+    assert leases.lend("case02", "ann")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("iopfl.lib.leases.write_bytes", full)
+    leases.end("case02")
+    assert leases.active() == []
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "soon", "inf", "nan"])

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,12 @@ class LeaseStore:
 
     def _read(self) -> Iterator[Lease]:
         try:
-            kept = json.loads(self._path.read_bytes())
-            yield from (Lease(**lease) for lease in kept)
+            kept = [Lease(**lease) for lease in json.loads(self._path.read_bytes())]
+            # A clock that was ahead when an image was lent must not keep it for longer than the time there is.
+            latest = datetime.now(UTC) + timedelta(minutes=self._minutes)
+            untils = [min(datetime.fromisoformat(lease.until), latest) for lease in kept]
+            for lease, until in zip(kept, untils, strict=True):
+                yield replace(lease, until=until.isoformat(timespec="seconds"))
         except FileNotFoundError:
             return
         except (ValueError, TypeError) as error:  # nothing is lost but who has what open
@@ -85,7 +89,10 @@ class LeaseStore:
 
     def _write(self) -> None:
         kept = [asdict(lease) for lease in self._leases.values() if not lease.has_ended]
-        write_bytes(self._path, json.dumps(kept).encode())
+        try:
+            write_bytes(self._path, json.dumps(kept).encode())
+        except OSError as error:  # it holds until the server ends
+            logger.warning("%s cannot be written (%s)", self._path.name, error.strerror)
 
 
 class Offered:
