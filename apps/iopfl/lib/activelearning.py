@@ -12,7 +12,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from iopfl.core.agreement import expert_agreement
-from iopfl.core.errors import IOPFLError
+from iopfl.core.errors import IOPFLError, PACSAwayError
 from iopfl.lib.models import SiteModels
 
 logger = logging.getLogger(__name__)
@@ -50,11 +50,18 @@ class ExpertDisagreement(Strategy):
         return {"id": chosen, "agreement": round(self._scores[bank, chosen], 4)}
 
     def _score(self, datastore: Datastore, image: str) -> float:
-        """Agreement of the experts; an image that cannot be read comes last, not first."""
+        """Agreement of the experts; an image that cannot be read comes last, not first.
+
+        Raises:
+            PACSAwayError: it cannot be had just now.
+        """
         try:
+            path = Path(datastore.get_image_uri(image))  # it may be downloaded: nobody's answer waits for that
             with self._models.lock(self._task_name):
                 predictor = self._models.predictor(self._task_name)
-                experts = predictor.expert_answers(predictor.prepare(Path(datastore.get_image_uri(image))))
+                experts = predictor.expert_answers(predictor.prepare(path))
+        except PACSAwayError:
+            raise
         except IOPFLError as error:
             logger.warning("an image was passed over: %s", type(error).__name__)
             return 2.0

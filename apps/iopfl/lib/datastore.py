@@ -73,7 +73,7 @@ def split_labeled(datastore: Datastore, task: Task) -> dict[str, list[Case]]:
         TooFewLabelsError: there is none.
     """
     pairs = [(Path(pair["image"]), Path(pair["label"])) for pair in datastore.datalist()]
-    pairs = [pair for pair in pairs if _is_for(datastore, find_stem(pair[0].name), task)]
+    pairs = [pair for pair in pairs if is_labeled_for(datastore, find_stem(pair[0].name), task.name)]
     if not pairs:
         raise TooFewLabelsError(f"no labeled image, {task.name} needs {task.training.min_labels}: submit some")
     find = datastore.find_subject if isinstance(datastore, CheckedDatastore) else lambda _: ""
@@ -82,7 +82,7 @@ def split_labeled(datastore: Datastore, task: Task) -> dict[str, list[Case]]:
     return split_cases(sorted(cases, key=lambda case: case.stem), task, site_folder=pairs[0][0].parent)
 
 
-def _is_for(datastore: Datastore, image: str, task: Task) -> bool:
+def is_labeled_for(datastore: Datastore, image: str, task_name: str) -> bool:
     """Whether an image's label was drawn for a task, as far as that is known."""
     tasks = datastore.get_label_info(image, FINAL).get("tasks")
-    return not tasks or task.name in tasks
+    return not tasks or task_name in tasks

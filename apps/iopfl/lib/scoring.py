@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from iopfl.core.errors import IOPFLError
 from iopfl.core.evaluation import score_case
 from iopfl.core.sites import Case
+from iopfl.lib.datastore import FINAL, is_labeled_for
 from iopfl.lib.models import SiteModels
 
 logger = logging.getLogger(__name__)
@@ -28,18 +29,20 @@ class SubmittedDice(ScoringMethod):
         self._task_name = task_name
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Score all labeled images; each image's info gets `dice` by region, and the model that predicted."""
+        """Score the images labeled for the task; each one's info gets `dice` by region, and the model that predicted."""
         scores: dict[str, float] = {}
         for image in datastore.get_labeled_images():
-            label = Path(datastore.get_label_uri(image, DefaultLabelTag.FINAL))
-            path = Path(datastore.get_image_uri(image))
-            with self._models.lock(self._task_name):
-                predictor = self._models.predictor(self._task_name)
-                try:
+            if not is_labeled_for(datastore, image, self._task_name):
+                continue
+            try:
+                label = Path(datastore.get_label_uri(image, FINAL))
+                path = Path(datastore.get_image_uri(image))
+                with self._models.lock(self._task_name):
+                    predictor = self._models.predictor(self._task_name)
                     score = score_case(predictor.segment(path), Case(image, path, label), predictor.task)
-                except IOPFLError as error:
-                    logger.warning("a label was passed over: %s", type(error).__name__)
-                    continue
+            except IOPFLError as error:
+                logger.warning("a label was passed over: %s", type(error).__name__)
+                continue
             known = {region: round(dice, 4) for region, dice in score.dice.items() if not np.isnan(dice)}
             scores[image] = float(np.mean(list(known.values()))) if known else 0.0
             datastore.update_image_info(
@@ -60,13 +63,13 @@ class ExpertAgreement(ScoringMethod):
         """Score all images; each image's info gets `quality`, 0 to 1."""
         scores = []
         for image in datastore.list_images():
-            with self._models.lock(self._task_name):
-                predictor = self._models.predictor(self._task_name)
-                try:
-                    result = predictor.segment(Path(datastore.get_image_uri(image)), with_quality=True)
-                except IOPFLError as error:
-                    logger.warning("an image was passed over: %s", type(error).__name__)
-                    continue
+            try:
+                path = Path(datastore.get_image_uri(image))
+                with self._models.lock(self._task_name):
+                    result = self._models.predictor(self._task_name).segment(path, with_quality=True)
+            except IOPFLError as error:
+                logger.warning("an image was passed over: %s", type(error).__name__)
+                continue
             quality = float(result.answer.quality or 0.0)
             scores.append(quality)
             datastore.update_image_info(
