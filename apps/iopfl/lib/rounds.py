@@ -168,17 +168,17 @@ class FederationRounds:
         weights, metadata = read_weights(self._file(order, kind, "global.safetensors"))
         if json.loads(metadata.get("order", "{}")) != order.to_meta():
             raise ConfigError(f"round {order.round_index}: its global weights are not here any more")
+        split = functools.cache(functools.partial(self._split, datastore))  # what is said to be used is used
         rounds = SiteRounds(
             self.folder,
             self.task,
             site=self._models.site or "",
-            cases=functools.partial(self._split, datastore),
+            cases=split,
             device=self._models.settings.device,
             seed=int(about.get("seed", 0)),
         )
         if kind == TRAIN:
-            split = self._split(datastore)
-            used = describe_used(datastore, (case.stem for case in [*split["train"], *split["validation"]]))
+            used = describe_used(datastore, (case.stem for case in [*split()["train"], *split()["validation"]]))
             update = rounds.train(
                 weights,
                 order,

@@ -29,7 +29,7 @@ class SubmittedDice(ScoringMethod):
         self._task_name = task_name
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Score the images labeled for the task; each one's info gets `dice` by region, and the model that predicted."""
+        """Score the images labeled for the task; each one's info gets `dice` by region, and what predicted."""
         scores: dict[str, float] = {}
         for image in datastore.get_labeled_images():
             if not is_labeled_for(datastore, image, self._task_name):
