@@ -19,14 +19,16 @@ MAY_IMPORT = {
     "core": set(),
     "datasets": {"core"},
     "dicomio": {"core"},
+    "dimse": {"core", "dicomio"},
     "compat": {"core"},
     "lib": {"core", "dicomio", "datasets"},
     "access": {"core"},
     "web": {"core", "dicomio", "datasets", "lib", "access"},
     "app": {"core", "dicomio", "datasets", "compat", "lib", "access", "web"},
-    "server": {"core", "dicomio", "datasets", "compat", "lib", "access", "web", "app"},
+    "server_options": {"access"},
+    "server": {"server_options", "core", "dicomio", "datasets", "compat", "lib", "access", "web", "app"},
     "main": {"app", "compat"},
-    "cli": {"core", "dicomio", "datasets", "lib", "access", "web", "server"},
+    "cli": {"core", "dicomio", "dimse", "datasets", "lib", "access", "web", "server", "server_options"},
 }
 
 
@@ -38,8 +40,8 @@ def name_of(path: Path) -> str:
 
 
 def part_of(name: str) -> str:
-    """The part of iopfl that a module belongs to; `cli_bank` is of `cli`."""
-    return [*name.split("."), "iopfl"][1].split("_")[0]
+    """The part of iopfl that a module belongs to."""
+    return [*name.split("."), "iopfl"][1]
 
 
 def imports_of(path: Path) -> set[str]:

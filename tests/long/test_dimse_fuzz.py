@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dicomio.fuzzing import fuzz
+from dimse.fuzzing import fuzz
 
 pytestmark = pytest.mark.long
 

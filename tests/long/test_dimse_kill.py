@@ -20,8 +20,8 @@ from pydicom import Dataset, dcmread
 from pynetdicom import build_context
 
 from app.site import GLAND, make_site_bank
-from dicomio.nodes import HERE, StoragePeer, make_slices, plain_association, storage_peer
-from iopfl.dicomio.queue import State, list_jobs
+from dimse.nodes import HERE, StoragePeer, make_slices, plain_association, storage_peer
+from iopfl.dimse.queue import State, list_jobs
 from label_server import start_process, stop_process, wait_until
 from orthanc import free_port
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from bridge.production import production
-from iopfl.cli_pull import pull_bank
+from iopfl.cli.pull import pull_bank
 from iopfl.core.bank import ModelBank
 from iopfl.core.signing import Keyring
 from label_server import PACKAGES, running_server

@@ -1,4 +1,4 @@
-"""DICOM: series, segmentations, and the services that carry them (`scp`, `scu`).
+"""DICOM: series, segmentations and structure sets, read and written.
 
 The rules are highdicom's: the standard's own terms, strict on writing, tolerant
 on reading. Patient coordinates are LPS in DICOM and RAS everywhere else; the

@@ -15,7 +15,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 
 from iopfl.core.errors import AssociationError, ConfigError
-from iopfl.dicomio.sockets import MAX_PDU, TunedAE, TunedSocket
+from iopfl.dimse.sockets import MAX_PDU, TunedAE, TunedSocket
 
 __all__ = ["TLS", "Peer", "Timeouts", "associated", "check_ae_title", "printable"]
 

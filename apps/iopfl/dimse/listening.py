@@ -22,17 +22,17 @@ from pydicom import Dataset
 
 from iopfl.core.errors import CancelledError, ConfigError, IOPFLError, PACSError, SeriesError
 from iopfl.core.locks import try_hold
-from iopfl.dicomio.commitment import Commitment
 from iopfl.dicomio.files import read_dataset, reading
-from iopfl.dicomio.inbox import Inbox
-from iopfl.dicomio.outbox import Outbox, send
-from iopfl.dicomio.query import QueryRetrieve
-from iopfl.dicomio.queue import Job, Queue, State
-from iopfl.dicomio.rules import Facts, Rule, Rules
-from iopfl.dicomio.scp import Record, SCPSettings, StorageSCP, record_nothing
 from iopfl.dicomio.segmentation import Origin, Segment, build_segmentation
 from iopfl.dicomio.series import check_instance, read_series, write_nifti
-from iopfl.dicomio.upkeep import lock_file, make_room, take_wishes
+from iopfl.dimse.commitment import Commitment
+from iopfl.dimse.inbox import Inbox
+from iopfl.dimse.outbox import Outbox, send
+from iopfl.dimse.query import QueryRetrieve
+from iopfl.dimse.queue import Job, Queue, State
+from iopfl.dimse.rules import Facts, Rule, Rules
+from iopfl.dimse.scp import Record, SCPSettings, StorageSCP, record_nothing
+from iopfl.dimse.upkeep import lock_file, make_room, take_wishes
 
 logger = logging.getLogger(__name__)
 

@@ -14,16 +14,16 @@ import pytest
 from pydicom import dcmread
 
 from app.site import GLAND, make_site_bank
-from dicomio.nodes import HERE, eventually
 from dicomio.phantoms import OBLIQUE, build_slices, volume, write
+from dimse.nodes import HERE, eventually
 from iopfl.access.audit import AuditLog
 from iopfl.cli import main
 from iopfl.core.errors import PACSAwayError, PACSError
 from iopfl.core.predictor import Predictor
-from iopfl.dicomio.outbox import send
-from iopfl.dicomio.rules import Stow
 from iopfl.dicomio.segmentation import read_segmentation
 from iopfl.dicomio.series import read_series, write_nifti
+from iopfl.dimse.outbox import send
+from iopfl.dimse.rules import Stow
 from label_server import start_process, stop_process, wait_until
 from orthanc import Orthanc, free_port, running_orthanc
 

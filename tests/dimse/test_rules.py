@@ -6,8 +6,8 @@ import pytest
 from pydicom import Dataset
 
 from iopfl.core.errors import ConfigError
-from iopfl.dicomio.peers import Peer
-from iopfl.dicomio.rules import Facts, Stow, read_rules
+from iopfl.dimse.peers import Peer
+from iopfl.dimse.rules import Facts, Stow, read_rules
 
 WHOLE = """
 rules:

@@ -131,7 +131,7 @@ def _import(arguments: Any) -> None:
 
 
 def _pull(arguments: Any) -> None:
-    from iopfl.cli_pull import pull_bank
+    from iopfl.cli.pull import pull_bank
     from iopfl.core.signing import Keyring
     from iopfl.core.task import read_task
 

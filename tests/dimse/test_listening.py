@@ -19,20 +19,20 @@ from pydicom.uid import SecondaryCaptureImageStorage, SegmentationStorage
 from pynetdicom import build_context, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
-from dicomio.nodes import HERE, eventually, make_slices, plain_association, send_plainly, storage_peer
+from dimse.nodes import HERE, eventually, make_slices, plain_association, send_plainly, storage_peer
 from iopfl.access.audit import AuditLog
 from iopfl.cli import main
 from iopfl.core.errors import AdaptationError, CancelledError, ConfigError
-from iopfl.dicomio import listening
-from iopfl.dicomio.commitment import WELL_KNOWN_INSTANCE
-from iopfl.dicomio.listening import Answered, Listener, ListenSettings
-from iopfl.dicomio.peers import Peer
-from iopfl.dicomio.queue import State, list_jobs
-from iopfl.dicomio.rules import Rule, Rules
-from iopfl.dicomio.scp import SCPSettings, record_nothing
 from iopfl.dicomio.segmentation import Origin, Segment, read_segmentation
 from iopfl.dicomio.series import read_series
-from iopfl.dicomio.upkeep import ask, make_room
+from iopfl.dimse import listening
+from iopfl.dimse.commitment import WELL_KNOWN_INSTANCE
+from iopfl.dimse.listening import Answered, Listener, ListenSettings
+from iopfl.dimse.peers import Peer
+from iopfl.dimse.queue import State, list_jobs
+from iopfl.dimse.rules import Rule, Rules
+from iopfl.dimse.scp import SCPSettings, record_nothing
+from iopfl.dimse.upkeep import ask, make_room
 from orthanc import free_port
 
 QUIET = 0.15
@@ -68,7 +68,7 @@ def _quick(monkeypatch):
     monkeypatch.setattr(listening, "FIRST_PAUSE", 0.1)
     monkeypatch.setattr(listening, "SEND_ATTEMPTS", 3)
     monkeypatch.setattr(listening, "SEGMENT_ATTEMPTS", 3)
-    monkeypatch.setattr("iopfl.dicomio.commitment._WAIT_SECONDS", 0.3)
+    monkeypatch.setattr("iopfl.dimse.commitment._WAIT_SECONDS", 0.3)
 
 
 @contextmanager

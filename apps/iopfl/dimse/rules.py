@@ -31,8 +31,8 @@ import yaml
 from pydicom import Dataset
 
 from iopfl.core.errors import ConfigError
-from iopfl.dicomio.peers import TLS, Peer
 from iopfl.dicomio.showing import show_code
+from iopfl.dimse.peers import TLS, Peer
 
 _CODES = ("modality", "body_part")
 _PATTERNS = ("modality", "body_part", "description", "calling", "called")

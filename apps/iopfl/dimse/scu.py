@@ -26,11 +26,11 @@ from pynetdicom.status import (
 from iopfl.core.errors import AssociationError, ConfigError, SeriesError
 from iopfl.core.weights import replacing
 from iopfl.dicomio.files import read_dataset, reading
-from iopfl.dicomio.inbox import check_uid
-from iopfl.dicomio.peers import Peer, Timeouts, associated, printable
-from iopfl.dicomio.query import SOP_CLASSES
 from iopfl.dicomio.refusals import IMAGES
-from iopfl.dicomio.scp import (
+from iopfl.dimse.inbox import check_uid
+from iopfl.dimse.peers import Peer, Timeouts, associated, printable
+from iopfl.dimse.query import SOP_CLASSES
+from iopfl.dimse.scp import (
     OUT_OF_RESOURCES,
     SUCCESS,
     TRANSFER_SYNTAXES,

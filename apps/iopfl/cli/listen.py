@@ -17,12 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iopfl.cli_dicom import Add, add_aet, add_timeouts, add_tls, build_timeouts, build_tls, print_table
+from iopfl.cli.dicom_options import Add, add_aet, add_timeouts, add_tls, build_timeouts, build_tls, print_table
 from iopfl.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from iopfl.dicomio.listening import Answer, Answered
-    from iopfl.dicomio.scp import Record
+    from iopfl.dimse.listening import Answer, Answered
+    from iopfl.dimse.scp import Record
     from iopfl.lib.models import SiteModels
 
 EVERYONE = "*"
@@ -107,9 +107,9 @@ def _add_state(parser: argparse.ArgumentParser) -> None:
 
 
 def _listen(arguments: Any) -> None:
-    from iopfl.dicomio.listening import Listener, ListenSettings
-    from iopfl.dicomio.rules import read_rules
-    from iopfl.dicomio.scp import SCPSettings
+    from iopfl.dimse.listening import Listener, ListenSettings
+    from iopfl.dimse.rules import read_rules
+    from iopfl.dimse.scp import SCPSettings
     from iopfl.lib.models import SiteModels
     from iopfl.lib.settings import AppSettings
 
@@ -155,8 +155,8 @@ def _listen(arguments: Any) -> None:
 
 def build_answer(models: SiteModels) -> Answer:
     """What segments an image file, from the models of a site; the same that its label server answers with."""
-    from iopfl.dicomio.listening import Answered
     from iopfl.dicomio.segmentation import Origin, segments_of
+    from iopfl.dimse.listening import Answered
 
     def answer(name: str, image: Path, cancelled: Callable[[], bool]) -> Answered:
         task_name = name.removesuffix(_ROUTED)
@@ -207,8 +207,8 @@ def _is_loopback(host: str) -> bool:
 
 def _queue(arguments: Any) -> None:
     from iopfl.access.audit import AuditLog
-    from iopfl.dicomio.queue import list_jobs
-    from iopfl.dicomio.upkeep import ask
+    from iopfl.dimse.queue import list_jobs
+    from iopfl.dimse.upkeep import ask
 
     folder, log = arguments.state / FOLDER, AuditLog(arguments.state / "audit")
     if arguments.action != "list":

@@ -22,10 +22,10 @@ from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr
 
 from iopfl.core.errors import AssociationError
 from iopfl.core.private_files import sync_folder
-from iopfl.dicomio.inbox import Inbox
-from iopfl.dicomio.peers import Peer, Timeouts, associated, printable
-from iopfl.dicomio.scp import describe_peer
 from iopfl.dicomio.showing import show_uid
+from iopfl.dimse.inbox import Inbox
+from iopfl.dimse.peers import Peer, Timeouts, associated, printable
+from iopfl.dimse.scp import describe_peer
 
 logger = logging.getLogger(__name__)
 

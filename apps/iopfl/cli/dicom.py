@@ -5,29 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iopfl.core.errors import ConfigError
+from iopfl.cli.dicom_options import Add, add_aet, add_timeouts, add_tls, build_timeouts, build_tls, print_table
 
 if TYPE_CHECKING:
-    from iopfl.dicomio.peers import TLS, Timeouts
-    from iopfl.dicomio.scu import Caller, Retrieval
-
-Add = Callable[[Any, str, Callable[[Any], None], str, str], argparse.ArgumentParser]
+    from iopfl.dimse.scu import Caller, Retrieval
 
 _LEVEL_COLUMN = "QueryRetrieveLevel"
 _INCOMPLETE = 1
-_LONGEST_CELL = 400
 
 
 def add_actions(actions: Any, add: Add, add_keys: Callable[[argparse.ArgumentParser], None]) -> None:
     """Add every action to the parser of `iopfl dicom`."""
-    from iopfl import cli_listen
+    from iopfl.cli.listen import add_listen, add_queue
 
-    cli_listen.add_listen(actions, add, add_keys)
-    cli_listen.add_queue(actions, add)
+    add_listen(actions, add, add_keys)
+    add_queue(actions, add)
     _add_rules(actions, add)
     example = "iopfl dicom echo pacs.hospital 104 -aec ORTHANC"
     echo = add(actions, "echo", _echo, "Verify that a DICOM peer answers (C-ECHO).", example)
@@ -52,65 +48,6 @@ def add_actions(actions: Any, add: Add, add_keys: Callable[[argparse.ArgumentPar
     get.add_argument("-od", "--output", type=Path, default=Path(), metavar="DIR", help="(default: here)")
     move.add_argument("-aem", "--aem", required=True, metavar="AETITLE", help="who shall receive; the peer knows where")
     send.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="DICOM files, or folders of them")
-
-
-def add_aet(parser: argparse.ArgumentParser) -> None:
-    """Add our own AE title."""
-    parser.add_argument("-aet", "--aet", default="IOPFL", metavar="AETITLE", help="our own AE title (default: IOPFL)")
-
-
-def add_tls(parser: argparse.ArgumentParser) -> None:
-    """Add what TLS needs."""
-    parser.add_argument("--tls-ca", type=Path, metavar="PEM", help="certificates that the peer's must lead to: use TLS")
-    parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="certificate of our own")
-    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="key of our certificate")
-
-
-def add_timeouts(parser: argparse.ArgumentParser) -> None:
-    """Add how long to wait, by the names that pynetdicom's programs have."""
-    parser.add_argument(
-        "-ta", "--acse-timeout", type=float, default=30, metavar="S", help="association (default: 30 s)"
-    )
-    parser.add_argument("-td", "--dimse-timeout", type=float, default=60, metavar="S", help="an answer (default: 60 s)")
-    parser.add_argument("-tn", "--network-timeout", type=float, default=60, metavar="S", help="silence (default: 60 s)")
-
-
-def build_tls(arguments: Any, name: str = "") -> TLS | None:
-    """TLS as asked for.
-
-    Raises:
-        ConfigError: a certificate or key without the authority that says whom to trust.
-    """
-    from iopfl.dicomio.peers import TLS
-
-    if arguments.tls_ca is None:
-        if arguments.tls_cert or arguments.tls_key:
-            raise ConfigError("TLS needs --tls-ca too, the certificates that peers' must lead to")
-        return None
-    return TLS(arguments.tls_ca, arguments.tls_cert, arguments.tls_key, name)
-
-
-def build_timeouts(arguments: Any) -> Timeouts:
-    """Timeouts as asked for."""
-    from iopfl.dicomio.peers import Timeouts
-
-    given = (arguments.acse_timeout, arguments.dimse_timeout, arguments.network_timeout)
-    if min(given) <= 0:
-        raise ConfigError(f"timeouts: expected seconds above 0, given {min(given):g}")
-    return Timeouts(acse=given[0], dimse=given[1], network=given[2])
-
-
-def print_table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> None:
-    """Print rows below a header, in columns; what came from others moves no cursor."""
-    lines = [list(header), *([_show(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _show(cell: object) -> str:
-    text = "" if cell is None else str(cell)
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_CELL]) or "-"
 
 
 def _add_peer(parser: argparse.ArgumentParser) -> None:
@@ -139,8 +76,8 @@ def _add_rules(actions: Any, add: Add) -> None:
 
 def _check_rules(arguments: Any) -> None:
     from iopfl.dicomio.refusals import find_refusal
-    from iopfl.dicomio.rules import Facts, read_rules
-    from iopfl.dicomio.scu import list_instances
+    from iopfl.dimse.rules import Facts, read_rules
+    from iopfl.dimse.scu import list_instances
 
     rules = read_rules(arguments.rules)
     if arguments.series is None:
@@ -166,7 +103,7 @@ def _check_rules(arguments: Any) -> None:
 
 
 def _echo(arguments: Any) -> None:
-    from iopfl.dicomio.scu import echo
+    from iopfl.dimse.scu import echo
 
     caller = _caller(arguments)
     seconds = echo(caller)
@@ -177,7 +114,7 @@ def _echo(arguments: Any) -> None:
 
 
 def _find(arguments: Any) -> None:
-    from iopfl.dicomio.scu import build_query, find
+    from iopfl.dimse.scu import build_query, find
 
     query = build_query(arguments.keys)
     found = list(find(_caller(arguments), query, patient_root=arguments.patient_root))
@@ -191,7 +128,7 @@ def _find(arguments: Any) -> None:
 
 
 def _get(arguments: Any) -> None:
-    from iopfl.dicomio.scu import build_query, get
+    from iopfl.dimse.scu import build_query, get
 
     query = build_query(arguments.keys)
     result = get(_caller(arguments), query, arguments.output, patient_root=arguments.patient_root)
@@ -199,8 +136,8 @@ def _get(arguments: Any) -> None:
 
 
 def _move(arguments: Any) -> None:
-    from iopfl.dicomio.peers import check_ae_title
-    from iopfl.dicomio.scu import build_query, move
+    from iopfl.dimse.peers import check_ae_title
+    from iopfl.dimse.scu import build_query, move
 
     query, target = build_query(arguments.keys), check_ae_title(arguments.aem)
     result = move(_caller(arguments), query, target, patient_root=arguments.patient_root)
@@ -219,7 +156,7 @@ def _report(arguments: Any, result: Retrieval, what: str) -> None:
 def _send(arguments: Any) -> None:
     from tqdm import tqdm
 
-    from iopfl.dicomio.scu import list_instances, send
+    from iopfl.dimse.scu import list_instances, send
 
     instances = list_instances(arguments.paths)
     taken = transcoded = 0
@@ -244,8 +181,8 @@ def _send(arguments: Any) -> None:
 
 
 def _caller(arguments: Any) -> Caller:
-    from iopfl.dicomio.peers import Peer
-    from iopfl.dicomio.scu import Caller
+    from iopfl.dimse.peers import Peer
+    from iopfl.dimse.scu import Caller
 
     peer = Peer(arguments.aec, arguments.host, arguments.port, build_tls(arguments, arguments.tls_name))
     return Caller(peer, arguments.aet, build_timeouts(arguments))

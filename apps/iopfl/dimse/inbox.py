@@ -25,7 +25,7 @@ from tempfile import NamedTemporaryFile
 
 from iopfl.core.errors import SeriesError
 from iopfl.core.private_files import sync_folder
-from iopfl.dicomio.queue import FINISHED, Job, Queue, State
+from iopfl.dimse.queue import FINISHED, Job, Queue, State
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import JPEGLosslessSV1, RLELossless
 
-from dicomio.nodes import HERE, make_certificates, make_slices, read_all, run_dcmtk, running_scp
 from dicomio.phantoms import write
-from iopfl.dicomio.peers import TLS, Peer
-from iopfl.dicomio.query import QueryRetrieve
+from dimse.nodes import HERE, make_certificates, make_slices, read_all, run_dcmtk, running_scp
+from iopfl.dimse.peers import TLS, Peer
+from iopfl.dimse.query import QueryRetrieve
 from orthanc import free_port
 
 

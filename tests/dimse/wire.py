@@ -25,7 +25,7 @@ from pynetdicom.pdu_primitives import (
 )
 from pynetdicom.sop_class import MRImageStorage, StudyRootQueryRetrieveInformationModelFind, Verification
 
-from dicomio.nodes import HERE
+from dimse.nodes import HERE
 
 SOP_CLASSES = (Verification, MRImageStorage, StudyRootQueryRetrieveInformationModelFind)
 MAX_LENGTH = 16382

@@ -24,11 +24,11 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import MRImageStorage, StorageCommitmentPushModel, Verification
 
 from dicomio.phantoms import build_slices, need_program
-from iopfl.dicomio.inbox import Inbox
-from iopfl.dicomio.peers import Peer, Timeouts
-from iopfl.dicomio.queue import Queue
-from iopfl.dicomio.scp import SCPSettings, StorageSCP
-from iopfl.dicomio.sockets import Requestor
+from iopfl.dimse.inbox import Inbox
+from iopfl.dimse.peers import Peer, Timeouts
+from iopfl.dimse.queue import Queue
+from iopfl.dimse.scp import SCPSettings, StorageSCP
+from iopfl.dimse.sockets import Requestor
 
 HERE = "127.0.0.1"
 SECONDS = 20.0

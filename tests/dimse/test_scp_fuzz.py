@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dicomio.fuzzing import fuzz
+from dimse.fuzzing import fuzz
 
 
 def test_the_scp_outlives_whatever_comes(tmp_path, caplog):

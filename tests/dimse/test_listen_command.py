@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from app.site import GLAND, SPOT, make_site_bank
-from dicomio.nodes import make_slices
 from dicomio.phantoms import build_photograph, write
+from dimse.nodes import make_slices
 from iopfl.cli import main
-from iopfl.cli_listen import build_answer
+from iopfl.cli.listen import build_answer
 from iopfl.core.errors import CancelledError
 from iopfl.core.task import Adaptation
 from iopfl.dicomio.segmentation import build_segmentation, read_segmentation

@@ -24,10 +24,10 @@ from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from iopfl.core.errors import ConfigError, SeriesError
-from iopfl.dicomio.inbox import Inbox, InboxFullError, Instance
-from iopfl.dicomio.peers import TLS, Timeouts, check_ae_title, printable
 from iopfl.dicomio.showing import show_uid
-from iopfl.dicomio.sockets import MAX_PDU, TunedAE, TunedServer
+from iopfl.dimse.inbox import Inbox, InboxFullError, Instance
+from iopfl.dimse.peers import TLS, Timeouts, check_ae_title, printable
+from iopfl.dimse.sockets import MAX_PDU, TunedAE, TunedServer
 
 logger = logging.getLogger(__name__)
 

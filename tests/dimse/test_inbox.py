@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from iopfl.core.errors import SeriesError
-from iopfl.dicomio import inbox as inboxes
-from iopfl.dicomio.inbox import Inbox, InboxFullError, Instance, Outcome, check_uid
-from iopfl.dicomio.queue import Job, Queue, State, list_jobs
+from iopfl.dimse import inbox as inboxes
+from iopfl.dimse.inbox import Inbox, InboxFullError, Instance, Outcome, check_uid
+from iopfl.dimse.queue import Job, Queue, State, list_jobs
 
 SERIES, STUDY = "1.2.3", "1.2"
 QUIET, NOT_YET = 0.0, 60.0

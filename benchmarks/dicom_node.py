@@ -1,8 +1,8 @@
 """What receiving, segmenting and sending DICOM costs: instances a second on loopback, and a series from end to end.
 
-    python benchmarks/dimse.py rates     C-STORE by DCMTK's storescu, a plain pynetdicom sender and ours, to our
+    python benchmarks/dicom_node.py rates     C-STORE by DCMTK's storescu, a plain pynetdicom sender and ours, to our
                                          listener and to Orthanc; C-GET from Orthanc
-    python benchmarks/dimse.py series    from the first C-STORE to the segmentation at the PACS, step by step
+    python benchmarks/dicom_node.py series    from the first C-STORE to the segmentation at the PACS, step by step
 
 Our listener is `iopfl dicom listen` in a process of its own. Without Orthanc its rows are left out, and a plain
 pynetdicom peer takes the segmentation; without DCMTK its row is. Each figure is the median of several runs, with the
@@ -37,11 +37,11 @@ from pydicom import Dataset, dcmread  # noqa: E402
 from pynetdicom import AE  # noqa: E402
 
 from app.site import GLAND, make_site_bank  # noqa: E402
-from dicomio.nodes import HERE, make_slices, storage_peer  # noqa: E402
+from dimse.nodes import HERE, make_slices, storage_peer  # noqa: E402
 from iopfl.core.task import read_task  # noqa: E402
-from iopfl.dicomio.peers import Peer  # noqa: E402
-from iopfl.dicomio.queue import Job, State, list_jobs  # noqa: E402
-from iopfl.dicomio.scu import Caller, build_query, get, list_instances, send  # noqa: E402
+from iopfl.dimse.peers import Peer  # noqa: E402
+from iopfl.dimse.queue import Job, State, list_jobs  # noqa: E402
+from iopfl.dimse.scu import Caller, build_query, get, list_instances, send  # noqa: E402
 from label_server import start_process, stop_process, wait_until  # noqa: E402
 from orthanc import free_port, running_orthanc  # noqa: E402
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from iopfl.core.errors import ConfigError
 from iopfl.core.locks import try_hold
-from iopfl.dicomio.inbox import Inbox, check_uid
-from iopfl.dicomio.outbox import Outbox
-from iopfl.dicomio.queue import FINISHED, Job, Queue, State, list_jobs
+from iopfl.dimse.inbox import Inbox, check_uid
+from iopfl.dimse.outbox import Outbox
+from iopfl.dimse.queue import FINISHED, Job, Queue, State, list_jobs
 
 logger = logging.getLogger(__name__)
 

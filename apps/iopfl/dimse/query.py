@@ -29,9 +29,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from iopfl.dicomio.inbox import Inbox
-from iopfl.dicomio.peers import Peer, printable
-from iopfl.dicomio.scp import Record, describe_peer, record_nothing
+from iopfl.dimse.inbox import Inbox
+from iopfl.dimse.peers import Peer, printable
+from iopfl.dimse.scp import Record, describe_peer, record_nothing
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The command `iopfl`: each command calls one function of the package.
+"""The commands of `iopfl`, and those that are one action; each calls one function of the package.
 
 Results on stdout, logs and progress on stderr; exit status 2 and one plain line on bad input.
 """
@@ -190,30 +190,30 @@ def _add_bank(commands: Any) -> None:
     example = "iopfl bank show bank/"
     parser = _add(commands, "bank", lambda _: None, text, example)
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    from iopfl import cli_bank
+    from iopfl.cli.bank import add_actions
 
-    cli_bank.add_actions(lambda name, run, text, example: _add(actions, name, run, text, example), _add_keys)
+    add_actions(lambda name, run, text, example: _add(actions, name, run, text, example), _add_keys)
 
 
 def _add_dicom(commands: Any) -> None:
-    from iopfl import cli_dicom
+    from iopfl.cli.dicom import add_actions
 
     text = "Receive, segment and send DICOM, and ask other DICOM nodes (DIMSE)."
     parser = _add(commands, "dicom", lambda _: None, text, "iopfl dicom echo pacs.hospital 104 -aec ORTHANC")
-    cli_dicom.add_actions(parser.add_subparsers(required=True, metavar="ACTION"), _add, _add_keys)
+    add_actions(parser.add_subparsers(required=True, metavar="ACTION"), _add, _add_keys)
 
 
 def _add_users(commands: Any) -> None:
-    from iopfl import cli_users
+    from iopfl.cli.users import add_audit_actions, add_user_actions
 
     text = "Add, list and remove who may sign in, and make tokens for programs."
     parser = _add(commands, "users", lambda _: None, text, "iopfl users add anna --role annotator")
     users = parser.add_subparsers(required=True, metavar="ACTION")
-    cli_users.add_user_actions(lambda name, run, text, example: _add(users, name, run, text, example))
+    add_user_actions(lambda name, run, text, example: _add(users, name, run, text, example))
     text = "Show who did what at a label server, and check that the record was not altered."
     parser = _add(commands, "audit", lambda _: None, text, "iopfl audit show --user anna")
     audit = parser.add_subparsers(required=True, metavar="ACTION")
-    cli_users.add_audit_actions(lambda name, run, text, example: _add(audit, name, run, text, example))
+    add_audit_actions(lambda name, run, text, example: _add(audit, name, run, text, example))
 
 
 def _add_datasets(commands: Any) -> None:
@@ -310,7 +310,3 @@ def _open_predictor(arguments: Any) -> Any:
     task = read_task(arguments.task) if arguments.task else None
     bank = ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))
     return Predictor(bank, site=arguments.site, task=task, device=check_device(arguments.device))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

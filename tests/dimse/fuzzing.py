@@ -12,9 +12,9 @@ from pathlib import Path
 from pynetdicom.dsutils import encode
 
 from dicomio.mutations import mutate
-from dicomio.nodes import eventually, make_slices, plain_association, quick_timeouts, running_scp, send_plainly
-from dicomio.wire import Sender, association_request, converse, damage_conversation, other_messages, store_request
-from iopfl.dicomio.query import QueryRetrieve
+from dimse.nodes import eventually, make_slices, plain_association, quick_timeouts, running_scp, send_plainly
+from dimse.wire import Sender, association_request, converse, damage_conversation, other_messages, store_request
+from iopfl.dimse.query import QueryRetrieve
 
 STATUSES = {0x0000, 0x0122, 0xA700, 0xA900, 0xC000}
 PATIENT = re.compile("ller|P-1|19600203")

@@ -24,7 +24,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import CTImageStorage, MRImageStorage, Verification
 
-from dicomio.nodes import (
+from dimse.nodes import (
     HERE,
     eventually,
     make_certificates,
@@ -35,10 +35,10 @@ from dicomio.nodes import (
     send_plainly,
 )
 from iopfl.core.errors import AssociationError, ConfigError
-from iopfl.dicomio import sockets
-from iopfl.dicomio.peers import TLS, Peer
-from iopfl.dicomio.scp import STORED, TRANSFER_SYNTAXES, SCPSettings, StorageSCP
-from iopfl.dicomio.scu import Caller, echo
+from iopfl.dimse import sockets
+from iopfl.dimse.peers import TLS, Peer
+from iopfl.dimse.scp import STORED, TRANSFER_SYNTAXES, SCPSettings, StorageSCP
+from iopfl.dimse.scu import Caller, echo
 from label_server import start_process, stop_process, wait_until
 
 REJECTED_FOR_GOOD, REJECTED_FOR_NOW = 1, 2
@@ -219,9 +219,9 @@ def test_what_does_not_fit_into_the_inbox_is_out_of_resources(tmp_path, lines):
 _SMALL_DISK = """
 import resource, signal, sys, time
 from pathlib import Path
-from iopfl.dicomio.inbox import Inbox
-from iopfl.dicomio.queue import Queue
-from iopfl.dicomio.scp import SCPSettings, StorageSCP
+from iopfl.dimse.inbox import Inbox
+from iopfl.dimse.queue import Queue
+from iopfl.dimse.scp import SCPSettings, StorageSCP
 folder = Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))

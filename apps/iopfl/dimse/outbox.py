@@ -18,8 +18,8 @@ from pynetdicom.presentation import build_context
 
 from iopfl.core.errors import AssociationError, PACSAwayError, PACSError
 from iopfl.core.private_files import write_private
-from iopfl.dicomio.peers import Peer, Timeouts, associated
-from iopfl.dicomio.rules import Destination, Stow
+from iopfl.dimse.peers import Peer, Timeouts, associated
+from iopfl.dimse.rules import Destination, Stow
 
 _SUFFIX = ".dcm"
 _STOW_SECONDS = (10.0, 120.0)  # to connect, to answer

@@ -15,7 +15,8 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import CTImageStorage, MRImageStorage, StudyRootQueryRetrieveInformationModelGet
 
-from dicomio.nodes import (
+from dicomio.phantoms import build_photograph, write
+from dimse.nodes import (
     HERE,
     make_certificates,
     make_slices,
@@ -25,12 +26,11 @@ from dicomio.nodes import (
     send_plainly,
     storage_peer,
 )
-from dicomio.phantoms import build_photograph, write
 from iopfl.cli import main
 from iopfl.core.errors import AssociationError, ConfigError, SeriesError
-from iopfl.dicomio.peers import Peer
-from iopfl.dicomio.query import QueryRetrieve
-from iopfl.dicomio.scu import Caller, build_query, echo, find, get, list_instances, move, send
+from iopfl.dimse.peers import Peer
+from iopfl.dimse.query import QueryRetrieve
+from iopfl.dimse.scu import Caller, build_query, echo, find, get, list_instances, move, send
 from orthanc import free_port
 
 

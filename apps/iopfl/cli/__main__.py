@@ -1,0 +1,7 @@
+"""`python -m iopfl.cli`."""
+
+import sys
+
+from iopfl.cli.commands import main
+
+sys.exit(main())
