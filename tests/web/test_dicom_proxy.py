@@ -6,10 +6,12 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -23,6 +25,9 @@ compat.apply_early()  # before MONAI Label is imported
 from monailabel.config import settings  # noqa: E402
 
 from dicomio.phantoms import build_slices, series_uid, volume, write  # noqa: E402
+from iopfl.access.gate import install  # noqa: E402
+from iopfl.access.identity import Access  # noqa: E402
+from iopfl.access.settings import AccessSettings  # noqa: E402
 from iopfl.web import dicom_proxy  # noqa: E402
 from label_server import wait_until  # noqa: E402
 from orthanc import running_orthanc  # noqa: E402
@@ -32,10 +37,11 @@ SECONDS = 20
 
 
 @contextmanager
-def running_proxy() -> Iterator[str]:
-    """The proxy alone in a server of its own; gives its address."""
+def running_proxy(change: Callable[[FastAPI], None] = lambda app: None) -> Iterator[str]:
+    """The proxy alone in a server of its own, or with what `change` puts in front; gives its address."""
     app = FastAPI()
     app.include_router(dicom_proxy.router)
+    change(app)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
@@ -282,6 +288,33 @@ def test_a_trickle_ends(proxy, point_at, monkeypatch):
         with pytest.raises((requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
             _ = get(f"{proxy}/wado/{SERIES}").content
         ended.set()
+
+
+def test_who_does_not_wait_for_the_answer_keeps_no_connection_to_the_pacs(point_at, monkeypatch, tmp_path):
+    """OHIF drops what it asked for when somebody closes the series; that it was opened is recorded all the same."""
+    monkeypatch.setattr(dicom_proxy, "_MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT", 2)
+    asked, may_answer = threading.Semaphore(0), threading.Event()
+
+    def behave(handler: _Faulty) -> None:
+        asked.release()
+        may_answer.wait(SECONDS)
+        handler.begin(4)
+        handler.wfile.write(b"done")
+
+    access = Access(AccessSettings(mode="off", state=tmp_path))
+    with misbehaving(behave) as url, running_proxy(lambda app: install(app, access)) as proxy:
+        point_at(url)
+        address = urlsplit(proxy)
+        for _ in range(4):
+            may_answer.clear()
+            with socket.create_connection((address.hostname, address.port)) as person:
+                person.sendall(f"GET {address.path}/wado/{SERIES}/metadata HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+                assert asked.acquire(timeout=SECONDS)
+            time.sleep(0.1)  # the server has seen that nobody is there
+            may_answer.set()
+            time.sleep(0.1)
+        assert get(f"{proxy}/wado/{SERIES}/metadata").content == b"done"
 
 
 def test_an_address_on_the_border_of_two_pieces_is_replaced(proxy, point_at):

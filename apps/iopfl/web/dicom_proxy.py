@@ -19,6 +19,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import Response, StreamingResponse
 from monailabel.config import settings
 from monailabel.interfaces.utils.app import app_instance
+from starlette.types import Receive, Scope, Send
 
 from iopfl.access.roles import for_annotator, for_user
 from iopfl.lib.pacs import PACSAccess
@@ -110,7 +111,21 @@ async def _pass_on(request: Request, prefix: str | None, path: str) -> Response:
     if "json" in answer.headers.get("content-type", ""):
         kept.pop("content-length", None)
         body = _replace(body, root.encode(), b"/proxy/dicom/wado")
-    return StreamingResponse(body, answer.status_code, kept)
+    return _Passed(answer, body, kept)
+
+
+class _Passed(StreamingResponse):
+    """An answer of the PACS; its connection is given back however it ends, also before a first piece was asked for."""
+
+    def __init__(self, answer: httpx.Response, body: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+        super().__init__(body, answer.status_code, headers)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._answer.aclose()
 
 
 def _find_access() -> PACSAccess:
@@ -160,8 +175,6 @@ async def _stream(answer: httpx.Response, deadline: float) -> AsyncIterator[byte
     except httpx.HTTPError as error:
         logger.warning("an answer of the PACS broke off: %s", type(error).__name__)
         raise
-    finally:
-        await answer.aclose()
 
 
 async def _replace(pieces: AsyncIterator[bytes], old: bytes, new: bytes) -> AsyncIterator[bytes]:
