@@ -173,7 +173,7 @@ def _choose_access(settings: ServerSettings) -> AccessSettings:
         monailabel.MONAI_LABEL_AUTH_REALM_URI = settings.oidc_issuer.rstrip("/")
     if settings.oidc_client:
         monailabel.MONAI_LABEL_AUTH_CLIENT_ID = settings.oidc_client
-    check_certificate(settings.ssl_certfile)
+    check_certificate(settings.ssl_certfile, settings.ssl_keyfile)
     state = settings.state.resolve()
     mode = choose_mode(settings.auth, settings.host, state)
     is_open = mode == "off" and not settings.ssl_certfile

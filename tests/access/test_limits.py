@@ -245,5 +245,5 @@ def test_a_certificate_that_is_none_is_said_plainly(tmp_path):
         if content:
             file.write_bytes(content)
         with pytest.raises(ConfigError, match="expected a certificate in PEM"):
-            check_certificate(file)
-    check_certificate(None)
+            check_certificate(file, None)
+    check_certificate(None, None)

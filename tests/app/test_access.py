@@ -21,7 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from iopfl import compat, server
 from iopfl.access.audit import AuditLog
+from iopfl.access.settings import check_certificate
 from iopfl.access.users import Users
+from iopfl.core.errors import ConfigError
 from label_server import PACKAGES, running_server, start_process
 
 from .site import APP, SPOT, conf_of, make_site_bank, write_picture
@@ -299,6 +301,23 @@ def test_over_https_the_cookie_never_travels_in_the_clear(home, conf, tmp_path, 
         assert running.get("/info/", headers={"Cookie": cookie}).ok
         elsewhere = {"Cookie": cookie, "Host": "label.hospital.example"}
         assert running.get("/info/", headers=elsewhere).ok, "behind a proxy, by whatever name"
+
+
+def test_a_key_that_is_not_the_certificates_is_said_plainly(tmp_path):
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+    certificate, key = make_certificate(tmp_path / "own", "label.hospital.example")
+    other = make_certificate(tmp_path / "other", "label.hospital.example")[1]
+    locked = tmp_path / "locked.pem"
+    secret = serialization.load_pem_private_key(key.read_bytes(), None)
+    encoding = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8)
+    locked.write_bytes(secret.private_bytes(*encoding, serialization.BestAvailableEncryption(b"words")))
+    check_certificate(certificate, key)
+    for wrong in (None, other, locked, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match="expected the certificate's own key"):
+            check_certificate(certificate, wrong)
+    with pytest.raises(ConfigError, match="--ssl-keyfile without --ssl-certfile"):
+        check_certificate(None, key)
 
 
 # ---- starting ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -83,18 +84,31 @@ def choose_mode(asked: str | None, host: str, state: Path) -> str:
     return mode
 
 
-def check_certificate(file: Path | None) -> None:
-    """Check that a file holds a certificate, if there is to be one.
+def check_certificate(certificate: Path | None, key: Path | None) -> None:
+    """Check that a server can show a certificate, if it is to have one.
+
+    Args:
+        certificate: PEM.
+        key: PEM, not encrypted: nobody is there to type its password; None = it is in the certificate's file.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it cannot.
     """
-    if file is None:
+    if certificate is None:
+        if key is not None:
+            raise ConfigError("--ssl-keyfile without --ssl-certfile: give both for HTTPS, or neither")
         return
     try:
-        x509.load_pem_x509_certificate(file.read_bytes())
+        x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--ssl-certfile {file}: expected a certificate in PEM, {error}") from error
+        raise ConfigError(f"--ssl-certfile {certificate}: expected a certificate in PEM, {error}") from error
+    try:
+        # An empty password where one is asked for, instead of a question at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except OSError as error:  # of which SSLError is one
+        raise ConfigError(
+            f"--ssl-keyfile {key or certificate}: expected the certificate's own key in PEM, not encrypted ({error})"
+        ) from error
 
 
 def read_secret(file: Path | None) -> str:
