@@ -104,7 +104,13 @@ def test_what_is_too_long_is_refused_before_it_is_read_or_while(client, handled,
     assert handled == ["a"]
 
 
-@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "application/ld+json", ""])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/json", "application/x-www-form-urlencoded", "application/ld+json", "",
+        "text/plain", "application/octet-stream", "multipart/form-data; boundary=x",
+    ],
+)  # fmt: skip
 def test_parameters_are_short(client, kind):
     refused = client.post("/train/spot", content=b"[" + b"0," * MB + b"0, 0]", headers={"Content-Type": kind})
     assert (refused.status_code, "at most 2 MB" in refused.json()["detail"]) == (413, True)

@@ -16,7 +16,9 @@ from iopfl.access.settings import AccessSettings
 
 MEGABYTE = 2**20
 _MAX_TEXT_MB = 2
-"""JSON and forms without files: parameters, and lists of ids, never images."""
+"""Parameters and lists of ids, never images. Their routes read them as a whole, whatever they call themselves."""
+_FILES = ("/datastore/", "/infer/", "/session/", "/proxy/dicom/stow/")
+"""Where images and labels come, in several parts: these are streamed to disk or to the PACS."""
 _LINGER_SECONDS = 5.0
 _OWN_LIMIT = "/iopfl/federations/"
 """Weights: these routes know how long theirs are."""
@@ -73,9 +75,8 @@ class Limits:
         """Most that a request may bring, in MB; None = its route says."""
         if path.startswith(_OWN_LIMIT):
             return None
-        kind = content_type.partition(";")[0].strip().lower()
-        is_text = kind == "application/x-www-form-urlencoded" or kind.endswith("json") or not kind
-        return _MAX_TEXT_MB if is_text else self._max_upload_mb
+        brings_files = path.startswith(_FILES) and content_type.lower().startswith("multipart/")
+        return self._max_upload_mb if brings_files else _MAX_TEXT_MB
 
     def _counting(self, receive: Receive, limit: int) -> Receive:
         """Read a body as long as it is short enough: who does not say how long it is may still be sending."""
