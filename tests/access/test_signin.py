@@ -251,6 +251,17 @@ def test_who_guesses_has_to_wait_and_others_do_not(tmp_path, users, browser):
     assert enter(make_browser(tmp_path, address="10.2.2.2")).status_code == 303
 
 
+def test_nobody_fills_the_disk_with_attempts_that_were_none(tmp_path, users, browser):
+    for _ in range(TRIES_OF_ONE + 10):
+        enter(browser, password="wrong")
+        browser.get("/iopfl/signin/callback?code=x&state=y")
+        browser.post("/auth/token", data={})
+    recorded = [
+        (entry.what, dict(entry.about)) for entry in Access(AccessSettings(mode="off", state=tmp_path)).log.entries()
+    ]
+    assert recorded == [("POST /iopfl/signin", {"status": "401", "user": "anna"})] * TRIES_OF_ONE
+
+
 def test_the_wait_ends_and_a_success_takes_the_tries_back():
     now = [0.0]
     throttle = Throttle(clock=lambda: now[0])

@@ -3,7 +3,7 @@
 Recorded are who, which route, which image or label (`access.audit` says how), the answer's status, and
 the SHA-256 of the file that came; where an account may not do something, that too. A request without
 a valid sign-in changed nothing and has no name to it: of those, attempts to sign in are recorded
-alone, which `web.throttle` bounds, so that nobody can fill the disk from outside.
+alone, as many as `access.throttle` admits, so that nobody can fill the disk from outside.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ class Auditing:
     def _record(self, scope: Scope, status: int, digest: str) -> None:
         who = scope["user"].username if "user" in scope else ""
         signing_in = (scope["method"], find_path(scope)) in _SIGNING_IN
-        if self._access.mode != "off" and not who and not signing_in:
+        # An attempt to sign in has been named by its route; what that refused before was none.
+        is_known = who or (ABOUT in scope if signing_in else self._access.mode == "off")
+        if not is_known:
             return
         about = {} if signing_in else _describe(Request(scope), status)
         about |= {"status": str(status), **scope.get(ABOUT, {})}

@@ -1,7 +1,7 @@
 """The one way in: with authentication on, nothing answers before it is known who asks.
 
 Every route is closed unless `PUBLIC` names it, whoever wrote it: MONAI Label, OHIF's files, or we.
-Roles are checked once more by the routes themselves (`web.access`).
+Roles are checked once more by the routes themselves (`access.roles`).
 """
 
 from __future__ import annotations
