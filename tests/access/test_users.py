@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -93,6 +94,17 @@ def test_a_file_of_another_kind_is_said_plainly(tmp_path, content):
     (tmp_path / USERS_FILE).write_bytes(content.encode("latin-1"))
     with pytest.raises(ConfigError, match="bring it back from a backup"):
         Users(tmp_path).all()
+
+
+def test_a_file_of_another_account_is_said_plainly(users, monkeypatch):
+    """As `sudo iopfl users add` leaves it for a server that runs under an account of its own."""
+
+    def refuse(self, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ConfigError, match="cannot be read .Permission denied.: run iopfl users as the account"):
+        Users(users._file.parent).all()
 
 
 def test_changes_at_once_by_threads_and_processes_are_all_kept(users, tmp_path):

@@ -213,6 +213,11 @@ class Users:
                 self._seen = seen
         except FileNotFoundError:
             self._accounts, self._seen = {}, None
+        except OSError as error:
+            raise ConfigError(
+                f"{self._file} cannot be read ({error.strerror}): "
+                "run iopfl users as the account that the server runs under, and give the file to that account"
+            ) from error
         return self._accounts
 
 
