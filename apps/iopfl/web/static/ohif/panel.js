@@ -9,10 +9,10 @@ import { watchTools } from './drawing.js';
 import { findLabelmap, show } from './labelmaps.js';
 import { readNrrd } from './nrrd.js';
 import { openInPlace } from './segs.js';
-import { explain, getJson, Refused, request } from './server.js';
+import { explain, getJson, Refused } from './server.js';
 import { attempt, state, update } from './state.js';
 import { loadHistory } from './submit.js';
-import { followTraining, withBars } from './training.js';
+import { followTraining, orderTraining, withBars } from './training.js';
 import { findUser, whoami } from './user.js';
 import { awaitImages, findDisplaySet, hasImages } from './viewports.js';
 import './card.js';
@@ -167,6 +167,8 @@ function repair(Shipped, services, element) {
       };
       client.run_train = (params) => attempt('Starting the training…', () => this.train(params ?? {}))
         .then((isStarted) => ({ status: isStarted ? 200 : 0 }));
+      client.stop_train = () => attempt('Stopping the training…', () => orderTraining('DELETE', '/train/'))
+        .then((isStopped) => ({ status: isStopped ? 200 : 0 }));
       return client;
     }
 
@@ -186,7 +188,7 @@ function repair(Shipped, services, element) {
     async train(params) {
       const { name } = state.labelmap?.task ?? state.tasks[0];
       const body = new Blob([JSON.stringify(params[name] ?? {})], { type: 'application/json' });
-      await request('POST', `/train/${name}`, { body });
+      await orderTraining('POST', `/train/${name}`, { body });
       followTraining(this, {});
       return true;
     }

@@ -1,6 +1,6 @@
 // A training that runs: how far it is, for the card and for the shipped panel's bars, until it ends.
 
-import { getJson } from './server.js';
+import { getJson, Refused, request } from './server.js';
 import { state, update } from './state.js';
 
 const SECONDS = 2;
@@ -35,6 +35,16 @@ function describe(task) {
 export function withBars(info, isRunning) {
   const stats = Object.entries(info.train_stats ?? {}).map(([name, { total_time: seconds, ...others }]) => [name, isRunning ? others : { ...others, total_time: seconds || '0' }]);
   return { ...info, train_stats: Object.fromEntries(stats) };
+}
+
+/** Start or stop a training; whoever may not is told who may. */
+export async function orderTraining(method, path, options) {
+  try {
+    return await request(method, path, options);
+  } catch (problem) {
+    if (problem.status !== 403) throw problem;
+    throw new Refused('Only an administrator of this server may start or stop a training: ask one. What you submit is kept for it.', problem.status);
+  }
 }
 
 export async function followTraining(panel, { onlyIfRunning = false }) {
