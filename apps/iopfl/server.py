@@ -50,7 +50,6 @@ def build_app(access: AccessSettings | None = None) -> FastAPI:
     # MONAI Label prints its allowed origins, which are not those that `compat.cors` leaves.
     with contextlib.redirect_stdout(None):
         compat.apply_all()
-    from fastapi.responses import RedirectResponse
     from monailabel.app import app
 
     from iopfl.access.gate import install
@@ -61,11 +60,6 @@ def build_app(access: AccessSettings | None = None) -> FastAPI:
     app.include_router(router)
     install(app, Access(access))
     compat.background_processes.stay_ready_after(lambda request: ROUND_KEY in request)
-
-    # Comes after the router: only where that has no page of its own here.
-    @app.get("/", include_in_schema=False)
-    def start_page() -> RedirectResponse:
-        return RedirectResponse("docs")
 
     return app
 

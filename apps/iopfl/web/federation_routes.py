@@ -16,11 +16,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
-from monailabel.config import settings
-from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.utils.app import app_instance
 
-from iopfl.access.roles import for_federation
+from iopfl.access.roles import for_federation, for_user
 from iopfl.core.bank_exchange import SUFFIX, export_bank, import_bank
 from iopfl.core.digest import content_digest, digest_header
 from iopfl.core.networks import build_network
@@ -36,7 +34,7 @@ _MAX_EXPERTS = 1000
 _CHUNK = 2**20
 
 router = APIRouter(prefix="/iopfl/federations", tags=["federation"], dependencies=[Depends(for_federation)])
-banks = APIRouter(tags=["federation"], dependencies=[Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))])
+banks = APIRouter(tags=["federation"], dependencies=[Depends(for_user)])
 give_way_to_clinicians()
 
 

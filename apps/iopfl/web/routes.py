@@ -17,12 +17,11 @@ import nibabel as nib
 import torch
 from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import FileResponse, JSONResponse, Response
-from monailabel.config import settings
-from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.utils.app import app_instance
 from torch import Tensor
 
+from iopfl.access.roles import for_user
 from iopfl.core.colors import label_colors
 from iopfl.core.errors import IOPFLError, PACSError, SeriesError
 from iopfl.core.metrics import region_dice
@@ -54,7 +53,7 @@ _DATA_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff
 answers = Answers()
 
 pages = APIRouter(include_in_schema=False)
-data = APIRouter(prefix="/iopfl", tags=["iopfl"], dependencies=[Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))])
+data = APIRouter(prefix="/iopfl", tags=["iopfl"], dependencies=[Depends(for_user)])
 
 
 @pages.get("/")
