@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except IOPFLError as error:
         print(f"fl-bridge: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that cannot be written to
+        print(f"fl-bridge: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("fl-bridge: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return _INTERRUPTED
