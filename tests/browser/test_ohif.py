@@ -243,7 +243,7 @@ def test_quality_in_words(clinic, page, quality, words):
     answer = {"model": "routed", "bank": "1-abc", "seconds": 1.0, "quality": quality}
     text = page.evaluate(
         """(answer) => import('/ohif/iopfl/answer.js').then(({ describeAnswer }) =>
-          describeAnswer(answer).map((element) => element.textContent).join(' '))""",
+          describeAnswer(answer, 0.5).map((element) => element.textContent).join(' '))""",
         answer,
     )
     assert words in text

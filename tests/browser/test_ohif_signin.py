@@ -52,7 +52,7 @@ def test_a_session_that_ends_costs_nobody_a_mask(clinic, guarded, browser):
 
     page.click("text=Active Learning")
     page.click("button:has-text('Update Model')")
-    page.wait_for_selector("iopfl-card .problem:has-text('Only an administrator of this server may start or stop a training')")
+    page.wait_for_selector("iopfl-card .problem:has-text('Only an administrator of this server may start')")
 
     draw(page)
     drawn = read_mask(page)

@@ -78,6 +78,7 @@ def status() -> Response:
             "description": task.description,
             "modality": task.modality,
             "labels": [{"name": label, "color": color} for label, color in label_colors(task).items()],
+            "evidence": task.adaptation.evidence,  # quality score below which the experts disagree
         }
         try:
             about["federations"] = FederationRounds(models, task).last()

@@ -66,7 +66,8 @@ function tell(problem) {
 async function start() {
   try {
     let me;
-    [status, { images }, me] = await Promise.all([loadJson("status"), loadJson("images"), loadJson("me")]);
+    const pacs = loadJson("labels").then(showPacs); // also where the images cannot be listed
+    [status, { images }, me] = await Promise.all([loadJson("status"), loadJson("images"), loadJson("me"), pacs]);
     find("who").hidden = !me.name;
     find("who").firstElementChild.textContent = me.name;
   } catch (problem) {
@@ -120,6 +121,22 @@ function describeRound(last) {
   const steps = last.progress?.steps ? `, step ${last.progress.step} of ${last.progress.steps}` : "";
   const what = last.kind === "share" ? "personalized model asked for" : `round ${last.round}`;
   return make("p", {}, make("small", {}, `Federation ${last.federation}, ${what}: ${last.reason ?? done[last.status] ?? last.status}${steps}`));
+}
+
+/** How it stands with the PACS, if this server works on one. */
+function showPacs({ pacs, left_out: leftOut, waiting }) {
+  if (!pacs) return;
+  const list = (summary, lines) => lines.length && make("details", {}, make("summary", {}, summary), make("ul", {}, ...lines.map((line) => make("li", {}, line))));
+  const parts = [
+    pacs.problem
+      ? make("div", { className: "problem" }, make("p", {}, "The PACS does not answer as it should. What is listed here is what it had last."), make("small", {}, pacs.problem))
+      : make("p", {}, "The PACS answers."),
+    list(`${plural(waiting.length, "submitted label")} not in the PACS yet: kept on this server, which offers them again until the PACS takes them`,
+      waiting.map(({ image, version }) => `Series ${image}, version ${version}`)),
+    list(`${leftOut.length} series left out: no images to segment`, leftOut.map(({ image, reason }) => `Series ${image}: ${reason}`)),
+  ];
+  find("pacs").append(...parts.filter(Boolean));
+  find("pacs").hidden = false;
 }
 
 function showControls() {
@@ -282,8 +299,12 @@ function showResult(answer) {
   const box = find("result");
   box.replaceChildren();
   if (params.quality != null) {
-    box.append(make("h2", {}, "Quality score"), make("p", { className: "big" }, params.quality.toFixed(2)),
-      make("p", {}, make("small", {}, "How well the experts agree on this image, 0 to 1. It needs no label; a low score asks for a closer look, a high one is no proof.")));
+    const { evidence } = status.tasks.find((task) => task.name === answer.task);
+    box.append(make("h2", {}, "Quality score"), make("p", { className: "big" }, params.quality.toFixed(2)));
+    if (params.quality < evidence) box.append(make("p", { className: "verdict" }, "The experts disagree on this image, so the global model alone answered: check this mask."));
+    box.append(
+      make("p", {}, make("small", {}, "How well the experts agree on this image, 0 to 1. It needs no label; a low score asks for a closer look, a high one is no proof.")),
+    );
   } else {
     box.append(make("h2", {}, "This answer"));
   }

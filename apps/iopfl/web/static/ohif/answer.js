@@ -2,8 +2,6 @@
 
 import { make, section } from './elements.js';
 
-const LOW = 0.5; // quality below which the experts tell nothing: Adaptation.evidence in core/task.py
-
 const KINDS = {
   routed: 'routed', global: 'the global model', personalized: "this site's personalized model",
   local: "this site's own training", average: 'the average of the bank',
@@ -11,9 +9,9 @@ const KINDS = {
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const small = (text) => make('p', {}, make('small', {}, text));
 
-function describeQuality(quality) {
+function describeQuality(quality, evidence) {
   if (quality == null) return small('No quality score: it takes a pass of every expert. Tick "quality" under Options / Configurations, or run the routed model.');
-  const isLow = quality < LOW;
+  const isLow = quality < evidence;
   return make('div', {},
     make('p', {}, make('span', { className: 'big' }, quality.toFixed(2)), ' quality score'),
     make('p', { className: isLow ? 'verdict is-low' : 'verdict' }, isLow ? 'The experts disagree: check this mask.' : 'The experts mostly agree. Look at every slice all the same.'),
@@ -35,10 +33,10 @@ function describeWeights(weights) {
   return section('Whose knowledge made this mask', make('ul', { className: 'bars' }, ...rows), small(`The mark is the uniform average, ${percent(even)}.`));
 }
 
-/** Elements that say where a mask comes from and how far to trust it. */
-export function describeAnswer(answer) {
+/** Elements that say where a mask comes from and how far to trust it; `evidence`: quality below which the experts disagree. */
+export function describeAnswer(answer, evidence) {
   if (!answer) return [small('No mask yet: choose a model above and run it, or draw one.')];
   const facts = [['Answered by', KINDS[answer.model] ?? answer.model], ['Bank version', answer.bank], ['From file to mask', `${answer.seconds.toFixed(1)} s`]];
   const list = make('dl', {}, ...facts.flatMap(([name, value]) => [make('dt', {}, name), make('dd', {}, value)]));
-  return [section('This mask', describeQuality(answer.quality), list), describeWeights(Object.entries(answer.routing_weights ?? {}))].filter(Boolean);
+  return [section('This mask', describeQuality(answer.quality, evidence), list), describeWeights(Object.entries(answer.routing_weights ?? {}))].filter(Boolean);
 }

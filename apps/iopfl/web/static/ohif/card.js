@@ -41,7 +41,7 @@ class Card extends HTMLElement {
     const { labelmap } = state;
     for (const part of [this.answer, this.tools.box, this.sending.box]) part.hidden = !labelmap;
     if (!labelmap) return;
-    if (this.answerOf !== labelmap || this.shownAnswer !== labelmap.answer) this.answer.replaceChildren(...describeAnswer(labelmap.answer));
+    if (this.answerOf !== labelmap || this.shownAnswer !== labelmap.answer) this.answer.replaceChildren(...describeAnswer(labelmap.answer, labelmap.task.evidence));
     Object.assign(this, { answerOf: labelmap, shownAnswer: labelmap.answer });
     this.showTools(labelmap);
     this.showSending(labelmap);

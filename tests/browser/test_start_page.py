@@ -1,0 +1,46 @@
+"""The start page in a real browser: what it says beside the mask."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dicomio.phantoms import series_uid
+
+PACS = "iopfl/labels"
+
+
+def answer_with(page, path, **changes):
+    """Let the server's answer at a path come with other values in it."""
+
+    def change(route) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, body=json.dumps({**response.json(), **changes}))
+
+    page.route(f"**/{path}", change)
+
+
+def test_how_it_stands_with_the_pacs(clinic, page):
+    page.goto(clinic.server.url)
+    page.wait_for_selector("#pacs:has-text('The PACS answers.')")
+    assert not page.is_visible("#pacs details")
+    pacs = {"problem": "the PACS at https://pacs.example does not answer a search: is it running?"}
+    left_out = [{"image": "1.2.3", "reason": "it is a secondary capture"}]
+    waiting = [{"image": "1.2.4", "version": 2}, {"image": "1.2.5", "version": 1}]
+    answer_with(page, PACS, pacs=pacs, left_out=left_out, waiting=waiting)
+    page.reload()
+    page.wait_for_selector("#pacs:has-text('What is listed here is what it had last.')")
+    text = page.text_content("#pacs")
+    assert "is it running?" in text and "Series 1.2.3: it is a secondary capture" in text
+    assert "2 submitted labels not in the PACS yet" in text and "Series 1.2.4, version 2" in text
+
+
+@pytest.mark.parametrize(("quality", "is_said"), [(0.49, True), (0.5, False)])
+def test_experts_that_disagree_are_said_in_words(clinic, page, quality, is_said):
+    image = {"task": "nodule", "image": series_uid("case5"), "model": "routed"}
+    found = clinic.server.get("/iopfl/answer", params=image).json()
+    answer_with(page, "iopfl/answer?*", params={**found["params"], "quality": quality})
+    page.goto(f"{clinic.server.url}/?task=nodule&image={image['image']}&model=routed&beside=")
+    page.wait_for_selector("#result .big")
+    assert page.is_visible("text=The experts disagree on this image") == is_said
