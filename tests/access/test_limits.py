@@ -162,13 +162,22 @@ def test_what_is_refused_or_fails_is_written_down_without_names_nobody_knows(cli
 
 def test_copies_that_are_taken_are_written_down_and_looking_at_lists_is_not(client, tmp_path):
     client.get("/datastore/image?image=a")
-    client.get("/proxy/dicom/wado/studies/1.2.3/series/1.2.3.4.5/metadata")
-    client.get("/proxy/dicom/wado/studies/1.2.3/series/1.2.3.4.5/instances/1.2.3.4.6/frames/1")
+    client.get("/proxy/dicom/wado/studies/1.2.3.4/series/1.2.3.4.5/metadata")
+    client.get("/proxy/dicom/wado/studies/1.2.3.4/series/1.2.3.4.5/instances/1.2.3.4.6/frames/1")
+    for whole in ("", "/series/1.2.3.4.5", "/series/1.2.3.4.5/instances/1.2.3.4.6"):
+        client.get(f"/proxy/dicom/wado/studies/1.2.3.4{whole}")
     client.get("/iopfl/health")
     client.get("/openapi.json")
-    assert [(entry.what, entry.about.get("series")) for entry in entries(tmp_path)] == [
-        ("GET /datastore/image", None),
-        ("GET /proxy/dicom/wado/{path:path}", "1.2.3.4.5"),
+    assert [entry.what for entry in entries(tmp_path)] == [
+        "GET /datastore/image",
+        *["GET /proxy/dicom/wado/{path:path}"] * 4,
+    ]
+    uids = [[entry.about.get(name) for name in ("study", "series", "instance")] for entry in entries(tmp_path)[1:]]
+    assert uids == [
+        ["1.2.3.4", "1.2.3.4.5", None],
+        ["1.2.3.4", None, None],
+        ["1.2.3.4", "1.2.3.4.5", None],
+        ["1.2.3.4", "1.2.3.4.5", "1.2.3.4.6"],
     ]
 
 

@@ -34,9 +34,14 @@ ABOUT = "iopfl.audit"
 
 TAKEN = re.compile(
     r"/datastore/(image|label|dataset)|/model/[^/]+|/iopfl/banks/.+|/iopfl/federations/.+/weights"
-    r"|/iopfl/labels/[^/]+/versions/[^/]+|/iopfl/answer|/proxy/dicom/.*/series/[^/]+/metadata"
+    r"|/iopfl/labels/[^/]+/versions/[^/]+|/iopfl/answer|/proxy/dicom/(qido|wado)/studies/.+/metadata"
+    r"|/proxy/dicom/wado/studies/[^/]+(/series/[^/]+(/instances/[^/]+)?)?"
 )
-"""Reading these takes something of a patient's or of the site's away; the last two open an image in a browser."""
+"""Reading these takes something of a patient's or of the site's away.
+
+A browser that opens an image asks for `/iopfl/answer` or for a series' metadata; that it then reads hundreds of
+frames is not recorded once more.
+"""
 
 _SIGNING_IN = {("POST", "/auth/token"), ("POST", "/iopfl/signin"), ("GET", "/iopfl/signin/callback")}
 _CHANGES = {"PUT", "POST", "DELETE", "PATCH"}
@@ -160,8 +165,10 @@ def _describe(request: Request, status: int) -> dict[str, str]:
         about["tag"] = asked["tag"] if asked["tag"] in _TAGS else "another"
     if status < 400:
         about |= {name: str(request.path_params[name]) for name in _AS_GIVEN if name in request.path_params}
-    series = re.search(r"/series/([0-9.]+)", str(asked.get("path", "")))
-    return about | {"series": series[1]} if series else about
+    for name, part in (("study", "studies"), ("series", "series"), ("instance", "instances")):
+        if found := re.search(rf"(?:^|/){part}/([0-9.]+)", str(asked.get("path", ""))):
+            about[name] = found[1]
+    return about
 
 
 class _Content:
