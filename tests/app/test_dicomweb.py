@@ -142,6 +142,18 @@ def test_what_is_no_image_is_left_out_with_the_reason(pacs, open_store, tmp_path
     until(lambda: series_uid("gap") in store.list_images(), "the series to be whole")
 
 
+def test_series_that_cannot_be_looked_at_keep_nobody_from_the_others(pacs, gateway, open_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("iopfl.lib.pacs_cache._CHECKED_AT_ONCE", 1)
+    store = open_store(gateway.url)
+    (broken, *_) = store._search(["MR"], {})  # is looked at first
+    gateway.refuses = lambda method, path: 404 if broken in path and path.endswith("/metadata") else 0
+    others = set(SERIES) - {broken}
+    until(lambda: store.list_images() and all(store._cache.facts(uid).checked for uid in others), "the other series")
+    assert store._cache.facts(broken).checked == 0
+    gateway.refuses = lambda method, path: 0
+    until(lambda: store.list_images() and store._cache.facts(broken).checked, "the series that failed")
+
+
 def test_without_the_pacs_what_is_here_is_still_served(gateway, open_store, tmp_path):
     store = open_store(gateway.url)
     path = store.get_image_uri(SERIES[0])

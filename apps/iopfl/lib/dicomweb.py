@@ -46,8 +46,6 @@ _GLANCE_SECONDS = 0.5
 _OLD_SECONDS = 60.0
 _START_SECONDS = 5.0
 """How long a server that starts waits for the PACS."""
-_CHECKED_AT_ONCE = 50
-"""New series that are looked at with each search; more wait for the next."""
 
 
 class PACSDatastore(VersionedDatastore):
@@ -199,7 +197,7 @@ class PACSDatastore(VersionedDatastore):
         found = self._search(self._modalities, self._filters)
         of_study = {keyword: value for keyword, value in self._filters.items() if keyword in OF_STUDY}
         segmentations = self._search(SEGMENTATIONS, of_study).values()
-        self._check_new(found.values())
+        self._cache.check_new(found.values())
         refused = {uid: reason for uid, series in found.items() if (reason := self._cache.refusal(series))}
         listed = {uid: series for uid, series in found.items() if uid not in refused}
         self._labels.update(segmentations, listed)
@@ -216,14 +214,6 @@ class PACSDatastore(VersionedDatastore):
         if len(found) >= _MAX_SERIES:
             logger.warning("more than %d series: narrow MONAI_LABEL_DICOMWEB_SEARCH_FILTER", _MAX_SERIES)
         return found
-
-    def _check_new(self, found: Iterable[FoundSeries]) -> None:
-        new = [series for series in found if self._cache.facts(series.uid).checked != series.instances]
-        for series in new[:_CHECKED_AT_ONCE]:
-            try:
-                self._cache.check(series)
-            except PACSError as error:
-                logger.warning("series %s is not looked at yet: %s", series.uid, error)
 
     def _index(self, listed: dict[str, FoundSeries]) -> None:
         """Make MONAI Label's index that of the PACS; labels with other tags, and what is known of images, stay."""

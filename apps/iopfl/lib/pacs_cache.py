@@ -36,6 +36,9 @@ _LEFT_ALONE_SECONDS = 600.0
 _HELD_SECONDS = 24 * 3600.0
 """How long a training may keep what it reads from being removed."""
 
+_CHECKED_AT_ONCE = 50
+"""New series that are looked at with each search; more wait for the next."""
+
 _EPOCH = 10**9
 
 
@@ -69,6 +72,7 @@ class SeriesCache:
         self._pacs = pacs
         self._limit = limit
         self._known: dict[str, tuple[int, Facts]] = {}
+        self._tried: dict[str, float] = {}
         self._holding = -1
         for name in ("dicom", "facts", "locks", "held"):
             (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -96,6 +100,18 @@ class SeriesCache:
         header = self._pacs.read_first_header(series)
         if header is not None:
             self._learn(series, refusal=find_refusal(header) or "")
+
+    def check_new(self, found: Iterable[FoundSeries]) -> None:
+        """Check some of the series that are new; those that were tried without success come after the others."""
+        new = [series for series in found if self.facts(series.uid).checked != series.instances]
+        new.sort(key=lambda series: self._tried.get(series.uid, 0.0))
+        self._tried = {series.uid: self._tried[series.uid] for series in new if series.uid in self._tried}
+        for series in new[:_CHECKED_AT_ONCE]:
+            self._tried[series.uid] = time.monotonic()
+            try:
+                self.check(series)
+            except PACSError as error:
+                logger.warning("series %s is not looked at yet: %s", series.uid, error)
 
     def image(self, series: FoundSeries) -> Path:
         """A series as NIfTI.
