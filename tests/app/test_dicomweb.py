@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,6 +106,28 @@ def test_what_comes_and_goes_is_seen_within_seconds(pacs, open_store, tmp_path):
     until(lambda: SERIES[1] not in store.list_images(), "the series to go")
     until(lambda: not path.exists(), "its image to go")
     assert store.get_image_uri(SERIES[1]) == ""
+
+
+def test_a_new_series_is_waited_for_where_a_search_is_slow(pacs, gateway, open_store, tmp_path, monkeypatch):
+    from fastapi import HTTPException
+
+    from iopfl.compat import unknown_names
+    from iopfl.lib import dicomweb
+
+    monkeypatch.setattr(dicomweb, "_GLANCE_SECONDS", 0.05)
+    monkeypatch.setattr(dicomweb, "_FRESH_SECONDS", 0.0)
+    store = open_store(gateway.url)
+    monkeypatch.setattr(unknown_names, "_app", lambda: SimpleNamespace(datastore=lambda: store))
+    until(lambda: store._list.age < 60 or store._list.refresh(wait=5), "a first list")
+    gateway.refuses = lambda *_: time.sleep(0.3) or 0
+    for check in (unknown_names._check_image, store.history):
+        name = check.__name__
+        until(lambda: store._list._thread is None and time.monotonic() > store._list._due, "a search to be due")
+        send(pacs, tmp_path, name)
+        check(series_uid(name))
+    until(lambda: store._list._thread is None and time.monotonic() > store._list._due, "a search to be due")
+    with pytest.raises(HTTPException, match="404"):
+        unknown_names._check_image("1.2.3")
 
 
 def test_a_series_that_grows_is_downloaded_again(pacs, open_store, tmp_path):

@@ -42,10 +42,3 @@ def guard(owner: Any, name: str, check: Callable[[dict[str, Any]], None]) -> Non
         return original(*args, **kwargs)
 
     setattr(owner, name, guarded)
-
-
-def datastore_is_local(datastore: Any) -> bool:
-    """Say whether a datastore is MONAI Label's own folder, whose index is always complete."""
-    from monailabel.datastore.local import LocalDatastore
-
-    return isinstance(datastore, LocalDatastore)

@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from fastapi import HTTPException
 from pydantic import ValidationError
 
-from iopfl.compat._patching import datastore_is_local, guard, once
+from iopfl.compat._patching import guard, once
 
 NAMES = ("image", "id", "label", "tag", "model", "method", "strategy", "session_id")
 """Arguments of endpoints that name something."""
@@ -207,12 +207,11 @@ def _check_images(images: Any) -> None:
 def _check_upload(upload: Any) -> None:
     """Check that an upload is an image: other types could replace the datastore's own files."""
     from monailabel.config import settings
-    from monailabel.interfaces.utils.app import app_instance
 
     name = Path(upload.filename or "").name
     check_name("file name", name)
     endings = tuple(p.removeprefix("*") for p in settings.MONAI_LABEL_DATASTORE_FILE_EXT)
-    if datastore_is_local(app_instance().datastore()) and not name.lower().endswith(endings):
+    if not name.lower().endswith(endings):
         _refuse(f"file name must end in one of {', '.join(endings)}, not {name!r}")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from iopfl.compat._patching import datastore_is_local, guard, once
+from iopfl.compat._patching import guard, once
 
 SHOWN = 10
 """Names that a message lists before it counts the rest."""
@@ -85,15 +85,16 @@ def _check_inference(arguments: dict[str, Any]) -> None:
         _check_image(arguments["image"])
     elif not getattr(arguments["file"], "filename", None):
         raise HTTPException(400, "nothing to infer on: give image=ID, session_id=ID, or upload a file")
-    if arguments["output"] == "dicom_seg" and datastore_is_local(_app().datastore()):
+    if arguments["output"] == "dicom_seg":
         raise HTTPException(400, "output=dicom_seg is not served: ask for output=image; what is submitted becomes SEG")
 
 
 def _check_image(image: str) -> None:
-    """Refuse an id that a folder's index does not hold. A PACS may have newer images than its listing."""
+    """Refuse an id that the datastore has not; of one that is not listed it may know more if it is asked for it."""
     store = _app().datastore()
-    if datastore_is_local(store):
-        _check_known("image", image, store.list_images())
+    listed = store.list_images()
+    if image not in listed and not store.get_image_info(image):
+        _check_known("image", image, listed)
 
 
 def _check_sum(check_sum: str | None) -> None:
@@ -104,9 +105,8 @@ def _check_sum(check_sum: str | None) -> None:
 
 def _check_label(label: str, tag: str) -> None:
     _check_image(label)
-    store = _app().datastore()
-    if datastore_is_local(store):
-        _check_known(f"label of image {label!r} with tag", tag, store.get_labels_by_image_id(label))
+    labels = _app().datastore().get_labels_by_image_id(label)
+    _check_known(f"label of image {label!r} with tag", tag, labels)
 
 
 def _check_session(session_id: str) -> None:

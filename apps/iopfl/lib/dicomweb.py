@@ -129,6 +129,15 @@ class PACSDatastore(VersionedDatastore):
         series = self._find(image_id)
         return str(self._cache.image(series)) if series else ""
 
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What is known of a series; for one that is not listed, the list is waited for.
+
+        Raises:
+            SeriesError: it is no image.
+        """
+        self._find(image_id)
+        return super().get_image_info(image_id)
+
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """Where a label lies; a final one is fetched if it is in the PACS alone."""
         if label_tag == FINAL and label_id in self._datastore.objects and not self._is_settled(label_id):

@@ -176,7 +176,9 @@ class VersionedDatastore(CheckedDatastore):
                     self.history(image)
 
     def _check_image(self, image_id: str) -> None:
-        if image_id not in self._datastore.objects and image_id not in self.list_images():
+        if image_id in self._datastore.objects or image_id in self.list_images():
+            return
+        if not self.get_image_info(image_id):
             raise ImageNotFoundException(f"no image {image_id!r} in the datastore")
 
     def _is_settled(self, image: str) -> bool:
