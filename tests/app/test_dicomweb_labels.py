@@ -11,9 +11,10 @@ import pytest
 
 from dicomio.phantoms import build_photograph, series_uid
 from dicomio.test_rtstruct import SQUARE, build_structure_set
-from iopfl.core.errors import PACSAwayError
+from iopfl.core.errors import PACSAwayError, SeriesError
 from iopfl.dicomio.segmentation import read_segmentation, segments_of
 from iopfl.dicomio.series import read_series
+from iopfl.lib.versions import LOG
 
 from .archive import (
     SERIES,
@@ -272,6 +273,28 @@ def test_a_label_whose_receipt_was_lost_is_not_stored_twice(pacs, gateway, open_
     until(lambda: again.get_labeled_images() and again._labels._known, "the segmentation to be seen")
     again.outbox.store(SERIES[0], 1)
     assert len(segmentations(pacs)) == 1 and len(again.history(SERIES[0]).versions) == 1
+
+
+def test_one_log_of_a_newer_iopfl_leaves_its_image_out_and_no_other(pacs, gateway, open_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("iopfl.lib.pacs_outbox._RETRY_SECONDS", 0.1)
+    store = open_store(gateway.url)
+    gateway.refuses = lambda method, path: 500 if method == "POST" else 0
+    for image in SERIES:
+        drawn = draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(image))
+        store.submit(image, drawn, {"client_id": "ann"})
+    log = tmp_path / "state" / "labels" / SERIES[0] / LOG
+    log.write_bytes(log.read_bytes() + b'{"what": "praised"}\n')
+    before = log.read_bytes()
+    again = open_store(gateway.url)
+    assert again.list_images() == again.get_labeled_images() == [SERIES[1]]
+    assert again.outbox.waiting() == [(SERIES[1], 1)]
+    assert "written by a newer iopfl" in again.left_out()[SERIES[0]]
+    with pytest.raises(SeriesError, match=r"left out: the labels of .* newer iopfl: update iopfl"):
+        again.submit(SERIES[0], drawn, {"client_id": "bob"})
+    gateway.refuses = lambda *_: 0
+    again.start()
+    until(lambda: not again.outbox.waiting(), "the other label to be stored")
+    assert log.read_bytes() == before
 
 
 def test_other_labels_follow_the_folder(pacs, open_store, tmp_path):

@@ -360,6 +360,33 @@ def test_a_line_that_was_cut_off_counts_as_not_written(tmp_path):
         assert all(json.loads(line)["what"] for line in log.read_bytes().splitlines()[-1:])
 
 
+NEWER = [{"what": "praised"}, {"what": "version", "number": 1, "annotator": "ann", "when": "", "mood": "good"}, 7]
+
+
+@pytest.mark.parametrize("event", NEWER)
+def test_a_log_of_a_newer_iopfl_is_named_and_kept_and_stops_no_other_image(studies, tmp_path, caplog, event):
+    from iopfl.lib.datastore import split_labeled
+    from iopfl.lib.used_labels import describe_used
+
+    store = open_store(studies)
+    label = draw(tmp_path / "a.nii.gz", slice(0, 3))
+    submit(store, label, "ann")
+    submit(store, label, "ann", image="case07")
+    log = tmp_path / "state" / "labels" / IMAGE / LOG
+    log.write_bytes(log.read_bytes() + json.dumps(event).encode() + b"\n")
+    before = {path: path.read_bytes() for path in log.parent.iterdir()}
+    again = open_store(studies)
+    again.repair()
+    with pytest.raises(LabelVersionError, match=f"labels of {IMAGE}.*written by a newer iopfl.*update iopfl"):
+        submit(again, draw(tmp_path / "b.nii.gz", slice(3, 6)), "bob")
+    assert {path: path.read_bytes() for path in log.parent.iterdir()} == before
+    assert again.versions.images() == ["case07"]
+    stems = [case.stem for case in split_labeled(again, GLAND)["all"]]
+    assert stems == ["case00", "case01", "case07"]
+    assert len(describe_used(again, stems)) == 3
+    assert sum(f"labels of {IMAGE}" in record.message for record in caplog.records) == 1
+
+
 def test_a_full_disk_leaves_the_log_as_it_was(tmp_path, monkeypatch):
     store = VersionStore(tmp_path)
     label = draw(tmp_path / "a.nii.gz", slice(0, 3))

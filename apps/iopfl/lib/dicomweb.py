@@ -116,7 +116,7 @@ class PACSDatastore(VersionedDatastore):
         return {"total": len(objects), "completed": labeled, "label_tags": {FINAL: labeled}, "pacs": about}
 
     def left_out(self) -> dict[str, str]:
-        """Series that are no images to segment -> why not."""
+        """Series that are no images to segment, or whose labels cannot be read -> why."""
         return dict(self._left_out)
 
     def get_image_uri(self, image_id: str) -> str:
@@ -207,7 +207,8 @@ class PACSDatastore(VersionedDatastore):
         of_study = {keyword: value for keyword, value in self._filters.items() if keyword in OF_STUDY}
         segmentations = self._search(SEGMENTATIONS, of_study).values()
         self._cache.check_new(found.values())
-        refused = {uid: reason for uid, series in found.items() if (reason := self._cache.refusal(series))}
+        reasons = ((uid, self._cache.refusal(series) or self.versions.problem(uid)) for uid, series in found.items())
+        refused = {uid: reason for uid, reason in reasons if reason}
         listed = {uid: series for uid, series in found.items() if uid not in refused}
         self._labels.update(segmentations, listed)
         self._left_out = refused

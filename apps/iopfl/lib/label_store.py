@@ -25,7 +25,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEx
 
 from iopfl.core.errors import IOPFLError, LabelVersionError, StorageError
 from iopfl.core.predictor import Answer, Segmentation
-from iopfl.core.sites import find_suffix
+from iopfl.core.sites import find_stem, find_suffix
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
 from iopfl.core.writers import mask_name, write_mask
@@ -166,6 +166,11 @@ class VersionedDatastore(CheckedDatastore):
                 raise LabelVersionError(f"version {number} does not count any more ({why}): choose another")
             self.versions.note(image_id, "chosen", number=number, by=reviewer)
             self._publish(image_id)
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """All labeled images with their labels, except for those whose history cannot be read."""
+        pairs = super().datalist(full_path)
+        return [pair for pair in pairs if not self.versions.problem(find_stem(Path(pair["image"]).name))]
 
     def repair(self) -> None:
         """Bring final labels in line with the versions, as a crash may have come between."""

@@ -125,13 +125,13 @@ class VersionStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._read: dict[str, tuple[tuple[int, int], History]] = {}
+        self._read: dict[str, tuple[tuple[int, int], History, str]] = {}
         self._held = threading.local()
 
     def images(self) -> list[str]:
-        """Images with a history."""
+        """Images with a history that can be read."""
         found = self._folder.iterdir() if self._folder.is_dir() else ()
-        return sorted(entry.name for entry in found if (entry / LOG).is_file())
+        return sorted(entry.name for entry in found if (entry / LOG).is_file() and not self.problem(entry.name))
 
     @contextlib.contextmanager
     def hold(self, image: str) -> Iterator[None]:
@@ -151,18 +151,39 @@ class VersionStore:
                 held.remove(image)
 
     def history(self, image: str) -> History:
-        """What is known of an image's labels."""
+        """What is known of an image's labels.
+
+        Raises:
+            LabelVersionError: a newer iopfl wrote the log; it stays as it is.
+        """
+        history, problem = self._look_up(image)
+        if problem:
+            raise LabelVersionError(problem)
+        return history
+
+    def problem(self, image: str) -> str:
+        """Why an image's history cannot be read; "" = it can be, or there is none."""
+        return self._look_up(image)[1]
+
+    def _look_up(self, image: str) -> tuple[History, str]:
+        """What the log says, or why it cannot be read; it is read again once it has changed."""
         path = self._folder / image / LOG
         try:
             status = path.stat()
         except FileNotFoundError:
-            return History()
+            return History(), ""
         stamp = (status.st_mtime_ns, status.st_size)
         known = self._read.get(image)
         if known is None or known[0] != stamp:
-            known = (stamp, _replay(path))
+            history, problem = History(), ""
+            try:
+                history = _replay(path)
+            except LabelVersionError as error:
+                problem = f"the labels of {image} cannot be read, nor others taken for it: {error}"
+                logger.warning("%s", problem)
+            known = (stamp, history, problem)
             self._read[image] = known
-        return known[1]
+        return known[1:]
 
     def file(self, image: str, version: LabelVersion) -> Path:
         """Where a version's file lies.
@@ -276,14 +297,21 @@ def _digest(file: Path) -> str:
 
 
 def _replay(path: Path) -> History:
-    """Read a log from its first line to its last."""
+    """Read a log from its first line to its last.
+
+    Raises:
+        LabelVersionError: there is something in it that this version of iopfl does not know.
+    """
     history = History()
-    for line in path.read_bytes().splitlines():
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             event = json.loads(line)
         except ValueError:
             continue  # cut off by a crash, before anybody was told of it
-        history = _apply(history, event)
+        try:
+            history = _apply(history, event)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise LabelVersionError(f"line {number} of the log was written by a newer iopfl: update iopfl") from error
     return history
 
 
@@ -316,4 +344,4 @@ def _apply(history: History, event: dict[str, Any]) -> History:
             return replace(history, chosen=event["number"])
         case "published":
             return replace(history, published=event["number"], stamp=tuple(event["stamp"]))
-    raise LabelVersionError(f"expected a log of this version of iopfl, found {what!r} in it: update iopfl")
+    raise ValueError(f"no event {what!r}")
