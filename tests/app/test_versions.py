@@ -11,6 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from iopfl.core.errors import ConfigError, LabelVersionError, StorageError
@@ -427,6 +429,53 @@ def test_a_label_that_started_from_an_answer_says_so(studies, tmp_path):
     assert submit(store, label, "bob").origin == {}
     told = {"task": "gland", "model": "global", "bank": "b\n1", "edited": True, "seconds": 2}
     assert submit(store, label, "eve", origin=told).origin == {"task": "gland", "model": "global", "bank": "b1"}
+
+
+def test_two_people_whose_viewer_has_no_name_are_told_apart(studies, tmp_path, monkeypatch):
+    """Signed in, each has another answer for the same image; asked through the endpoints of the label server."""
+    from monailabel.config import settings
+    from monailabel.endpoints import datastore, infer
+    from monailabel.endpoints.user import auth
+
+    app = FastAPI()
+    app.include_router(infer.router)
+    app.include_router(datastore.router)
+    import iopfl.web.label_routes  # noqa: F401  # after the routes are made, as in the server
+
+    store = open_store(studies)
+
+    class App:
+        def info(self):
+            return {}
+
+        def datastore(self):
+            return store
+
+        def infer(self, request):
+            params = {"task": "gland", "model": request["told"]}
+            store.answers.note(request, params)
+            return {"params": params}
+
+        def on_save_label(self, image_id, label_id):
+            return {}
+
+    def find_user(request: Request) -> auth.User:
+        roles = [settings.MONAI_LABEL_AUTH_ROLE_USER, settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR]
+        return auth.User(username=request.headers["x-name"], roles=roles)
+
+    app.dependency_overrides[auth.get_current_user] = find_user
+    monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_ENABLE", True)
+    for module in (infer, datastore):
+        monkeypatch.setattr(module, "app_instance", App)
+    client = TestClient(app)
+    for name in ("ann", "bob"):
+        told = {"params": json.dumps({"told": name})}
+        client.post(f"/infer/gland?image={IMAGE}", data=told, headers={"x-name": name}).raise_for_status()
+    for name in ("ann", "bob"):
+        files = {"label": ("a.nii.gz", draw(tmp_path / "a.nii.gz", slice(0, 3)).read_bytes())}
+        client.put(f"/datastore/label?image={IMAGE}", files=files, headers={"x-name": name}).raise_for_status()
+    origins = {version.annotator: version.origin["model"] for version in store.history(IMAGE).versions}
+    assert origins == {"ann": "ann", "bob": "bob"}
 
 
 @pytest.mark.parametrize("info", [7, [], "x", {"label_info": 7}, {"label_info": [7, {"name": {}, "idx": []}]}])

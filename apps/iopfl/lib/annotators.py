@@ -36,27 +36,32 @@ def name_annotator(user: str, params: Mapping[str, Any] | None = None) -> str:
 
 
 def tell_annotators() -> None:
-    """Let MONAI Label's endpoints that save, remove or lend say whose request it is; they keep it to themselves."""
+    """Let MONAI Label's endpoints that save, remove or lend say whose request it is; they keep it to themselves.
+
+    Of all others it is known if somebody is signed in.
+    """
     from monailabel.endpoints import activelearning, datastore
+    from monailabel.endpoints.user.auth import RBAC
 
     for module, names in ((datastore, ("save_label", "remove_label", "remove_image")), (activelearning, ("sample",))):
         for name in names:
             setattr(module, name, _telling(getattr(module, name)))
+    RBAC.__call__ = _telling_user(RBAC.__call__)  # the routes there are look it up with each request
 
 
 class RecentAnswers:
-    """The last answer that each client got for an image: a label that it submits afterwards started from it."""
+    """The last answer that each annotator's client got for an image: what it submits afterwards started from it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._answers: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, str, str], dict[str, Any]] = OrderedDict()
 
     def note(self, request: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         """Remember what a request for an image was answered with, by the answer's `params`."""
-        client, image = _client(request), str(request.get("image") or "")
+        asked = (find_annotator(request), _client(request), str(request.get("image") or ""))
         with self._lock:
-            self._answers[client, image] = {key: params[key] for key in _ORIGIN if key in params}
-            self._answers.move_to_end((client, image))
+            self._answers[asked] = {key: params[key] for key in _ORIGIN if key in params}
+            self._answers.move_to_end(asked)
             while len(self._answers) > _KEPT:
                 self._answers.popitem(last=False)
 
@@ -74,7 +79,20 @@ class RecentAnswers:
         if isinstance(said, Mapping):
             return {key: _printable(said[key]) for key in _ORIGIN if isinstance(said.get(key), str)}
         with self._lock:
-            return dict(self._answers.get((_client(info), image), {}))
+            return dict(self._answers.get((find_annotator(info), _client(info), image), {}))
+
+
+def _telling_user(find: Callable) -> Callable:
+    @functools.wraps(find)
+    async def told(*arguments: Any, **options: Any) -> Any:
+        from monailabel.config import settings
+
+        user = await find(*arguments, **options)
+        if settings.MONAI_LABEL_AUTH_ENABLE:
+            _annotator.set(user.username)  # for the rest of the request: each one has a context of its own
+        return user
+
+    return told
 
 
 def _telling(function: Callable) -> Callable:
