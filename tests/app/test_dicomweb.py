@@ -16,6 +16,7 @@ from pydicom import Dataset
 
 from dicomio.phantoms import build_slices, series_uid, volume
 from iopfl.core.errors import PACSAwayError, PACSError, SeriesError, StorageError
+from iopfl.core.locks import hold_one
 
 from .archive import CT, SERIES, SHAPE, TASK, columns_of, draw, find_id, send, until, upload, values_of
 
@@ -262,6 +263,19 @@ def test_a_download_that_was_cut_off_is_done_again(pacs, open_store, monkeypatch
             store.get_image_uri(SERIES[0])
     assert store._cache.read(store._find(SERIES[0])).shape == SHAPE
     assert path.is_file()
+
+
+def test_what_a_killed_download_left_goes_at_the_next_start(pacs, open_store):
+    """Unless it belongs to another process, which downloads just now."""
+    store = open_store(pacs.dicomweb_url)
+    dicom = store._cache._folder / "dicom"
+    for uid in ("1.2.3", "1.2.4"):
+        (dicom / f".{uid}.part").mkdir()
+        (dicom / f".{uid}.part" / "00001.dcm").write_bytes(b"half")
+    again = open_store(pacs.dicomweb_url)
+    with hold_one([dicom.parent / "locks" / "1.2.4"]):
+        again.start()
+        assert [path.name for path in dicom.iterdir()] == [".1.2.4.part"]
 
 
 def test_a_full_disk_is_named(pacs, open_store, monkeypatch):

@@ -81,6 +81,7 @@ class PACSDatastore(VersionedDatastore):
 
     def start(self) -> None:
         """In the server, not in its children: have a first list, and store what the PACS has not taken yet."""
+        self._cache.remove_leftovers()
         self._list.refresh(wait=_START_SECONDS)
         threading.Thread(target=self.outbox.run, name="outbox", daemon=True).start()
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from pydicom import Dataset
 
 from iopfl.core.errors import PACSError, SeriesError, StorageError
-from iopfl.core.locks import hold_one
+from iopfl.core.locks import hold_one, try_hold
 from iopfl.core.private_files import read_or_make_key
 from iopfl.core.weights import write_bytes
 from iopfl.dicomio.series import Series, find_refusal, read_series, write_nifti
@@ -76,6 +76,13 @@ class SeriesCache:
         self._holding = -1
         for name in ("dicom", "facts", "locks", "held"):
             (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def remove_leftovers(self) -> None:
+        """Remove what downloads left that were killed, and not what another process downloads just now."""
+        for part in (self._folder / "dicom").glob(".*.part"):
+            with try_hold(self._folder / "locks" / part.stem.removeprefix(".")) as held:
+                if held is not None:
+                    shutil.rmtree(part, ignore_errors=True)
 
     def facts(self, uid: str) -> Facts:
         """What is known of a series."""
