@@ -372,6 +372,26 @@ def test_programs_send_the_services_tokens_or_those_of_machines(tmp_path, hospit
     assert entries == [("", {"status": "200", "user": "anna"}), ("", {"status": "401", "user": "unknown"})]
 
 
+@pytest.mark.parametrize(
+    ("claims", "status"),
+    [
+        ({"aud": "account"}, 200),  # Keycloak's: to this server's client, with its default audience
+        ({"azp": "scheduler", "aud": ["account", CLIENT]}, 200),
+        ({"azp": None, "client_id": CLIENT, "aud": "https://hospital.example"}, 200),  # RFC 9068
+        ({"azp": None}, 200),  # a service that does not say
+        ({"azp": "canteen", "aud": "account"}, 401),
+        ({"azp": None, "aud": "canteen"}, 401),
+        ({"azp": None, "client_id": "canteen"}, 401),
+    ],
+)
+def test_a_token_for_another_of_the_hospitals_programs_opens_nothing(tmp_path, hospital, claims, status):
+    browser = make_browser(tmp_path, mode="oidc", secret=SECRET)
+    token = hospital.access_token("anna", **claims)
+    answer = browser.get("/data", headers={"Authorization": f"Bearer {token}"})
+    assert answer.status_code == status
+    assert ("another program" in answer.text) == (status == 401)
+
+
 def test_a_service_that_is_away_is_said(tmp_path, hospital, monkeypatch):
     token = hospital.access_token("anna")
     monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_REALM_URI", "http://127.0.0.1:9")

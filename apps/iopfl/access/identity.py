@@ -14,7 +14,7 @@ from monailabel.endpoints.user.auth import User
 
 from iopfl.access.audit import AuditLog
 from iopfl.access.oidc import SignInService
-from iopfl.access.realm import Realm, refuse, to_user
+from iopfl.access.realm import Realm, refuse
 from iopfl.access.roles import FEDERATION_ROLE, implied_roles
 from iopfl.access.sessions import SESSION_SECONDS, Sessions
 from iopfl.access.settings import AccessSettings
@@ -80,7 +80,7 @@ class Access:
             account = self.users.find_by_token(token)
             user = to_local_user(account) if account else None
         elif self.service is not None:
-            return to_user(self.service.realm.decode(token))
+            return self.service.read_token(token)
         else:
             user = self._from_session(token)
         if user is None:

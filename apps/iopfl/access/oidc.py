@@ -82,6 +82,22 @@ class SignInService:
             tokens = _ask(lambda: session.fetch_token(endpoint, username=name, password=password))
         return {key: tokens[key] for key in _GIVEN_BACK if key in tokens}
 
+    def read_token(self, token: str) -> User:
+        """Whose access token a program sent.
+
+        A token names the client that it was issued to (`azp`, or `client_id` by RFC 9068) and those that it is for
+        (`aud`). One that names others alone was given to another program, which may not pass it on to here.
+
+        Raises:
+            HTTPException: 401, it is not valid, or not for this server; 503, the service does not answer.
+        """
+        claims = self.realm.decode(token)
+        audience = claims.get("aud") or []
+        named = [claims.get("azp"), claims.get("client_id"), *([audience] if isinstance(audience, str) else audience)]
+        if any(named) and self.client not in named:
+            raise refuse(401, f"the token is for another program of the hospital: have it issued for {self.client}")
+        return to_user(claims)
+
     def _roles(self, claims: dict[str, Any], tokens: dict[str, Any]) -> list[str]:
         """Roles from the first that has them: the identity token, the access token, the service itself."""
         roles = find_roles(claims)
