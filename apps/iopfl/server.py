@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from iopfl import compat
-from iopfl.access.settings import AccessSettings, check_certificate, choose_mode, read_secret
+from iopfl.access.settings import AccessSettings, check_certificate, choose_mode, is_loopback, read_secret
 from iopfl.compat.logs_page import LOG_FILE_VARIABLE
 from iopfl.core.errors import ConfigError, IOPFLError
 from iopfl.lib.settings import AppSettings, check_device
@@ -96,6 +96,8 @@ def serve(settings: ServerSettings) -> NoReturn:
                 scheme = "https" if settings.ssl_certfile else "http"
                 host = f"[{settings.host}]" if ":" in settings.host else settings.host
                 print(f"{scheme}://{host}:{port}", flush=True)  # noqa: T201  # what the command is for
+                if scheme == "http" and not is_loopback(settings.host):
+                    logger.warning("images and passwords travel readable: give --ssl-certfile, or put HTTPS before it")
 
     config = uvicorn.Config(
         build_app(access),

@@ -167,6 +167,12 @@ def userfile_user(name):
     return User(username=name)
 
 
+def test_who_signed_in_before_the_hospitals_service_was_used_signs_in_anew(tmp_path, browser, hospital):
+    enter(browser)
+    answer = make_browser(tmp_path, mode="oidc", secret=SECRET).get("/data", cookies=dict(browser.cookies))
+    assert answer.status_code == 401
+
+
 def test_who_am_i_says_name_and_roles(browser):
     enter(browser)
     me = browser.get("/iopfl/me").json()

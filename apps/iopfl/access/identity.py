@@ -92,7 +92,9 @@ class Access:
         if claims is None:
             return None
         if self.mode == "oidc":
-            return User(username=claims["sub"], name=claims.get("name"), roles=claims.get("roles", []))
+            if "roles" not in claims:  # from before, when this server had users of its own
+                return None
+            return User(username=claims["sub"], name=claims.get("name"), roles=claims["roles"])
         account = self.users.find(claims["sub"])
         if account is None or account.generation != claims["generation"]:
             return None
