@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http import HTTPStatus
 
@@ -130,6 +131,17 @@ def test_a_server_with_too_much_to_do_says_so(client, monkeypatch):
     refused = client.get(ANSWER, params=PICTURE)
     assert refused.status_code == HTTPStatus.SERVICE_UNAVAILABLE
     assert "try again" in refused.json()["detail"]
+
+
+def test_slices_of_an_answer_that_is_there_wait_for_nobody(client, app):
+    client.get(ANSWER, params=PICTURE)
+    app.models.lock("fundus").acquire()  # as another image's answer is being computed
+    with ThreadPoolExecutor() as pool:
+        try:
+            picture = pool.submit(client.get, "/iopfl/overlay.png", params=PICTURE)
+            assert picture.result(timeout=10).status_code == HTTPStatus.OK
+        finally:
+            app.models.lock("fundus").release()
 
 
 @pytest.mark.parametrize(

@@ -92,15 +92,14 @@ class Answers:
         source: Path,
         compute: Callable[[Predictor], tuple[Any, int]],
     ) -> Any:
-        task = key[1]
+        task, stamp = key[1], _stamp(source)
+        # Who looks at slices of an answer that is there does not wait for another's that is being computed.
+        if kept := self._find(key, models.predictor(task), stamp):
+            return kept.value
         with self._slot(), models.lock(task):
             predictor = models.predictor(task)
-            stamp = _stamp(source)
-            with self._lock:
-                kept = self._kept.get(key)
-                if kept is not None and kept.predictor() is predictor and kept.stamp == stamp:
-                    self._kept.move_to_end(key)
-                    return kept.value
+            if kept := self._find(key, predictor, stamp):
+                return kept.value
             value, size = compute(predictor)
             with self._lock:
                 self._kept[key] = _Kept(value, size, weakref.ref(predictor), stamp)
@@ -108,6 +107,15 @@ class Answers:
                 while len(self._kept) > 1 and sum(entry.size for entry in self._kept.values()) > self._kept_bytes:
                     self._kept.popitem(last=False)
             return value
+
+    def _find(self, key: tuple[str, ...], predictor: Predictor, stamp: tuple[int, int]) -> _Kept | None:
+        """What this predictor made of the same file before."""
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is None or kept.predictor() is not predictor or kept.stamp != stamp:
+                return None
+            self._kept.move_to_end(key)
+            return kept
 
     @contextmanager
     def _slot(self) -> Iterator[None]:
