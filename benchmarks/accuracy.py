@@ -25,10 +25,11 @@ from comparing import Row
 from federation import Setup, train_federation
 from inside import centralized, fedavg, fedbn, fedprox, local_only
 from inside.ours import personalize
+from iopfl.base.files import write_bytes
 from iopfl.core.inference import predict
 from iopfl.core.sites import find_sites
 from iopfl.core.task import read_task
-from iopfl.core.weights import Weights, write_bytes
+from iopfl.core.weights import Weights
 from outside import METHODS, OURS, PARTS
 from outside.averages import use_expert
 from outside.upper_bound import train_and_predict

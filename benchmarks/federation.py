@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from iopfl.core.locks import hold_one
+from iopfl.base.locks import hold_one
 from iopfl.core.networks import build_network
 from iopfl.core.sites import Case, find_cases, labeled, split_cases
 from iopfl.core.task import Task

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 from iopfl.core.weights import Weights
 
 TRIMMED_SHARE = 0.2

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from iopfl.core.errors import ConfigError, WeightsError
+from iopfl.base.errors import ConfigError, WeightsError
 from iopfl.core.order import Order
 from iopfl.core.weights import Weights, check_weights, distance
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from fl_bridge.cli_production import add_commands
-from iopfl.core.errors import IOPFLError
+from iopfl.base.errors import IOPFLError
 
 _INTERRUPTED = 130
 _SIMULATE_EXAMPLE = """example:

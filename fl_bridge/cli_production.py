@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from fl_bridge.federation_file import FederationFile
@@ -85,7 +85,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _stop(arguments: argparse.Namespace) -> int:
     from fl_bridge.provision import read_settings
     from fl_bridge.supervisor import LOCK, STOP
-    from iopfl.core.locks import try_hold
+    from iopfl.base.locks import try_hold
 
     read_settings(arguments.kit)
     with try_hold(arguments.kit / LOCK) as lock:
@@ -100,7 +100,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from fl_bridge.persistor import FederationState
     from fl_bridge.provision import read_settings
     from fl_bridge.supervisor import LOCK, STATE
-    from iopfl.core.locks import try_hold
+    from iopfl.base.locks import try_hold
 
     settings = read_settings(arguments.kit)
     state = FederationState.open(arguments.kit / STATE)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fl_bridge.persistor import FederationState
 from fl_bridge.spool import Spool
+from iopfl.base.errors import BankError
 from iopfl.core.bank import Model, ModelBank, Role, save_bank
-from iopfl.core.errors import BankError
 from iopfl.core.order import Order
 from iopfl.core.signing import Keyring
 from iopfl.core.weights import complete

@@ -41,9 +41,9 @@ from fl_bridge.exchange import (
 from fl_bridge.metrics import MetricsReceiver
 from fl_bridge.persistor import FederationPersistor, FederationState
 from fl_bridge.spool import Spool
+from iopfl.base.errors import IOPFLError, TrainingError, WeightsError
+from iopfl.base.locks import try_hold
 from iopfl.core.bank_exchange import export_bank
-from iopfl.core.errors import IOPFLError, TrainingError, WeightsError
-from iopfl.core.locks import try_hold
 from iopfl.core.order import Order
 from iopfl.core.signing import Keyring
 from iopfl.core.weights import Weights, floating

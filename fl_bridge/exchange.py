@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from iopfl.core.errors import WeightsError
+from iopfl.base.errors import WeightsError
 from iopfl.core.weights import Weights
 
 TASK_TRAIN = "train"

@@ -33,9 +33,10 @@ from fl_bridge.exchange import (
 )
 from fl_bridge.site_policy import FILE, SitePolicy
 from fl_bridge.trainer import SiteTrainer
-from iopfl.core.errors import CancelledError, SitsOutError
+from iopfl.base.errors import CancelledError, SitsOutError
+from iopfl.base.files import write_bytes
 from iopfl.core.order import Order, Refusal
-from iopfl.core.weights import Weights, floating, write_bytes
+from iopfl.core.weights import Weights, floating
 
 _SHARED = "shared.json"
 

@@ -13,7 +13,7 @@ import yaml
 from fl_bridge.aggregation import AGGREGATIONS
 from fl_bridge.examples import FEDERATION
 from fl_bridge.site_policy import SitePolicy
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 from iopfl.core.task import Task, read_task
 
 QUANTIZE = ("none", "float16")

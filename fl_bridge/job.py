@@ -24,7 +24,7 @@ from fl_bridge.executor import SiteExecutor
 from fl_bridge.metrics import MetricsReceiver
 from fl_bridge.persistor import FederationPersistor
 from fl_bridge.trainer import SiteTrainer
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 
 PACKAGES = ("fl_bridge",)
 """Installed packages whose classes a job names."""

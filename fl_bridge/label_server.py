@@ -18,8 +18,8 @@ from typing import Any
 import requests
 
 from fl_bridge.site_policy import SitePolicy
-from iopfl.core.digest import content_digest, digest_header
-from iopfl.core.errors import CancelledError, ConfigError, SitsOutError, TrainingError, WeightsError
+from iopfl.base.digest import content_digest, digest_header
+from iopfl.base.errors import CancelledError, ConfigError, SitsOutError, TrainingError, WeightsError
 from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.weights import Weights, read_weights, serialize
 

@@ -24,10 +24,11 @@ from nvflare.app_common.abstract.learnable_persistor import LearnablePersistor
 from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey, make_model_learnable
 
 from fl_bridge.exchange import from_params, to_params
-from iopfl.core.errors import ConfigError, WeightsError
+from iopfl.base.errors import ConfigError, WeightsError
+from iopfl.base.files import write_bytes
 from iopfl.core.networks import build_network
 from iopfl.core.task import Task
-from iopfl.core.weights import Weights, hash_weights, read_weights, snapshot, write_bytes, write_weights
+from iopfl.core.weights import Weights, hash_weights, read_weights, snapshot, write_weights
 
 FORMAT = 1
 RECORD = "federation.json"

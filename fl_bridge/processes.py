@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 
 from fl_bridge.simulator import end_tree
-from iopfl.core.errors import ConfigError
-from iopfl.core.locks import try_hold
+from iopfl.base.errors import ConfigError
+from iopfl.base.locks import try_hold
 
 _MARK = "FL_BRIDGE_KIT"
 """Environment variable by which a kit's processes are known, those included that outlive their parent."""

@@ -30,10 +30,10 @@ from nvflare.lighter.provisioner import Provisioner
 from fl_bridge.federation_file import FederationFile
 from fl_bridge.job import allowed_classes
 from fl_bridge.site_policy import SitePolicy
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
+from iopfl.base.files import write_bytes
 from iopfl.core.signing import Keyring
 from iopfl.core.task import Task
-from iopfl.core.weights import write_bytes
 
 ADMIN = "admin@consortium.org"
 SERVER_FOLDER, ADMIN_FOLDER = "server", "admin"

@@ -28,9 +28,9 @@ from fl_bridge.job import PACKAGES, JobOptions, build_job, flare_text, write_sim
 from fl_bridge.persistor import RECORD, FederationState
 from fl_bridge.simulator import end_tree
 from fl_bridge.trainer import InProcessTrainer, SiteTrainer
+from iopfl.base.errors import BankError, ConfigError, DatasetError, TrainingError
+from iopfl.base.locks import try_hold
 from iopfl.core.bank import ModelBank
-from iopfl.core.errors import BankError, ConfigError, DatasetError, TrainingError
-from iopfl.core.locks import try_hold
 from iopfl.core.rounds import LOCAL
 from iopfl.core.signing import default_keys
 from iopfl.core.sites import find_cases, find_sites, labeled, split_cases

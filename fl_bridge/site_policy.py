@@ -16,9 +16,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
+from iopfl.base.files import write_bytes
 from iopfl.core.order import Order
-from iopfl.core.weights import Weights, distance, write_bytes
+from iopfl.core.weights import Weights, distance
 
 FILE = "site.yaml"
 _SECRET = "noise.secret"

@@ -25,8 +25,8 @@ from fl_bridge.job import JobOptions, build_job, flare_text
 from fl_bridge.label_server import LabelServerTrainer
 from fl_bridge.persistor import RECORD, FederationState
 from fl_bridge.provision import ADMIN, ADMIN_FOLDER, read_settings
-from iopfl.core.errors import ConfigError, IOPFLError, TrainingError
-from iopfl.core.locks import try_hold
+from iopfl.base.errors import ConfigError, IOPFLError, TrainingError
+from iopfl.base.locks import try_hold
 
 logger = logging.getLogger(__name__)
 

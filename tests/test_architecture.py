@@ -14,21 +14,23 @@ MAX_LINES = 350
 
 CORE_NEEDS = {"torch", "monai", "numpy", "safetensors", "yaml", "cryptography"}
 MONAILABEL_USERS = {"lib", "app", "server", "access", "web", "compat"}
-# Part of iopfl -> the parts it may import, besides itself. Imports go one way: main > app > lib, web > core, dicomio.
+# Part of iopfl -> the parts it may import, besides itself:
+# main > app > lib, web > dicomio > core > base.
 MAY_IMPORT = {
-    "core": set(),
-    "datasets": {"core"},
-    "dicomio": {"core"},
-    "dimse": {"core", "dicomio"},
-    "compat": {"core"},
-    "lib": {"core", "dicomio", "datasets"},
-    "access": {"core"},
-    "web": {"core", "dicomio", "datasets", "lib", "access"},
-    "app": {"core", "dicomio", "datasets", "compat", "lib", "access", "web"},
+    "base": set(),
+    "core": {"base"},
+    "datasets": {"base", "core"},
+    "dicomio": {"base", "core"},
+    "dimse": {"base", "core", "dicomio"},
+    "compat": {"base", "core"},
+    "lib": {"base", "core", "dicomio", "datasets"},
+    "access": {"base", "core"},
+    "web": {"base", "core", "dicomio", "datasets", "lib", "access"},
+    "app": {"base", "core", "dicomio", "datasets", "compat", "lib", "access", "web"},
     "server_options": {"access"},
-    "server": {"server_options", "core", "dicomio", "datasets", "compat", "lib", "access", "web", "app"},
+    "server": {"server_options", "base", "core", "dicomio", "datasets", "compat", "lib", "access", "web", "app"},
     "main": {"app", "compat"},
-    "cli": {"core", "dicomio", "dimse", "datasets", "lib", "access", "web", "server", "server_options"},
+    "cli": {"base", "core", "dicomio", "dimse", "datasets", "lib", "access", "web", "server", "server_options"},
 }
 
 
@@ -103,12 +105,18 @@ def test_the_algorithm_needs_few_libraries(name):
     assert not foreign, f"{name} imports {sorted(foreign)}"
 
 
+@pytest.mark.parametrize("name", [name for name in IOPFL if part_of(name) == "base"])
+def test_what_all_stand_on_needs_python_alone(name):
+    roots = {module.split(".")[0] for module in imports_of(IOPFL[name])}
+    assert not roots - set(sys.stdlib_module_names) - {"iopfl"}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_the_bridge_uses_the_algorithm_alone(path):
     if name_of(path).split(".")[0] != "fl_bridge":
         return
     used = {part_of(module) for module in imports_of(path) if module.startswith("iopfl.")}
-    assert used <= {"core", "datasets"}
+    assert used <= {"base", "core", "datasets"}
     assert "monailabel" not in {module.split(".")[0] for module in imports_of(path)}
 
 

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from iopfl import server
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 from label_server import MINIMAL_APP, make_studies, running_server, start_process, stop_process, wait_until
 
 # Runs first in the server and in its children, and writes down every address

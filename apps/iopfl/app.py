@@ -17,7 +17,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.random import Random
 
 from iopfl import __version__
-from iopfl.core.errors import ConfigError, LeaseError
+from iopfl.base.errors import ConfigError, LeaseError
 from iopfl.core.sites import IMAGE_SUFFIXES
 from iopfl.lib.activelearning import ExpertDisagreement
 from iopfl.lib.annotators import find_annotator

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from iopfl import compat
 from iopfl.access.settings import AccessSettings, check_certificate, choose_mode, is_loopback, read_secret
+from iopfl.base.errors import ConfigError, IOPFLError
 from iopfl.compat.logs_page import LOG_FILE_VARIABLE
-from iopfl.core.errors import ConfigError, IOPFLError
 from iopfl.lib.settings import AppSettings, check_device
 from iopfl.server_options import DEFAULT_STATE, ServerSettings, add_arguments, settings_from
 

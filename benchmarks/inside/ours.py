@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from federation import Models, Setup, load_images
 from inside import fedavg
-from iopfl.core.locks import hold_one
+from iopfl.base.locks import hold_one
 from iopfl.core.training import fine_tune, validate
 from iopfl.core.weights import Weights, read_weights, write_weights
 

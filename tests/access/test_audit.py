@@ -16,7 +16,7 @@ import pytest
 
 from iopfl.access import audit
 from iopfl.access.audit import AuditLog
-from iopfl.core.errors import AuditError
+from iopfl.base.errors import AuditError
 
 APPS = Path(__file__).resolve().parents[2] / "apps"
 

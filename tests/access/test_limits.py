@@ -17,7 +17,7 @@ from iopfl.access.audit import AuditLog  # noqa: E402
 from iopfl.access.gate import install  # noqa: E402
 from iopfl.access.identity import Access  # noqa: E402
 from iopfl.access.settings import AccessSettings, check_certificate, choose_mode, read_secret  # noqa: E402
-from iopfl.core.errors import ConfigError  # noqa: E402
+from iopfl.base.errors import ConfigError  # noqa: E402
 
 MB = 2**20
 

@@ -16,7 +16,7 @@ from iopfl import cli
 from iopfl.access import users as userfile
 from iopfl.access.audit import AuditLog
 from iopfl.access.users import USERS_FILE, MachineToken, Users
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 
 APPS = Path(__file__).resolve().parents[2] / "apps"
 PASSWORD = "four words nobody guesses"

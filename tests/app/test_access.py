@@ -23,7 +23,7 @@ from iopfl import compat, server
 from iopfl.access.audit import AuditLog
 from iopfl.access.settings import check_certificate
 from iopfl.access.users import Users
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 from label_server import PACKAGES, running_server, start_process
 
 from .site import APP, SPOT, conf_of, make_site_bank, write_picture

@@ -15,8 +15,8 @@ import pytest
 from pydicom import Dataset
 
 from dicomio.phantoms import build_slices, series_uid, volume
-from iopfl.core.errors import PACSAwayError, PACSError, SeriesError, StorageError
-from iopfl.core.locks import hold_one
+from iopfl.base.errors import PACSAwayError, PACSError, SeriesError, StorageError
+from iopfl.base.locks import hold_one
 
 from .archive import CT, SERIES, SHAPE, TASK, columns_of, draw, find_id, send, until, upload, values_of
 

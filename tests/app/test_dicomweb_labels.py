@@ -11,7 +11,7 @@ import pytest
 
 from dicomio.phantoms import build_photograph, series_uid
 from dicomio.test_rtstruct import SQUARE, build_structure_set
-from iopfl.core.errors import PACSAwayError, SeriesError
+from iopfl.base.errors import PACSAwayError, SeriesError
 from iopfl.dicomio.segmentation import read_segmentation, segments_of
 from iopfl.dicomio.series import read_series
 from iopfl.lib.versions import LOG

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from iopfl.core.errors import ConfigError, LeaseError
+from iopfl.base.errors import ConfigError, LeaseError
 from iopfl.lib.leases import LeaseStore
 
 from .site import APP, GLAND, conf_of, make_site_bank, oblique_affine, write_scans

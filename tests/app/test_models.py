@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from core.tiny import UNET
+from iopfl.base.errors import BankMismatchError, ConfigError
 from iopfl.core.bank import ModelBank
-from iopfl.core.errors import BankMismatchError, ConfigError
 from iopfl.core.predictor import LocalModel
 
 from .site import GLAND, SPOT, conf_of, make_site_bank, write_scans

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from iopfl.core.errors import ConfigError, PACSError
+from iopfl.base.errors import ConfigError, PACSError
 from iopfl.lib.pacs import PACSAccess
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from iopfl.core.errors import PACSAwayError, PACSError, SeriesError
+from iopfl.base.errors import PACSAwayError, PACSError, SeriesError
 
 
 class Models:

@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from iopfl.core.errors import ConfigError, LabelVersionError, StorageError
+from iopfl.base.errors import ConfigError, LabelVersionError, StorageError
 from iopfl.lib.final_labels import MAJORITY, STAPLE, FinalRule, find_consensus
 from iopfl.lib.versions import CONSENSUS, LOG, VersionStore
 

@@ -8,7 +8,7 @@ import torch
 from fl_bridge.aggregation import AGGREGATIONS, aggregate
 from fl_bridge.site_policy import SitePolicy
 from fl_bridge.spool import Spool
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 from iopfl.core.order import Order
 from iopfl.core.weights import average, distance
 

@@ -7,7 +7,7 @@ import torch
 
 from fl_bridge.checking import check_answer, check_update, find_outliers, keep_metrics
 from fl_bridge.exchange import from_params, to_params
-from iopfl.core.errors import WeightsError
+from iopfl.base.errors import WeightsError
 from iopfl.core.order import Order
 from iopfl.core.weights import complete, floating
 

@@ -14,10 +14,10 @@ import yaml
 from fl_bridge.label_server import LabelServerTrainer
 from fl_bridge.site_policy import SitePolicy
 from fl_bridge.trainer import InProcessTrainer
+from iopfl.base.errors import BankError, BankTrustError, CancelledError, ConfigError, SitsOutError, TrainingError
 from iopfl.cli.pull import pull_bank
 from iopfl.core.bank import Model, ModelBank, Role, save_bank
 from iopfl.core.bank_exchange import export_bank
-from iopfl.core.errors import BankError, BankTrustError, CancelledError, ConfigError, SitsOutError, TrainingError
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
 from iopfl.core.personalization import PersonalizedModel

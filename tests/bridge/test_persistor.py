@@ -7,7 +7,7 @@ import torch
 from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_learnable
 
 from fl_bridge.persistor import FederationPersistor, FederationState
-from iopfl.core.errors import ConfigError, WeightsError
+from iopfl.base.errors import ConfigError, WeightsError
 
 CLIENTS = {"b-1": "south", "a-2": "north"}
 

@@ -12,7 +12,7 @@ from fl_bridge.federation_file import read_federation
 from fl_bridge.processes import run_kit
 from fl_bridge.provision import provision, read_settings
 from fl_bridge.site_policy import SitePolicy
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 
 SHARES = {"share_personalized": True}
 SETTINGS = {

@@ -18,9 +18,9 @@ from fl_bridge.job import JobOptions
 from fl_bridge.persistor import FederationState
 from fl_bridge.simulate import run_federation, simulate
 from fl_bridge.trainer import InProcessTrainer
+from iopfl.base.errors import ConfigError, DatasetError, TrainingError
+from iopfl.base.locks import try_hold
 from iopfl.core.bank import ModelBank, Role
-from iopfl.core.errors import ConfigError, DatasetError, TrainingError
-from iopfl.core.locks import try_hold
 from iopfl.core.order import Order
 from iopfl.core.signing import Keyring
 from iopfl.core.task import read_task

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fl_bridge.trainer import InProcessTrainer
+from iopfl.base.errors import CancelledError, ConfigError, SitsOutError, TooFewLabelsError, WeightsError
+from iopfl.base.locks import hold_one, try_hold
 from iopfl.core import rounds as rounds_module
-from iopfl.core.errors import CancelledError, ConfigError, SitsOutError, TooFewLabelsError, WeightsError
-from iopfl.core.locks import hold_one, try_hold
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
 from iopfl.core.personalization import PersonalizedModel

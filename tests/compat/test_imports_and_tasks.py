@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from iopfl import compat
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 from label_server import write_volume
 
 pytestmark = pytest.mark.usefixtures("tasks")

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from iopfl.base.errors import CancelledError
 from iopfl.core import published
 from iopfl.core.adaptation import RoutingAdapter, count_views, divide_views, sample_instances
-from iopfl.core.errors import CancelledError
 from iopfl.core.inference import magnify, predict_instances
 from iopfl.core.networks import build_network
 from iopfl.core.published import adapt_published, predict_published

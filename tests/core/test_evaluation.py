@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from iopfl.core.errors import DatasetError, SeriesError
+from iopfl.base.errors import DatasetError, SeriesError
 from iopfl.core.evaluation import evaluate, score_case, select_cases
 from iopfl.core.predictor import Answer, Predictor, Segmentation
 from iopfl.core.sites import Case, find_cases

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iopfl.core.errors import WeightsError
+from iopfl.base.errors import WeightsError
 from iopfl.core.networks import build_network
 from iopfl.core.personalization import PersonalizedModel
 from iopfl.core.weights import snapshot, write_weights

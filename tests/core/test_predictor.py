@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from iopfl.base.errors import CancelledError, ConfigError, SeriesError
 from iopfl.core import predictor as module
-from iopfl.core.errors import CancelledError, ConfigError, SeriesError
 from iopfl.core.predictor import KINDS, LocalModel, Predictor
 from iopfl.core.sites import find_cases
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from iopfl.core.errors import AdaptationError, BankMismatchError, WeightsError
+from iopfl.base.errors import AdaptationError, BankMismatchError, WeightsError
 from iopfl.core.networks import NETWORKS, build_network
 from iopfl.core.routing import RoutedConv, RoutedLayer, mix_experts, route_network
 from iopfl.core.task import Network, Task

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from iopfl.core.errors import DatasetError
+from iopfl.base.errors import DatasetError
 from iopfl.core.sites import find_cases, find_sites, labeled, split_cases
 from iopfl.core.task import read_task
 

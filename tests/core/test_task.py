@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
+from iopfl.base.errors import ConfigError
 from iopfl.core.colors import label_colors
-from iopfl.core.errors import ConfigError
 from iopfl.core.networks import build_network
 from iopfl.core.task import Task, builtin_tasks, read_task
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from iopfl.base.errors import CancelledError, TooFewLabelsError, TrainingError
 from iopfl.core import training
-from iopfl.core.errors import CancelledError, TooFewLabelsError, TrainingError
 from iopfl.core.networks import build_network
 from iopfl.core.sites import find_cases
 from iopfl.core.task import Network, read_task

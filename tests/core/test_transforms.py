@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from iopfl.core.errors import ConfigError, SeriesError
+from iopfl.base.errors import ConfigError, SeriesError
 from iopfl.core.predictor import Answer, Segmentation
 from iopfl.core.sites import find_cases
 from iopfl.core.task import Task, read_task

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from iopfl.core.errors import WeightsError
+from iopfl.base.errors import WeightsError
+from iopfl.base.files import replacing, write_bytes
 from iopfl.core.networks import build_network
 from iopfl.core.weights import (
     average,
@@ -17,9 +18,7 @@ from iopfl.core.weights import (
     distance,
     hash_weights,
     read_weights,
-    replacing,
     snapshot,
-    write_bytes,
     write_weights,
 )
 

@@ -23,7 +23,7 @@ from dataset_layouts import (
 )
 from PIL import Image
 
-from iopfl.core.errors import DatasetError
+from iopfl.base.errors import DatasetError
 from iopfl.datasets import IMPORTERS, import_dataset
 from iopfl.datasets.importers import fundus
 

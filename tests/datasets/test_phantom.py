@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from iopfl.core.errors import DatasetError
+from iopfl.base.errors import DatasetError
 from iopfl.datasets import write_phantoms
 from iopfl.datasets.phantom import IN_PLANE, SITES, draw_case
 

@@ -17,7 +17,7 @@ from dicomio.mutations import mutate
 from dicomio.test_other_segmentations import build_foreign, frames_of
 from dicomio.test_pixels import LOSSLESS, compress_with_pillow
 from dicomio.test_rtstruct import SQUARE, build_structure_set
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 from iopfl.core.task import read_task
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.refusals import find_refusal

@@ -14,7 +14,7 @@ from pydicom import Dataset, dcmread, uid
 from pydicom.encaps import encapsulate
 
 from dicomio import phantoms
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 from iopfl.core.task import read_task
 from iopfl.core.transforms import read_image
 from iopfl.dicomio import decoding

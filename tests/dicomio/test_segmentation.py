@@ -16,8 +16,8 @@ from highdicom.color import CIELabColor
 from pydicom import Dataset, dcmread, uid
 
 from dicomio import phantoms
+from iopfl.base.errors import SeriesError
 from iopfl.core.colors import label_colors
-from iopfl.core.errors import SeriesError
 from iopfl.core.task import read_task
 from iopfl.dicomio.refusals import IMAGES, PICTURES, VOLUMES
 from iopfl.dicomio.segmentation import (

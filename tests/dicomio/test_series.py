@@ -11,7 +11,7 @@ import SimpleITK as sitk  # noqa: N813
 from pydicom import uid
 
 from dicomio import phantoms
-from iopfl.core.errors import ConfigError, SeriesError
+from iopfl.base.errors import ConfigError, SeriesError
 from iopfl.core.task import read_task
 from iopfl.core.transforms import read_image
 from iopfl.dicomio.series import check_instance, find_refusal, read_series, write_nifti

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 from iopfl.dimse import inbox as inboxes
 from iopfl.dimse.inbox import Inbox, InboxFullError, Instance, Outcome, check_uid
 from iopfl.dimse.queue import Job, Queue, State, list_jobs

@@ -12,9 +12,9 @@ import pytest
 from app.site import GLAND, SPOT, make_site_bank
 from dicomio.phantoms import build_photograph, write
 from dimse.nodes import make_slices
+from iopfl.base.errors import CancelledError
 from iopfl.cli import main
 from iopfl.cli.listen import build_answer
-from iopfl.core.errors import CancelledError
 from iopfl.core.task import Adaptation
 from iopfl.dicomio.segmentation import build_segmentation, read_segmentation
 from iopfl.dicomio.series import read_series, write_nifti

@@ -21,8 +21,8 @@ from pynetdicom.sop_class import StorageCommitmentPushModel
 
 from dimse.nodes import HERE, eventually, make_slices, plain_association, send_plainly, storage_peer
 from iopfl.access.audit import AuditLog
+from iopfl.base.errors import AdaptationError, CancelledError, ConfigError
 from iopfl.cli import main
-from iopfl.core.errors import AdaptationError, CancelledError, ConfigError
 from iopfl.dicomio.segmentation import Origin, Segment, read_segmentation
 from iopfl.dicomio.series import read_series
 from iopfl.dimse import listening

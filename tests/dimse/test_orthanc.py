@@ -17,8 +17,8 @@ from app.site import GLAND, make_site_bank
 from dicomio.phantoms import OBLIQUE, build_slices, volume, write
 from dimse.nodes import HERE, eventually
 from iopfl.access.audit import AuditLog
+from iopfl.base.errors import PACSAwayError, PACSError
 from iopfl.cli import main
-from iopfl.core.errors import PACSAwayError, PACSError
 from iopfl.core.predictor import Predictor
 from iopfl.dicomio.segmentation import read_segmentation
 from iopfl.dicomio.series import read_series, write_nifti

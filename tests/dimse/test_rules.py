@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydicom import Dataset
 
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 from iopfl.dimse.peers import Peer
 from iopfl.dimse.rules import Facts, Stow, read_rules
 

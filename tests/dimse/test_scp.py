@@ -34,7 +34,7 @@ from dimse.nodes import (
     running_scp,
     send_plainly,
 )
-from iopfl.core.errors import AssociationError, ConfigError
+from iopfl.base.errors import AssociationError, ConfigError
 from iopfl.dimse import sockets
 from iopfl.dimse.peers import TLS, Peer
 from iopfl.dimse.scp import STORED, TRANSFER_SYNTAXES, SCPSettings, StorageSCP

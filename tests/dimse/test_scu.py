@@ -26,8 +26,8 @@ from dimse.nodes import (
     send_plainly,
     storage_peer,
 )
+from iopfl.base.errors import AssociationError, ConfigError, SeriesError
 from iopfl.cli import main
-from iopfl.core.errors import AssociationError, ConfigError, SeriesError
 from iopfl.dimse.peers import Peer
 from iopfl.dimse.query import QueryRetrieve
 from iopfl.dimse.scu import Caller, build_query, echo, find, get, list_instances, move, send

@@ -21,8 +21,8 @@ from iopfl import compat
 
 compat.apply_early()  # before MONAI Label is imported
 
+from iopfl.base.errors import IOPFLError  # noqa: E402
 from iopfl.core.bank import Model, Role, save_bank  # noqa: E402
-from iopfl.core.errors import IOPFLError  # noqa: E402
 from iopfl.core.networks import build_network  # noqa: E402
 from iopfl.core.predictor import Predictor  # noqa: E402
 from iopfl.core.signing import Keyring  # noqa: E402

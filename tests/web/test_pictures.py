@@ -10,8 +10,8 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
+from iopfl.base.errors import ConfigError
 from iopfl.core.colors import label_colors
-from iopfl.core.errors import ConfigError
 from iopfl.core.task import Task
 from iopfl.web.pictures import count_slices, find_best_slice, overlay, to_png
 

@@ -51,7 +51,7 @@ def test_status_says_who_knows_what(client):
 
 
 def test_status_survives_a_task_whose_bank_is_broken(client, app, monkeypatch):
-    from iopfl.core.errors import BankError
+    from iopfl.base.errors import BankError
 
     def describe(name):
         raise BankError(f"bank of {name}: checksum")

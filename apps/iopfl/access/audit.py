@@ -22,8 +22,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from iopfl.core.errors import AuditError
-from iopfl.core.private_files import read_or_make_key, sync_folder
+from iopfl.base.errors import AuditError
+from iopfl.base.files import sync_folder
+from iopfl.base.private_files import read_or_make_key
 
 LOG, KEY = "audit.jsonl", "pseudonyms.key"
 

@@ -26,7 +26,7 @@ from iopfl.access.identity import Access, Caller
 from iopfl.access.limits import Limits, find_path
 from iopfl.access.roles import FEDERATION_ROLE
 from iopfl.access.signin import router as signin
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 
 SIGN_IN = "/iopfl/signin"
 PUBLIC = frozenset(

@@ -17,7 +17,7 @@ from typing import Any
 
 import jwt
 
-from iopfl.core.private_files import read_or_make_key, write_private
+from iopfl.base.private_files import read_or_make_key, write_private
 
 SESSION_SECONDS = 8 * 3600
 """A working day: who leaves a workstation signed in is signed out the next morning."""

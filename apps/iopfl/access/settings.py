@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from iopfl.access.users import Users
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 
 AUTH_VARIABLE = "IOPFL_AUTH"
 """Environment variable: `local`, `oidc` or `off`, where the server is not started by `iopfl serve`."""

@@ -22,9 +22,9 @@ import yaml
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
-from iopfl.core.errors import ConfigError
-from iopfl.core.locks import hold_one
-from iopfl.core.private_files import write_private
+from iopfl.base.errors import ConfigError
+from iopfl.base.locks import hold_one
+from iopfl.base.private_files import write_private
 
 USERS_FILE = "users.yaml"
 ROLES = ("annotator", "reviewer", "admin", "federation")

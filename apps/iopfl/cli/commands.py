@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from iopfl import __version__
-from iopfl.core.errors import CancelledError, ConfigError, IOPFLError
+from iopfl.base.errors import CancelledError, ConfigError, IOPFLError
 
 _EXAMPLE = "example:\n  "
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from iopfl.dimse.peers import TLS, Timeouts

@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iopfl.base.errors import ConfigError
 from iopfl.cli.dicom_options import Add, add_aet, add_timeouts, add_tls, build_timeouts, build_tls, print_table
-from iopfl.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from iopfl.dimse.listening import Answer, Answered

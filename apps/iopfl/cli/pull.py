@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm
 
+from iopfl.base.errors import BankError, ConfigError
+from iopfl.base.files import write_bytes
 from iopfl.core.bank import ModelBank
 from iopfl.core.bank_exchange import import_bank
-from iopfl.core.errors import BankError, ConfigError
 from iopfl.core.manifest import MANIFEST
 from iopfl.core.signing import Keyring
 from iopfl.core.task import Task
-from iopfl.core.weights import write_bytes
 
 PULLED = ".pulled.json"
 """In the bank's folder: from where, and which version, so that an unchanged bank is not downloaded again."""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from iopfl.access.users import Users

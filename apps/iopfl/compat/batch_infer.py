@@ -13,8 +13,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from iopfl.base.errors import SeriesError
 from iopfl.compat._patching import once
-from iopfl.core.errors import SeriesError
 
 logger = logging.getLogger(__name__)
 

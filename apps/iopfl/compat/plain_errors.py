@@ -18,9 +18,9 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
+from iopfl.base import errors
 from iopfl.compat._patching import once
 from iopfl.compat.orphaned_child import CHILD_VARIABLE
-from iopfl.core import errors
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from iopfl.base.errors import CancelledError
 from iopfl.core.agreement import agreements
-from iopfl.core.errors import CancelledError
 from iopfl.core.inference import magnify, predict, predict_instances
 from iopfl.core.routing import RoutedNetwork
 from iopfl.core.task import Task

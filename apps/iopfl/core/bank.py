@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from iopfl.core.errors import BankError, BankMismatchError, WeightsError
+from iopfl.base.errors import BankError, BankMismatchError, WeightsError
+from iopfl.base.files import write_bytes
 from iopfl.core.manifest import (
     BankEntry,
     Manifest,
@@ -37,7 +38,7 @@ from iopfl.core.manifest import (
 from iopfl.core.networks import build_network
 from iopfl.core.signing import Keyring, check_signature
 from iopfl.core.task import Task
-from iopfl.core.weights import Weights, average, check_weights, read_weights, serialize, write_bytes
+from iopfl.core.weights import Weights, average, check_weights, read_weights, serialize
 
 __all__ = ["BankEntry", "Model", "ModelBank", "Role", "check_same_task", "save_bank"]
 

@@ -9,8 +9,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from iopfl.base.errors import BankError
+from iopfl.base.files import replacing, write_bytes
 from iopfl.core.bank import ModelBank
-from iopfl.core.errors import BankError
 from iopfl.core.manifest import (
     MANIFEST,
     Manifest,
@@ -23,7 +24,7 @@ from iopfl.core.manifest import (
 from iopfl.core.networks import build_network
 from iopfl.core.signing import Keyring
 from iopfl.core.task import Task
-from iopfl.core.weights import replacing, serialize, write_bytes
+from iopfl.core.weights import serialize
 
 SUFFIX = ".iopfl"
 _MAX_MANIFEST = 16 * 2**20  # bytes; a manifest is a few kB a site

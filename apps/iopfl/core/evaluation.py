@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iopfl.core.errors import DatasetError
+from iopfl.base.errors import DatasetError
 from iopfl.core.metrics import region_dice, surface_distances
 from iopfl.core.predictor import Answer, Predictor, Segmentation
 from iopfl.core.sites import SPLITS, Case, find_cases, labeled, split_cases

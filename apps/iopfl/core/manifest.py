@@ -13,9 +13,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from iopfl.core.errors import BankError, ConfigError
+from iopfl.base.errors import BankError, ConfigError
+from iopfl.base.files import write_bytes
 from iopfl.core.task import Task
-from iopfl.core.weights import Weights, write_bytes
+from iopfl.core.weights import Weights
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -14,7 +14,7 @@ import torch
 from monai.networks import nets
 from torch import nn
 
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 from iopfl.core.task import Task
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {

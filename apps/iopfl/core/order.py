@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from iopfl.core.errors import (
+from iopfl.base.errors import (
     ConfigError,
     DatasetError,
     IOPFLError,

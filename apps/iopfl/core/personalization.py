@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from iopfl.core.errors import WeightsError
+from iopfl.base.errors import WeightsError
 from iopfl.core.weights import Weights, check_weights, read_weights, write_weights
 
 

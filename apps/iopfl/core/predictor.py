@@ -18,10 +18,10 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
+from iopfl.base.errors import ConfigError
 from iopfl.core.adaptation import AdaptedSeries, RoutingAdapter, sample_instances
 from iopfl.core.agreement import expert_agreement
 from iopfl.core.bank import ModelBank
-from iopfl.core.errors import ConfigError
 from iopfl.core.inference import predict, predict_instances
 from iopfl.core.networks import build_network
 from iopfl.core.published import adapt_published, predict_published

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from iopfl.core.errors import CancelledError
+from iopfl.base.errors import CancelledError
 from iopfl.core.inference import predict
 from iopfl.core.losses import boundary
 from iopfl.core.routers import SampleRouter

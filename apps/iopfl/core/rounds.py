@@ -18,15 +18,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iopfl.core.errors import ConfigError, SitsOutError, TooFewLabelsError, WeightsError
-from iopfl.core.locks import hold_one
+from iopfl.base.errors import ConfigError, SitsOutError, TooFewLabelsError, WeightsError
+from iopfl.base.files import write_bytes
+from iopfl.base.locks import hold_one
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.personalization import PersonalizedModel
 from iopfl.core.sites import Case, labeled
 from iopfl.core.task import Task
 from iopfl.core.training import LabeledImages, Progress, fine_tune, train, validate
-from iopfl.core.weights import Weights, check_weights, complete, floating, read_weights, write_bytes, write_weights
+from iopfl.core.weights import Weights, check_weights, complete, floating, read_weights, write_weights
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from iopfl.core.errors import AdaptationError, BankMismatchError
+from iopfl.base.errors import AdaptationError, BankMismatchError
 from iopfl.core.routers import SampleRouter, SeriesRouter
 from iopfl.core.weights import check_weights
 

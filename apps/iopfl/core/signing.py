@@ -13,8 +13,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from iopfl.core.errors import BankTrustError, ConfigError
-from iopfl.core.weights import write_bytes
+from iopfl.base.errors import BankTrustError, ConfigError
+from iopfl.base.files import write_bytes
 
 _PRIVATE, _TRUSTED = "signing.key", "trusted.txt"
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 
 _FOLDER = Path(__file__).parent / "tasks"
 _INTENSITIES = ("zscore", "percentile")

@@ -25,7 +25,7 @@ from monai.transforms import (
 )
 from torch import Tensor, nn
 
-from iopfl.core.errors import CancelledError, TooFewLabelsError, TrainingError
+from iopfl.base.errors import CancelledError, TooFewLabelsError, TrainingError
 from iopfl.core.inference import predict
 from iopfl.core.losses import build_segmentation_loss
 from iopfl.core.metrics import region_dice

@@ -29,7 +29,7 @@ from monai.transforms import (
 )
 from torch import Tensor
 
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
 

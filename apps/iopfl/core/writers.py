@@ -8,11 +8,11 @@ import torch
 from monai.data import ITKWriter, NibabelWriter, PILWriter
 from monai.data.image_writer import ImageWriter
 
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
+from iopfl.base.files import replacing
 from iopfl.core.predictor import Segmentation
 from iopfl.core.sites import find_suffix
 from iopfl.core.transforms import is_picture
-from iopfl.core.weights import replacing
 
 _LOSSY = (".jpg", ".jpeg")
 

@@ -28,7 +28,7 @@ from monai.transforms import (
     Spacing,
 )
 
-from iopfl.core.errors import DatasetError
+from iopfl.base.errors import DatasetError
 from iopfl.datasets.anatomy import Pelvis, draw_pelvis
 from iopfl.datasets.site_folders import (
     make_site,

@@ -18,7 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from iopfl.core.errors import DatasetError
+from iopfl.base.errors import DatasetError
 
 SPLITS_FILE = "splits.json"
 LABELS = Path("labels") / "final"

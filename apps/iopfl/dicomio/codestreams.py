@@ -9,7 +9,7 @@ import struct
 
 from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
 
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 
 MAX_TILES = 4096
 """Of a JPEG 2000 frame: a decoder keeps some kilobytes for each, however small."""

@@ -21,7 +21,7 @@ from pydicom import Dataset, uid
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 from iopfl.dicomio.codestreams import check_codestream
 from iopfl.dicomio.frames import count_frames
 from iopfl.dicomio.showing import show_uid

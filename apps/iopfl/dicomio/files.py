@@ -13,7 +13,7 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 
 MAX_INFLATED = 1 << 30
 """Bytes that a deflated file may become."""

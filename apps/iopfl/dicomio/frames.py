@@ -6,7 +6,7 @@ import math
 
 from pydicom import Dataset
 
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 from iopfl.dicomio.geometry import Plane
 
 MAX_FRAMES = 1 << 16

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Its own inverse."""

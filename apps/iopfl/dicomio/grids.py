@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 from iopfl.dicomio.geometry import LPS_TO_RAS, SPACING_TOLERANCE, Plane, stack_affine
 
 MAX_VOXELS = 1 << 31

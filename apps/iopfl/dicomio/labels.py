@@ -10,7 +10,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.valuerep import DA, TM
 
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 from iopfl.dicomio.series import Series
 from iopfl.dicomio.showing import show_label, show_uid
 

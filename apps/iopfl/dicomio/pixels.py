@@ -8,7 +8,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 from iopfl.dicomio.decoding import Decoder
 from iopfl.dicomio.frames import count_frames, find_group
 from iopfl.dicomio.showing import show_code

@@ -6,7 +6,7 @@ from pydicom import Dataset, uid
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 from iopfl.dicomio.showing import show_uid
 
 LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")

@@ -24,8 +24,8 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
 import iopfl
+from iopfl.base.errors import SeriesError
 from iopfl.core.colors import label_colors
-from iopfl.core.errors import SeriesError
 from iopfl.core.task import Task
 from iopfl.dicomio.frames import find_group, find_plane
 from iopfl.dicomio.geometry import LPS_TO_RAS, Plane

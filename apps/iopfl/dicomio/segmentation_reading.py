@@ -12,7 +12,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.uid import RTStructureSetStorage, SegmentationStorage
 
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 from iopfl.dicomio import rtstruct
 from iopfl.dicomio.decoding import Decoder
 from iopfl.dicomio.files import reading

@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 from pydicom import Dataset
 
-from iopfl.core.errors import ConfigError, SeriesError
+from iopfl.base.errors import ConfigError, SeriesError
+from iopfl.base.files import replacing
 from iopfl.core.sites import find_suffix
-from iopfl.core.weights import replacing
 from iopfl.dicomio.decoding import Decoder
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.frames import count_frames, find_plane, find_thickness

@@ -20,8 +20,8 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
 
-from iopfl.core.errors import AssociationError
-from iopfl.core.private_files import sync_folder
+from iopfl.base.errors import AssociationError
+from iopfl.base.files import sync_folder
 from iopfl.dicomio.showing import show_uid
 from iopfl.dimse.inbox import Inbox
 from iopfl.dimse.peers import Peer, Timeouts, associated, printable

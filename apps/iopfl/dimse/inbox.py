@@ -23,8 +23,8 @@ from enum import StrEnum
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from iopfl.core.errors import SeriesError
-from iopfl.core.private_files import sync_folder
+from iopfl.base.errors import SeriesError
+from iopfl.base.files import sync_folder
 from iopfl.dimse.queue import FINISHED, Job, Queue, State
 
 logger = logging.getLogger(__name__)

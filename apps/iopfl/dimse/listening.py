@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
-from iopfl.core.errors import CancelledError, ConfigError, IOPFLError, PACSError, SeriesError
-from iopfl.core.locks import try_hold
+from iopfl.base.errors import CancelledError, ConfigError, IOPFLError, PACSError, SeriesError
+from iopfl.base.locks import try_hold
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.segmentation import Origin, Segment, build_segmentation
 from iopfl.dicomio.series import check_instance, read_series, write_nifti

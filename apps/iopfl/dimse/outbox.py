@@ -16,8 +16,8 @@ from dicomweb_client import DICOMwebClient
 from pydicom import Dataset, dcmread
 from pynetdicom.presentation import build_context
 
-from iopfl.core.errors import AssociationError, PACSAwayError, PACSError
-from iopfl.core.private_files import write_private
+from iopfl.base.errors import AssociationError, PACSAwayError, PACSError
+from iopfl.base.private_files import write_private
 from iopfl.dimse.peers import Peer, Timeouts, associated
 from iopfl.dimse.rules import Destination, Stow
 

@@ -14,7 +14,7 @@ from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 
-from iopfl.core.errors import AssociationError, ConfigError
+from iopfl.base.errors import AssociationError, ConfigError
 from iopfl.dimse.sockets import MAX_PDU, TunedAE, TunedSocket
 
 __all__ = ["TLS", "Peer", "Timeouts", "associated", "check_ae_title", "printable"]

@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from iopfl.core.private_files import write_private
+from iopfl.base.private_files import write_private
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydicom import Dataset
 
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 from iopfl.dicomio.showing import show_code
 from iopfl.dimse.peers import TLS, Peer
 

@@ -23,7 +23,7 @@ from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from iopfl.core.errors import ConfigError, SeriesError
+from iopfl.base.errors import ConfigError, SeriesError
 from iopfl.dicomio.showing import show_uid
 from iopfl.dimse.inbox import Inbox, InboxFullError, Instance
 from iopfl.dimse.peers import TLS, Timeouts, check_ae_title, printable

@@ -23,8 +23,8 @@ from pynetdicom.status import (
     code_to_category,
 )
 
-from iopfl.core.errors import AssociationError, ConfigError, SeriesError
-from iopfl.core.weights import replacing
+from iopfl.base.errors import AssociationError, ConfigError, SeriesError
+from iopfl.base.files import replacing
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.refusals import IMAGES
 from iopfl.dimse.inbox import check_uid

@@ -14,8 +14,8 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from iopfl.core.errors import ConfigError
-from iopfl.core.locks import try_hold
+from iopfl.base.errors import ConfigError
+from iopfl.base.locks import try_hold
 from iopfl.dimse.inbox import Inbox, check_uid
 from iopfl.dimse.outbox import Outbox
 from iopfl.dimse.queue import FINISHED, Job, Queue, State, list_jobs

@@ -11,8 +11,8 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
+from iopfl.base.errors import IOPFLError, PACSAwayError
 from iopfl.core.agreement import expert_agreement
-from iopfl.core.errors import IOPFLError, PACSAwayError
 from iopfl.lib.models import SiteModels
 
 logger = logging.getLogger(__name__)

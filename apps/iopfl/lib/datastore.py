@@ -9,7 +9,7 @@ from typing import Any
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from iopfl.core.errors import SeriesError, TooFewLabelsError
+from iopfl.base.errors import SeriesError, TooFewLabelsError
 from iopfl.core.sites import Case, find_stem, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label

@@ -19,7 +19,7 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from pydicom import Dataset
 
-from iopfl.core.errors import IOPFLError, PACSAwayError, PACSError, SeriesError
+from iopfl.base.errors import IOPFLError, PACSAwayError, PACSError, SeriesError
 from iopfl.core.sites import IMAGE_SUFFIXES
 from iopfl.core.task import Task
 from iopfl.lib.datastore import FINAL

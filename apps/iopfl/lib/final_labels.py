@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 from iopfl.lib.versions import History, LabelVersion
 
 MAJORITY, STAPLE = "majority", "staple"

@@ -10,7 +10,7 @@ from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from iopfl.core.errors import ConfigError, IOPFLError
+from iopfl.base.errors import ConfigError, IOPFLError
 from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
 from iopfl.core.writers import mask_name, write_mask

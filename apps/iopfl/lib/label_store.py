@@ -23,7 +23,7 @@ import torch
 from monailabel.datastore.local import DataModel
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
 
-from iopfl.core.errors import IOPFLError, LabelVersionError, StorageError
+from iopfl.base.errors import IOPFLError, LabelVersionError, StorageError
 from iopfl.core.predictor import Answer, Segmentation
 from iopfl.core.sites import find_stem, find_suffix
 from iopfl.core.task import Task

@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from iopfl.base.files import write_bytes
 from iopfl.core.task import Task
-from iopfl.core.weights import write_bytes
 from iopfl.lib.datastore import CheckedDatastore
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from iopfl.base.errors import BankError, BankMismatchError, ConfigError, IOPFLError, WeightsError
 from iopfl.core.bank import ModelBank
-from iopfl.core.errors import BankError, BankMismatchError, ConfigError, IOPFLError, WeightsError
 from iopfl.core.manifest import MANIFEST, read_manifest
 from iopfl.core.predictor import LocalModel, Predictor
 from iopfl.core.signing import Keyring

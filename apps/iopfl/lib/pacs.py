@@ -27,7 +27,7 @@ from requests.auth import AuthBase
 from retrying import RetryError
 from urllib3.util import Retry
 
-from iopfl.core.errors import ConfigError, IOPFLError, PACSAwayError, PACSError
+from iopfl.base.errors import ConfigError, IOPFLError, PACSAwayError, PACSError
 
 logger = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from pydicom import Dataset
 
-from iopfl.core.errors import PACSError, SeriesError, StorageError
-from iopfl.core.locks import hold_one, try_hold
-from iopfl.core.private_files import read_or_make_key
-from iopfl.core.weights import write_bytes
+from iopfl.base.errors import PACSError, SeriesError, StorageError
+from iopfl.base.files import write_bytes
+from iopfl.base.locks import hold_one, try_hold
+from iopfl.base.private_files import read_or_make_key
 from iopfl.dicomio.series import Series, find_refusal, read_series, write_nifti
 from iopfl.lib.pacs import PACS, FoundSeries
 

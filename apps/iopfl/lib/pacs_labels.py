@@ -18,8 +18,8 @@ from pathlib import Path
 from pydicom import Dataset
 
 from iopfl import __version__
-from iopfl.core.errors import PACSAwayError, PACSError, SeriesError
-from iopfl.core.weights import write_bytes
+from iopfl.base.errors import PACSAwayError, PACSError, SeriesError
+from iopfl.base.files import write_bytes
 from iopfl.dicomio.segmentation import find_time, referenced_series
 from iopfl.lib.pacs import PACS, FoundSeries
 from iopfl.lib.pacs_segmentations import UNNAMED

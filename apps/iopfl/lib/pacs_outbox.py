@@ -9,8 +9,8 @@ from collections.abc import Callable
 from monailabel.interfaces.exception import MONAILabelException
 from pydicom import Dataset, dcmread
 
-from iopfl.core.errors import IOPFLError, PACSAwayError
-from iopfl.core.weights import replacing
+from iopfl.base.errors import IOPFLError, PACSAwayError
+from iopfl.base.files import replacing
 from iopfl.lib.pacs import PACS
 from iopfl.lib.versions import SUBMITTED, LabelVersion, VersionStore
 

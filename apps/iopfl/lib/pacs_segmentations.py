@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from pydicom import Dataset
 
-from iopfl.core.errors import SeriesError
+from iopfl.base.errors import SeriesError
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_label
 from iopfl.dicomio.segmentation import Origin, build_segmentation, read_segmentation, segments_of

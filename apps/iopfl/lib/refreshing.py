@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from iopfl.core.errors import IOPFLError
+from iopfl.base.errors import IOPFLError
 
 logger = logging.getLogger(__name__)
 

@@ -19,13 +19,14 @@ from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import tasks as background_tasks
 from safetensors import SafetensorError, safe_open
 
-from iopfl.core.errors import ConfigError, TooFewLabelsError, WeightsError
+from iopfl.base.errors import ConfigError, TooFewLabelsError, WeightsError
+from iopfl.base.files import write_bytes
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order, Refusal
 from iopfl.core.rounds import LOCAL, PROGRESS, SHARED, SiteRounds, federation_folder, read_answer
 from iopfl.core.sites import Case
 from iopfl.core.task import Task
-from iopfl.core.weights import check_weights, floating, read_weights, write_bytes, write_weights
+from iopfl.core.weights import check_weights, floating, read_weights, write_weights
 from iopfl.lib.datastore import split_labeled
 from iopfl.lib.models import SiteModels
 from iopfl.lib.used_labels import describe_used, summarize_used, write_used

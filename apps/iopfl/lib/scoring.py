@@ -11,7 +11,7 @@ import numpy as np
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
-from iopfl.core.errors import IOPFLError
+from iopfl.base.errors import IOPFLError
 from iopfl.core.evaluation import score_case
 from iopfl.core.sites import Case
 from iopfl.lib.datastore import FINAL, is_labeled_for

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from iopfl.core.errors import ConfigError
+from iopfl.base.errors import ConfigError
 from iopfl.core.signing import default_keys
 from iopfl.core.task import Task, read_task
 from iopfl.lib.final_labels import FinalRule

@@ -17,11 +17,12 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
-from iopfl.core.errors import ConfigError, IOPFLError, TooFewLabelsError
+from iopfl.base.errors import ConfigError, IOPFLError, TooFewLabelsError
+from iopfl.base.files import write_bytes
 from iopfl.core.predictor import LocalModel
 from iopfl.core.task import Task
 from iopfl.core.training import LabeledImages, train, validate
-from iopfl.core.weights import hash_weights, write_bytes
+from iopfl.core.weights import hash_weights
 from iopfl.lib.datastore import split_labeled
 from iopfl.lib.models import SiteModels, as_client_error
 from iopfl.lib.rounds import ROUND_KEY, FederationRounds

@@ -10,7 +10,7 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 
-from iopfl.core.weights import write_bytes
+from iopfl.base.files import write_bytes
 from iopfl.lib.label_store import VersionedDatastore
 
 

@@ -23,10 +23,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from iopfl.core.errors import LabelVersionError
-from iopfl.core.private_files import sync_folder
+from iopfl.base.errors import LabelVersionError
+from iopfl.base.files import replacing, sync_folder
 from iopfl.core.sites import find_suffix
-from iopfl.core.weights import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.interfaces.utils.app import app_instance
 
 from iopfl.access.roles import for_federation, for_user
+from iopfl.base.digest import content_digest, digest_header
 from iopfl.core.bank_exchange import SUFFIX, export_bank, import_bank
-from iopfl.core.digest import content_digest, digest_header
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
 from iopfl.core.signing import Keyring

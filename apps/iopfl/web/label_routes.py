@@ -11,7 +11,7 @@ from monailabel.interfaces.utils.app import app_instance
 from pydantic import BaseModel, Field
 
 from iopfl.access.roles import for_annotator, for_reviewer, for_user
-from iopfl.core.errors import LabelVersionError
+from iopfl.base.errors import LabelVersionError
 from iopfl.lib.annotators import name_annotator, tell_annotators
 from iopfl.lib.dicomweb import PACSDatastore
 from iopfl.lib.label_store import VersionedDatastore

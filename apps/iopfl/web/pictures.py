@@ -20,8 +20,8 @@ from monai.data import MetaTensor
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from iopfl.base.errors import ConfigError
 from iopfl.core.colors import label_colors
-from iopfl.core.errors import ConfigError
 from iopfl.core.task import Task
 from iopfl.core.transforms import is_picture
 

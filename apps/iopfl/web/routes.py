@@ -22,8 +22,8 @@ from monailabel.interfaces.utils.app import app_instance
 from torch import Tensor
 
 from iopfl.access.roles import for_user
+from iopfl.base.errors import IOPFLError, PACSError, SeriesError
 from iopfl.core.colors import label_colors
-from iopfl.core.errors import IOPFLError, PACSError, SeriesError
 from iopfl.core.metrics import region_dice
 from iopfl.core.predictor import Segmentation
 from iopfl.core.task import Task

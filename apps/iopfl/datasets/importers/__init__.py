@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from iopfl.core.errors import DatasetError
+from iopfl.base.errors import DatasetError
 from iopfl.datasets.importers.common import Case, Importer
 from iopfl.datasets.importers.fundus import OPTIC_DISC_CUP
 from iopfl.datasets.importers.prostate import PROSTATE

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from iopfl.core.errors import DatasetError
+from iopfl.base.errors import DatasetError
 
 _NAMES_SHOWN = 5
 """How many names of missing files a message lists."""

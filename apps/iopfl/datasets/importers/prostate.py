@@ -19,7 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from iopfl.core.errors import DatasetError
+from iopfl.base.errors import DatasetError
 from iopfl.datasets.importers.common import (
     Case,
     Importer,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iopfl.core.errors import DatasetError
+from iopfl.base.errors import DatasetError
 from iopfl.datasets.importers.common import (
     Case,
     Importer,

@@ -7,6 +7,8 @@ import secrets
 import tempfile
 from pathlib import Path
 
+from iopfl.base.files import sync_folder
+
 
 def write_private(path: Path, content: bytes) -> None:
     """Write a file of mode 0600, whole or not at all, and on the disk when this returns."""
@@ -32,15 +34,6 @@ def read_or_make_key(path: Path, size: int = 32) -> bytes:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
     return path.read_bytes()
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk too."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_beside(path: Path, content: bytes) -> Path:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from iopfl.core.errors import CancelledError
+from iopfl.base.errors import CancelledError
 
 _POLL_SECONDS = 0.2
 

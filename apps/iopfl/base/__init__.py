@@ -1,0 +1,1 @@
+"""What every part stands on: errors, whole and private files, locks, digests. Imports no torch."""
