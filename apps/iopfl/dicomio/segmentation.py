@@ -9,9 +9,7 @@ description says which. Reading is in `segmentation_reading`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence, CoordinateSystemNames, PlanePositionSequence
@@ -21,14 +19,13 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-from pydicom.valuerep import format_number_as_ds
 
 import iopfl
 from iopfl.base.errors import SeriesError
 from iopfl.core.colors import label_colors
 from iopfl.core.task import Task
-from iopfl.dicomio.frames import find_group, find_plane
-from iopfl.dicomio.geometry import LPS_TO_RAS, Plane
+from iopfl.dicomio.derived import LONGEST, Origin, copy_patient_and_study, describe_series, equipment, outline_sources
+from iopfl.dicomio.frames import find_plane
 from iopfl.dicomio.labels import Label, SegmentationError, find_time
 from iopfl.dicomio.segmentation_reading import VALUE_PREFIX, read_segmentation, referenced_series
 from iopfl.dicomio.series import Series
@@ -45,26 +42,12 @@ __all__ = [
     "segments_of",
 ]
 
-NOT_FOR_CLINICAL_USE = "not for clinical use"
 SERIES_NUMBER = 9000
 """Of every SEG series: behind the scanner's own."""
 
 _CATEGORY = codes.cid7150.AnatomicalStructure
 _TISSUE = Code("85756007", "SCT", "Tissue")
-_LONGEST = 64  # characters of DICOM's LO and PN
 _BLOCK = 8  # columns (x) of a mask that are reordered together
-_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
-# What highdicom asks for; the source's own modules replace it.
-_PATIENT_AND_STUDY = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-)
 
 
 @dataclass(frozen=True)
@@ -84,23 +67,6 @@ class Segment:
     color: str
     code: Code | None = None
     category: Code = _CATEGORY
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Who or what made a mask.
-
-    Attributes:
-        algorithm: its name; empty = drawn by a person.
-        version: of the algorithm: the bank's version and hash.
-        annotator: content creator, where a person drew or corrected it; empty = nobody.
-        description: of the content, e.g. the task; free of patient identifiers.
-    """
-
-    algorithm: str = ""
-    version: str = ""
-    annotator: str = ""
-    description: str = ""
 
 
 def segments_of(task: Task) -> list[Segment]:
@@ -138,7 +104,7 @@ def build_segmentation(mask: np.ndarray, series: Series, segments: Sequence[Segm
     frames = _number_frames(mask, series, segments)
     if series.frame_numbers:
         frames = frames[np.argsort(series.frame_numbers)]  # the source's order
-    sources = _outline_sources(series)
+    sources = outline_sources(series)
     positions = None
     if series.has_geometry and not frames.any():
         first = find_plane(sources[0]).position
@@ -154,23 +120,19 @@ def build_segmentation(mask: np.ndarray, series: Series, segments: Sequence[Segm
         series_number=SERIES_NUMBER,
         sop_instance_uid=generate_uid(),
         instance_number=1,
-        manufacturer="iopfl",
-        manufacturer_model_name="iopfl",
-        # highdicom's `tuple[str]` is of any length.
-        software_versions=(f"iopfl {iopfl.__version__}", f"highdicom {version('highdicom')}"),  # type: ignore[arg-type]
-        device_serial_number="0",
+        **equipment(),
         transfer_syntax_uid=ExplicitVRLittleEndian,
         content_label="SEGMENTATION",
-        content_description=origin.description[:_LONGEST] or None,
+        content_description=origin.description[:LONGEST] or None,
         specific_character_set="ISO_IR 192",
     )
-    _copy_patient_and_study(series.datasets[0], ds)
+    copy_patient_and_study(series.datasets[0], ds)
     if not series.has_geometry:
         ds.PatientOrientation = series.datasets[0].get("PatientOrientation") or ""
         ds.SharedFunctionalGroupsSequence[0].pop("PixelMeasuresSequence", None)
-    ds.SeriesDescription = _series_description(origin)
+    ds.SeriesDescription = describe_series(origin)
     ds.SeriesDate, ds.SeriesTime = ds.ContentDate, ds.ContentTime
-    ds.ContentCreatorName = origin.annotator.replace("\\", "/").replace("=", "-")[:_LONGEST]
+    ds.ContentCreatorName = origin.annotator.replace("\\", "/").replace("=", "-")[:LONGEST]
     for number, (item, segment) in enumerate(zip(ds.SegmentSequence, segments, strict=True), start=1):
         if number != segment.value:
             item.SegmentDescription = f"{VALUE_PREFIX}{segment.value}"
@@ -203,88 +165,17 @@ def _describe(number: int, segment: Segment, origin: Origin) -> SegmentDescripti
     if origin.algorithm:
         kind = SegmentAlgorithmTypeValues.SEMIAUTOMATIC if origin.annotator else SegmentAlgorithmTypeValues.AUTOMATIC
         algorithm = AlgorithmIdentificationSequence(
-            name=origin.algorithm[:_LONGEST],
+            name=origin.algorithm[:LONGEST],
             family=codes.cid7162.ArtificialIntelligence,
-            version=origin.version[:_LONGEST] or iopfl.__version__,
+            version=origin.version[:LONGEST] or iopfl.__version__,
             source="iopfl",
         )
     return SegmentDescription(
         segment_number=number,
-        segment_label=segment.name[:_LONGEST],
+        segment_label=segment.name[:LONGEST],
         segmented_property_category=segment.category,
         segmented_property_type=segment.code or _TISSUE,
         algorithm_type=kind,
         algorithm_identification=algorithm,
         display_color=CIELabColor.from_string(segment.color),
     )
-
-
-def _series_description(origin: Origin) -> str:
-    """What it is, cut so that the warning always fits."""
-    what = origin.description or origin.algorithm or "segmentation"
-    return f"{what[: _LONGEST - len(NOT_FOR_CLINICAL_USE) - 2]}, {NOT_FOR_CLINICAL_USE}"
-
-
-def _outline_sources(series: Series) -> list[Dataset]:
-    """The sources as highdicom needs them: where the slices lie, and no patient, whose name it would log."""
-    outlines = [_outline(ds, series) for ds in series.datasets]
-    if not series.has_geometry:
-        return outlines
-    planes = [find_plane(series.datasets[0], number - 1) for number in sorted(series.frame_numbers)]
-    planes = planes or [find_plane(ds) for ds in series.datasets]
-    direction, measures = _shared_place(series, planes[0])
-    for outline, plane in zip(outlines, planes, strict=not series.frame_numbers):
-        outline.update(direction)
-        outline.update(measures)
-        outline.ImagePositionPatient = list(plane.position)
-    if series.frame_numbers:
-        shared, frames = Dataset(), [Dataset() for _ in planes]
-        shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [direction], [measures]
-        for frame, plane in zip(frames, planes, strict=True):
-            frame.PlanePositionSequence = [Dataset()]
-            frame.PlanePositionSequence[0].ImagePositionPatient = list(plane.position)
-        outlines[0].NumberOfFrames = len(planes)
-        outlines[0].SharedFunctionalGroupsSequence = [shared]
-        outlines[0].PerFrameFunctionalGroupsSequence = frames
-    return outlines
-
-
-def _outline(source: Dataset, series: Series) -> Dataset:
-    outline = Dataset()
-    for keyword in ("SOPClassUID", "SOPInstanceUID", "Rows", "Columns", *_LOSSY):
-        if keyword in source:
-            setattr(outline, keyword, source[keyword].value)
-    outline.StudyInstanceUID, outline.SeriesInstanceUID = series.study_instance_uid, series.series_instance_uid
-    outline.Modality = series.modality
-    for keyword in _PATIENT_AND_STUDY:
-        setattr(outline, keyword, None)
-    if not series.has_geometry:
-        # highdicom takes photographs for multi-frame and asks for what they lack.
-        outline.NumberOfFrames = 1
-        outline.SharedFunctionalGroupsSequence = [Dataset()]
-        outline.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = [Dataset()]
-    else:
-        # A source that says no frame of reference still gets one, the same for all its segmentations.
-        same = generate_uid(entropy_srcs=[series.series_instance_uid])
-        outline.FrameOfReferenceUID = series.frame_of_reference_uid or same
-        outline.PositionReferenceIndicator = source.get("PositionReferenceIndicator")
-    return outline
-
-
-def _shared_place(series: Series, plane: Plane) -> tuple[Dataset, Dataset]:
-    """Plane Orientation and Pixel Measures of all slices."""
-    direction, measures = Dataset(), Dataset()
-    direction.ImageOrientationPatient = [*plane.row, *plane.column]
-    measures.PixelSpacing = [plane.spacing[1], plane.spacing[0]]
-    distance = abs(float(plane.normal @ (LPS_TO_RAS @ series.affine)[:3, 2]))
-    measures.SpacingBetweenSlices = format_number_as_ds(distance)
-    said = find_group(series.datasets[0], 0, "PixelMeasuresSequence").get("SliceThickness")
-    measures.SliceThickness = said or format_number_as_ds(distance)
-    return direction, measures
-
-
-def _copy_patient_and_study(source: Dataset, ds: Segmentation) -> None:
-    """Copy the source's patient and study modules as they are, whatever its character set."""
-    source = deepcopy(source)
-    source.decode()
-    ds.copy_patient_and_study_information(source)
