@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from comparing import Row
 from federation import Setup
+from iopfl.core.grids import Grid
 from iopfl.core.inference import predict
 from iopfl.core.metrics import region_dice
 from iopfl.core.task import Task
@@ -31,15 +31,15 @@ class Images:
 
     Attributes:
         stems: of the cases.
-        prepare: the way to the network's grid and back.
-        prepared: on the network's grid, (C, X, Y, Z) each.
+        grids: the way to the network's grid and back, of each.
+        volumes: on the network's grid, (C, X, Y, Z) each.
         classes: the labels on the images' own grid, class indices (X, Y, Z). For the scorer alone.
         shares: the labels on the network's grid, (K, X, Y, Z). For what is marked "(by labels)" alone.
     """
 
     stems: Sequence[str]
-    prepare: Preprocessing
-    prepared: Sequence[MetaTensor]
+    grids: Sequence[Grid]
+    volumes: Sequence[Tensor]
     classes: Sequence[Tensor]
     shares: Sequence[Tensor]
 
@@ -50,11 +50,6 @@ class Images:
         if key not in _loaded:
             _loaded[key] = _load(setup, site, part)
         return _loaded[key]
-
-    @property
-    def volumes(self) -> list[Tensor]:
-        """The images alone."""
-        return [image.as_tensor() for image in self.prepared]
 
     def as_scene(self, experts: Sequence[Weights], setup: Setup) -> Scene:
         """What a method outside may see of them."""
@@ -67,23 +62,25 @@ _loaded: dict[tuple[str, ...], Images] = {}
 def _load(setup: Setup, site: str, part: str) -> Images:
     task, prepare = setup.task, Preprocessing(setup.task)
     cases = setup.cases(site)[part]
-    stems, prepared, classes, shares = [], [], [], []
+    stems, grids, volumes, classes, shares = [], [], [], [], []
     for case in cases:
         assert case.label is not None  # `cases` are labeled
         image = read_image(case.image, task)
         label = read_label(case.label, task, like=image)
         stems.append(case.stem)
-        prepared.append(prepare(image))
+        grids.append(Grid(image.shape[1:], image.affine, task))
+        volumes.append(prepare(image))
         classes.append(label[0].as_tensor().to(torch.uint8))
         shares.append(prepare.label(label))
-    return Images(stems, prepare, prepared, classes, shares)
+    return Images(stems, grids, volumes, classes, shares)
 
 
 def score(probabilities: Sequence[Tensor], images: Images, task: Task) -> dict[str, float]:
     """Foreground Dice of each case on its own grid, mean over the task's regions."""
     found = {}
-    for stem, answer, like, truth in zip(images.stems, probabilities, images.prepared, images.classes, strict=True):
-        predicted = images.prepare.inverse(answer, like=like).as_tensor().argmax(0)
+    classes = range(task.num_classes)
+    for stem, answer, grid, truth in zip(images.stems, probabilities, images.grids, images.classes, strict=True):
+        predicted = grid.to_mask([answer], classes).long()
         found[stem] = float(region_dice(predicted, truth.long(), task).nanmean())
     return found
 

@@ -28,7 +28,7 @@ from iopfl.core.evaluation import Evaluation, evaluate, score_case, select_cases
 from iopfl.core.predictor import LocalModel, Predictor
 from iopfl.core.sites import Case, find_cases, find_sites, labeled, split_cases
 from iopfl.core.task import Task, read_task
-from iopfl.core.transforms import read_image, read_label, to_mask
+from iopfl.core.transforms import read_image, read_label
 from iopfl.core.weights import read_weights
 from iopfl.datasets import write_phantoms
 from iopfl.web.findings import Example, Report, SiteSummary
@@ -177,7 +177,7 @@ def _reference(case: Case, task: Task) -> torch.Tensor | None:
     if case.label is None:
         return None
     classes = read_label(case.label, task, like=read_image(case.image, task))[0].as_tensor().long()
-    return to_mask(torch.nn.functional.one_hot(classes, task.num_classes).movedim(-1, 0), task)
+    return torch.tensor(task.label_values, dtype=torch.uint8)[classes]
 
 
 def _summarize(site_folder: Path, task: Task, *, is_inside: bool) -> SiteSummary:

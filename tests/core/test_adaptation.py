@@ -18,6 +18,7 @@ from iopfl.core.routers import SampleRouter
 from iopfl.core.routing import RoutedLayer, route_network
 from iopfl.core.views import views_of
 from iopfl.core.weights import snapshot
+from iopfl.core.work import Work
 
 from .tiny import BALL, DISK, STACK, TASKS, make_experts, make_volume, same_weights, with_settings
 
@@ -50,7 +51,19 @@ def vote_by(adapter, monkeypatch, agreement):
 
 @pytest.mark.parametrize("function", [RoutingAdapter.__init__, RoutingAdapter.__call__, adapt_published])
 def test_adaptation_takes_no_labels(function):
-    allowed = {"self", "network", "task", "device", "volume", "volumes", "experts", "seed", "progress", "cancelled"}
+    allowed = {
+        "self",
+        "network",
+        "task",
+        "device",
+        "volume",
+        "volumes",
+        "experts",
+        "seed",
+        "work",
+        "progress",
+        "cancelled",
+    }
     assert set(inspect.signature(function).parameters) <= allowed
 
 
@@ -186,18 +199,22 @@ def test_cancel_stops_and_leaves_nothing(after):
     adapter = make_adapter(DISK)
     before = state_of(adapter)
     asked = []
-    with pytest.raises(CancelledError, match="adaptation stopped; nothing of this series was kept"):
-        adapter(make_volume(DISK), cancelled=lambda: asked.append(1) or len(asked) > after)
+    with pytest.raises(CancelledError, match="stopped; nothing of this image was kept"):
+        adapter(make_volume(DISK), work=Work(cancelled=lambda: asked.append(1) or len(asked) > after))
     assert same_weights(state_of(adapter), before)
     assert make_adapter(DISK)(make_volume(DISK)).quality == adapter(make_volume(DISK)).quality
 
 
-def test_progress_goes_from_nothing_up():
+def test_progress_goes_from_nothing_to_all():
     seen = []
-    make_adapter(DISK)(make_volume(DISK), progress=seen.append)
-    assert seen[0] == 0
-    assert seen == sorted(seen)
-    assert seen[-1] <= 1
+    work = Work(lambda done, total: seen.append((done, total)))
+    volume = make_volume(DISK)
+    adapted = make_adapter(DISK)(volume, work=work)
+    expected = seen[0]
+    list(adapted.predict_slabs(volume, DISK, work=work))
+    assert expected[0] == 0 < expected[1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1]
 
 
 def test_a_spent_time_budget_answers_with_what_was_found_by_then():

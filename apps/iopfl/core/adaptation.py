@@ -17,22 +17,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from monai.data.utils import dense_patch_slices
 from torch import Tensor, nn
 
-from iopfl.base.errors import CancelledError
 from iopfl.core.agreement import agreements
-from iopfl.core.inference import magnify, predict, predict_instances
+from iopfl.core.inference import average, count_windows, magnify, predict_instances, predict_slabs
 from iopfl.core.routing import RoutedNetwork
 from iopfl.core.task import Task
-from iopfl.core.transforms import to_instances, to_windows
+from iopfl.core.transforms import to_instances
 from iopfl.core.views import View, views_of
-
-Progress = Callable[[float], None]
-"""Called with the share of the work that is done, 0 to 1."""
+from iopfl.core.work import Work
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,20 @@ class AdaptedSeries:
     routing_weights: Tensor
     seconds: float
 
+    def predict_slabs(
+        self, volume: Tensor, task: Task, *, device: torch.device | str = "cpu", work: Work | None = None
+    ) -> Iterator[Tensor]:
+        """Class probabilities of the series, a prepared image (C, X, Y, Z): as `inference.predict_slabs`."""
+        if work is not None:
+            work.expect(count_windows(volume, task) * sum(len(part.views) for part in self.parts))
+        return average(
+            predict_slabs(part.network, volume, task, device=device, views=part.views, zoom=part.zoom, work=work)
+            for part in self.parts
+        )
+
     def predict(self, volume: Tensor, task: Task, *, device: torch.device | str = "cpu") -> Tensor:
-        """Class probabilities (K, X, Y, Z) of the series, a prepared image (C, X, Y, Z)."""
-        answers = [
-            predict(part.network, volume, task, device=device, views=part.views, zoom=part.zoom) for part in self.parts
-        ]
-        return torch.stack(answers).mean(0)
+        """All of them at once, (K, X, Y, Z): for images that are small."""
+        return torch.cat(list(self.predict_slabs(volume, task, device=device)), dim=3)
 
 
 @dataclass(frozen=True)
@@ -103,24 +109,25 @@ class RoutingAdapter:
         self.device = torch.device(device)
         self.settings = task.adaptation.effective
         self._voters = min(network.num_experts, self.settings.max_voters)
+        self._work = Work()
 
     @torch.no_grad()
-    def __call__(
-        self, volume: Tensor, *, progress: Progress | None = None, cancelled: Callable[[], bool] = lambda: False
-    ) -> AdaptedSeries:
+    def __call__(self, volume: Tensor, *, work: Work | None = None) -> AdaptedSeries:
         """Adapt to a series. Nothing of it stays in the adapter.
 
         Args:
             volume: a prepared image, (C, X, Y, Z).
-            progress: told how far it is.
-            cancelled: asked between passes.
+            work: is told of each pass.
 
         Raises:
-            CancelledError: `cancelled` said so.
+            CancelledError: `work` was cancelled.
         """
-        clock = _Clock(self.settings.seconds, progress or (lambda _: None), cancelled)
+        clock, self._work = _Clock(self.settings.seconds), work or Work()
         instances = sample_instances(volume, self.task, self.settings.max_instances).to(self.device)
-        passes = count_views(self.task, to_instances(volume, self.task).shape[0])
+        windows = count_windows(volume, self.task)
+        passes = count_views(self.task, windows)
+        looks = len(self.settings.shares) + (len(self.settings.zooms) if self.task.spacing is None else 0)
+        self._work.expect(looks * self._voters * len(instances) + windows * passes)
         try:
             vote = self._choose_share(instances, clock)
             is_evident = vote.agreement >= self.settings.evidence
@@ -130,7 +137,6 @@ class RoutingAdapter:
             self.network.route(routing_weights)
             parts = []
             for zoom in zooms:
-                clock.check(0.9)
                 self.network.set_share(share)
                 self.network.freeze_statistics([magnify(instances, self.task, zoom)])
                 views = divide_views(self.task, passes, zoom, among=len(zooms))
@@ -147,10 +153,9 @@ class RoutingAdapter:
     def _choose_share(self, instances: Tensor, clock: _Clock) -> _Vote:
         """The largest share of the series' statistics under which the experts agree about as much as under the best."""
         votes: list[_Vote] = []
-        for index, share in enumerate(sorted(self.settings.shares)):
+        for share in sorted(self.settings.shares):
             if votes and clock.is_over:
                 break
-            clock.check(0.5 * index / len(self.settings.shares))
             votes.append(self._vote(instances, share))
         best = max(vote.agreement for vote in votes)
         return [vote for vote in votes if vote.agreement >= best - self.settings.tolerance][-1]
@@ -163,7 +168,6 @@ class RoutingAdapter:
         for zoom in self.settings.zooms:
             if clock.is_over or zoom == 1.0:
                 continue
-            clock.check(0.7)
             if self._vote(instances, vote.share, zoom).agreement >= vote.agreement - self.settings.tolerance:
                 chosen.append(zoom)
         return chosen
@@ -186,15 +190,20 @@ class RoutingAdapter:
         answers = []
         for expert in range(self._voters):
             with self.network.only(expert):
-                answers.append(predict_instances(self.network, instances, self.task, zoom=zoom))
+                answers.append(predict_instances(self.network, instances, self.task, zoom=zoom, work=self._work))
         experts = torch.stack(answers)  # (E, N, K, *S)
         return _Vote(share, agreements(experts, experts.mean(0)))
 
 
-def count_views(task: Task, num_instances: int) -> int:
-    """Passes over the series that the final prediction may take: fewer for a long series, one at least."""
+def count_views(task: Task, windows: int) -> int:
+    """Views that the final prediction may take of a series: fewer for a large one, one at least.
+
+    Args:
+        task: its adaptation settings are read.
+        windows: passes of one view (`count_windows`).
+    """
     settings = task.adaptation.effective
-    return max(1, min(settings.max_views, settings.max_passes // num_instances))
+    return max(1, min(settings.max_views, settings.max_passes // windows))
 
 
 def divide_views(task: Task, passes: int, zoom: float, *, among: int) -> Sequence[View]:
@@ -209,21 +218,33 @@ def divide_views(task: Task, passes: int, zoom: float, *, among: int) -> Sequenc
     return views[:share] if zoom == 1.0 else views[::-1][: math.ceil(share / zoom**2)]
 
 
-def sample_instances(volume: Tensor, task: Task, count: int) -> Tensor:
-    """At most `count` instances, evenly over the series: slices of a 2D task, windows of a 3D one."""
-    instances = to_instances(volume, task)
+Place = tuple[slice, slice, slice]
+"""Of an instance or a window in a prepared image, along X, Y and Z."""
+
+
+def sample_places(volume: Tensor, task: Task, count: int) -> list[Place]:
+    """At most `count` places in a prepared image (C, X, Y, Z), evenly: slices of a 2D task, windows of a 3D one."""
+    x, y, z = volume.shape[1:]
+    places: list[Place] = [(slice(0, x), slice(0, y), slice(index, index + 1)) for index in range(z)]
     if task.spatial_dims == 3:
-        instances = to_windows(instances, task)
-    positions = ((torch.arange(min(count, len(instances))) + 0.5) * len(instances) / min(count, len(instances))).long()
-    return instances[positions]
+        places = dense_patch_slices((x, y, z), task.size, task.size)
+    count = min(count, len(places))
+    return [places[int((index + 0.5) * len(places) / count)] for index in range(count)]
+
+
+def sample_instances(volume: Tensor, task: Task, count: int) -> Tensor:
+    """What lies at `sample_places`, as the network takes it: (N, in_channels, *S)."""
+    places = sample_places(volume, task, count)
+    if task.spatial_dims == 3:
+        return torch.stack([volume[(slice(None), *place)] for place in places])
+    return to_instances(volume, task, torch.tensor([place[2].start for place in places]))
 
 
 class _Clock:
-    """Time budget, progress and cancel of one adaptation."""
+    """Time budget of one adaptation."""
 
-    def __init__(self, budget: float, progress: Progress, cancelled: Callable[[], bool]) -> None:
+    def __init__(self, budget: float) -> None:
         self._started, self._budget = time.monotonic(), budget
-        self._progress, self._cancelled = progress, cancelled
 
     @property
     def seconds(self) -> float:
@@ -232,8 +253,3 @@ class _Clock:
     @property
     def is_over(self) -> bool:
         return self.seconds > self._budget
-
-    def check(self, done: float) -> None:
-        if self._cancelled():
-            raise CancelledError("adaptation stopped; nothing of this series was kept")
-        self._progress(done)

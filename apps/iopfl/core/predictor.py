@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,21 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from iopfl.base.errors import ConfigError
-from iopfl.core.adaptation import AdaptedSeries, RoutingAdapter, sample_instances
+from iopfl.core.adaptation import AdaptedSeries, Place, RoutingAdapter, sample_instances, sample_places
 from iopfl.core.agreement import expert_agreement
 from iopfl.core.bank import ModelBank
-from iopfl.core.inference import predict, predict_instances
+from iopfl.core.inference import count_windows, predict_instances, predict_slabs
 from iopfl.core.networks import build_network
 from iopfl.core.published import adapt_published, predict_published
 from iopfl.core.routing import RoutedNetwork, route_network
 from iopfl.core.task import Task
-from iopfl.core.transforms import Preprocessing, read_image, to_mask
+from iopfl.core.transforms import Preprocessing, read_image
 from iopfl.core.weights import Weights, hash_weights
+from iopfl.core.work import Progress, Work
 
 KINDS = ("global", "personalized", "local", "average", "published", "routed")
 """Models that can answer. `average` is the uniform average of the bank; `local` a site's own training."""
 
-Progress = Callable[[float], None]
 _CACHED_SERIES = 4
 
 
@@ -159,8 +159,8 @@ class Predictor:
             path: of the image.
             kind: one of `KINDS`; None = what the site's validation labels favour.
             with_quality: agreement of the experts too, at a forward pass an expert; `routed` has it anyway.
-            progress: told how far adaptation is.
-            cancelled: asked in adaptation.
+            progress: told passes of the network done, and in all.
+            cancelled: asked between them.
 
         Raises:
             SeriesError: the image cannot be read.
@@ -169,32 +169,37 @@ class Predictor:
         """
         started = time.monotonic()
         image = read_image(path, self.task)
-        prepared = self._prepare(image)
-        volume = prepared.as_tensor()
+        volume, work = self._prepare(image), Work(progress, cancelled)
         details: dict[str, Any] = {}
+        slabs: Iterable[Tensor]
         if kind == "routed":
-            series = self._adapt(volume, progress, cancelled)
+            series = self._adapt(volume, work)
             details = {"quality": series.quality, "share": series.share}
             details["zooms"] = tuple(part.zoom for part in series.parts)
             details["routing_weights"] = dict(zip(self.bank.names, series.routing_weights.tolist(), strict=True))
-            probabilities = series.predict(volume, self.task, device=self.device)
+            slabs = series.predict_slabs(volume, self.task, device=self.device, work=work)
         elif kind == "published":
-            probabilities = predict_published(self._publish([volume]), volume, self.task, device=self.device)
+            slabs = [predict_published(self._publish([volume]), volume, self.task, device=self.device)]
         else:
             choice = self.choose() if kind is None else self._named(kind)
             kind = choice.kind
             details = {"reason": choice.reason, "metrics": choice.metrics}
-            probabilities = predict(self._build(choice), volume, self.task, device=self.device)
+            work.expect(count_windows(volume, self.task))
+            slabs = predict_slabs(self._build(choice), volume, self.task, device=self.device, work=work)
+        samples = None
         if with_quality and "quality" not in details:
-            details["quality"] = self.quality(volume, probabilities)
-        mask = to_mask(self._prepare.inverse(probabilities, like=prepared).as_tensor(), self.task)
+            samples = _Samples(sample_places(volume, self.task, self.task.adaptation.max_instances))
+            slabs = samples.take(slabs)
+        mask = self._prepare.mask(slabs, like=image)
+        if samples is not None:
+            details["quality"] = self.quality(volume, samples.instances(self.task))
         seconds = time.monotonic() - started
         answer = Answer(task=self.task.name, bank=self.bank.label, model=kind, seconds=seconds, **details)
         return Segmentation(mask, image, answer)
 
     def adapt_site(self, paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> None:
         """Adapt `published` to all images of a site at once, as the paper does; otherwise it sees one series."""
-        volumes = [self._prepare(read_image(path, self.task)).as_tensor() for path in paths]
+        volumes = [self.prepare(path) for path in paths]
         self._published = self._publish(volumes, progress)
 
     def choose(self) -> Choice:
@@ -232,21 +237,25 @@ class Predictor:
                 answers.append(predict_instances(routed, instances, self.task))
         return torch.stack(answers)
 
-    def quality(self, volume: Tensor, probabilities: Tensor) -> float:
-        """Agreement of the experts with class probabilities (K, X, Y, Z) of a prepared image, 0 to 1."""
-        answer = sample_instances(probabilities, _without_neighbours(self.task), self.task.adaptation.max_instances)
+    def quality(self, volume: Tensor, answer: Tensor) -> float:
+        """Agreement of the experts with an answer, 0 to 1.
+
+        Args:
+            volume: a prepared image (C, X, Y, Z).
+            answer: class probabilities (N, K, *S) of what `sample_instances` takes of it.
+        """
         return expert_agreement(self.expert_answers(volume), answer.to(self.device))
 
     def prepare(self, path: Path) -> Tensor:
         """An image file as a prepared volume (C, X, Y, Z)."""
-        return self._prepare(read_image(path, self.task)).as_tensor()
+        return self._prepare(read_image(path, self.task))
 
-    def _adapt(self, volume: Tensor, progress: Progress | None, cancelled: Callable[[], bool]) -> AdaptedSeries:
+    def _adapt(self, volume: Tensor, work: Work) -> AdaptedSeries:
         """Adapt, or take what was adapted for the very same series before."""
         key = hash_weights({"series": volume})
         if key not in self._series:
             adapter = RoutingAdapter(self._route(), self.task, device=self.device)
-            self._series[key] = adapter(volume, progress=progress, cancelled=cancelled)
+            self._series[key] = adapter(volume, work=work)
         self._series.move_to_end(key)
         while len(self._series) > _CACHED_SERIES:
             self._series.popitem(last=False)
@@ -288,6 +297,25 @@ class Predictor:
         return self._networks[choice.kind]
 
 
-def _without_neighbours(task: Task) -> Task:
-    """The task with one slice an instance: its outputs have no neighbours."""
-    return replace(task, slices=1)
+class _Samples:
+    """Keeps of an answer, which passes by in slabs, what lies at some places."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = places
+        self._kept: list[list[Tensor]] = [[] for _ in places]
+
+    def take(self, slabs: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The slabs (K, X, Y, d) as they come."""
+        begin = 0
+        for slab in slabs:
+            for (x, y, z), kept in zip(self._places, self._kept, strict=True):
+                first, last = max(z.start, begin), min(z.stop, begin + slab.shape[3])
+                if first < last:
+                    kept.append(slab[:, x, y, first - begin : last - begin].clone())
+            begin += slab.shape[3]
+            yield slab
+
+    def instances(self, task: Task) -> Tensor:
+        """What was kept, (N, K, *S)."""
+        found = torch.stack([torch.cat(kept, dim=3) for kept in self._kept])
+        return found[..., 0] if task.spatial_dims == 2 else found

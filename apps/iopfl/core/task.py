@@ -79,7 +79,7 @@ class Adaptation:
             stays flat when the bank grows.
         max_instances: instances (slices, or windows of a volume) that the experts look at.
         max_views: views of the final prediction, at most all the task's symmetries give.
-        max_passes: instance passes of the final prediction; a long series gets fewer views.
+        max_passes: of the final prediction, over a slice or a window each; a large series gets fewer views.
         seconds: time budget of adaptation; when it is spent, what was found by then is used.
         fast: a third of the passes: two voters, no magnification, five views.
         seed: of the published baseline's dropout and noise; the default has nothing random.

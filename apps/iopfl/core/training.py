@@ -115,7 +115,7 @@ class _ReadCase(Transform):
             raise TrainingError(f"{case.stem}: expected a labeled image")
         image = read_image(case.image, self._task)
         label = read_label(case.label, self._task, like=image)
-        return {"image": self._prepare(image).as_tensor(), "label": self._prepare.label(label)}
+        return {"image": self._prepare(image), "label": self._prepare.label(label)}
 
 
 def build_augmentation(task: Task, *, seed: int) -> Compose:

@@ -9,6 +9,7 @@ channels (2.5D); a 3D network sees one instance.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +17,18 @@ import torch
 from monai.data import ITKReader, MetaTensor, NibabelReader, NrrdReader, PILReader
 from monai.data.image_reader import ImageReader
 from monai.data.utils import dense_patch_slices
-from monai.transforms import (
-    Compose,
-    EnsureChannelFirst,
-    NormalizeIntensity,
-    Orientation,
-    Resize,
-    ScaleIntensityRangePercentiles,
-    Spacing,
-    SpatialPad,
-    Transform,
-)
+from monai.transforms import EnsureChannelFirst
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
+from iopfl.core.grids import Grid
 from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _READERS: dict[str, type[ImageReader]] = {".nrrd": NrrdReader, ".mha": ITKReader}  # the others: nibabel
 _SAME_PLACE = 0.5  # voxels by which a label's corner may lie beside the image's
+_PERCENTILES = (0.5, 99.5)  # beyond which intensities are cut off
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L"
 
 
@@ -140,23 +133,20 @@ class Preprocessing:
     >>> from iopfl.core.task import read_task
     >>> to_network = Preprocessing(read_task("vessel"))
     >>> image = MetaTensor(torch.rand(3, 300, 200, 1), affine=torch.eye(4))
-    >>> prepared = to_network(image)
-    >>> tuple(prepared.shape), tuple(to_network.inverse(torch.rand(2, 256, 256, 1), like=prepared).shape)
-    ((3, 256, 256, 1), (2, 300, 200, 1))
+    >>> tuple(to_network(image).shape)
+    (3, 256, 256, 1)
+    >>> tuple(to_network.mask([torch.rand(2, 256, 256, 1)], like=image).shape)
+    (300, 200, 1)
     """
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self._grid = _to_grid(task)
-        self._intensity = _intensity(task)
 
-    def __call__(self, image: MetaTensor) -> MetaTensor:
+    def __call__(self, image: MetaTensor) -> Tensor:
         """Source grid (C, X, Y, Z) to network grid (C, X', Y', Z'), normalized over the whole series."""
-        prepared = self._grid(image)
-        operations = prepared.applied_operations
-        normalized = self._intensity(prepared)
-        normalized.applied_operations = operations  # intensities are not undone
-        return normalized
+        prepared = self._grid(image).to_network(image.as_tensor())
+        _normalize(prepared, self.task.intensity)
+        return prepared
 
     def label(self, classes: MetaTensor) -> Tensor:
         """Class indices (1, X, Y, Z) to shares of each class on the network's grid: (K, X', Y', Z').
@@ -165,29 +155,37 @@ class Preprocessing:
         the network keeps its weight (at 256 pixels the nearest index brings
         back 0.59-0.77 of the vessels' Dice, shares 0.82-0.94).
         """
-        one_hot = torch.nn.functional.one_hot(classes[0].as_tensor().long(), self.task.num_classes)  # (X, Y, Z, K)
-        return self._grid(MetaTensor(one_hot.movedim(-1, 0).float(), meta=classes.meta)).as_tensor()
+        grid, values = self._grid(classes), classes.as_tensor()
+        return torch.cat([grid.to_network(values == index) for index in range(self.task.num_classes)])
 
-    def inverse(self, probabilities: Tensor, *, like: MetaTensor) -> MetaTensor:
-        """Bring probabilities back to the source's exact grid.
+    def mask(self, slabs: Iterable[Tensor], *, like: MetaTensor) -> Tensor:
+        """Class probabilities as a mask on the source's exact grid.
 
         Args:
-            probabilities: (K, X', Y', Z') on the network's grid.
-            like: what this object made of the image.
+            slabs: (K, X', Y', d) on the network's grid, one after the other along Z'; one is enough.
+            like: the image as it was read, (C, X, Y, Z).
 
         Returns:
-            (K, X, Y, Z) with the source's affine.
+            (X, Y, Z) uint8, the task's label values of the most probable class.
         """
-        carried = MetaTensor(probabilities, meta=like.meta, applied_operations=list(like.applied_operations))
-        return self._grid.inverse(carried)
+        return self._grid(like).to_mask(slabs, self.task.label_values)
+
+    def _grid(self, image: MetaTensor) -> Grid:
+        return Grid(image.shape[1:], image.affine, self.task)
 
 
-def to_instances(volume: Tensor, task: Task) -> Tensor:
+def count_instances(volume: Tensor, task: Task) -> int:
+    """N of `to_instances`: the slices (C, X, Y, Z) of a 2D task, 1 of a 3D one."""
+    return volume.shape[3] if task.spatial_dims == 2 else 1
+
+
+def to_instances(volume: Tensor, task: Task, positions: Tensor | None = None) -> Tensor:
     """A prepared volume as what the network takes.
 
     Args:
         volume: (C, X, Y, Z).
         task: 2D: slices along Z with their neighbours as channels, repeated at the ends; 3D: the volume.
+        positions: (N,), which slices of a 2D task; None = all.
 
     Returns:
         (N, in_channels, *S): N slices of a 2D task, 1 volume of a 3D task.
@@ -196,8 +194,8 @@ def to_instances(volume: Tensor, task: Task) -> Tensor:
     if task.spatial_dims == 3:
         return volume[None]
     depth, reach = volume.shape[-1], task.slices // 2
-    offsets = torch.arange(-reach, reach + 1)
-    neighbours = (torch.arange(depth)[:, None] + offsets).clamp(0, depth - 1)  # (N, slices)
+    positions = torch.arange(depth) if positions is None else positions
+    neighbours = (positions[:, None] + torch.arange(-reach, reach + 1)).clamp(0, depth - 1)  # (N, slices)
     stacked = volume[..., neighbours]  # (C, X, Y, N, slices)
     return stacked.permute(3, 4, 0, 1, 2).flatten(1, 2).contiguous()  # (N, slices * C, X, Y)
 
@@ -211,11 +209,6 @@ def to_windows(instances: Tensor, task: Task) -> Tensor:
 def from_instances(outputs: Tensor, task: Task) -> Tensor:
     """Outputs of instances as a volume: (N, K, *S) to (K, X, Y, Z)."""
     return outputs[0] if task.spatial_dims == 3 else outputs.permute(1, 2, 3, 0)
-
-
-def to_mask(probabilities: Tensor, task: Task) -> Tensor:
-    """The task's label values of the most probable class: (K, *S) to (*S) uint8."""
-    return torch.tensor(task.label_values, dtype=torch.uint8)[probabilities.argmax(0).cpu()]
 
 
 def _read(path: Path, *, colors: bool = True) -> MetaTensor:
@@ -249,18 +242,11 @@ def _to_plain_modes(image):  # type: ignore[no-untyped-def]  # PIL.Image.Image i
     return image.convert("RGB") if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV") else image
 
 
-def _to_grid(task: Task) -> Compose:
-    in_plane = task.spatial_dims == 2
-    size = (*task.size, -1) if in_plane else task.size
-    steps: list[Transform] = [Orientation(axcodes="RAS", labels=None)]
-    if task.spacing is None:
-        return Compose([*steps, Resize(spatial_size=size, mode="trilinear", anti_aliasing=True)])
-    pixdim = (*task.spacing, -1.0) if in_plane else task.spacing
-    return Compose([*steps, Spacing(pixdim=pixdim, padding_mode="border"), SpatialPad(spatial_size=size)])
-
-
-def _intensity(task: Task) -> Compose:
-    steps: list[Transform] = []
-    if task.intensity == "percentile":
-        steps.append(ScaleIntensityRangePercentiles(lower=0.5, upper=99.5, b_min=0, b_max=1, clip=True))
-    return Compose([*steps, NormalizeIntensity(channel_wise=True)])
+def _normalize(volume: Tensor, intensity: str) -> None:
+    """Normalize (C, X, Y, Z) in its place: a volume is large."""
+    if intensity == "percentile":
+        low, high = np.percentile(volume.numpy(), _PERCENTILES).astype(np.float32).tolist()
+        volume.sub_(low).clamp_(0, high - low)
+    for channel in volume:
+        deviation, mean = torch.std_mean(channel, correction=0)
+        channel.sub_(mean).div_(deviation if deviation > 0 else 1)
