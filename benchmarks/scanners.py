@@ -17,6 +17,7 @@ import numpy as np
 from monai.transforms import AdjustContrast, Compose, GaussianSmooth, RandBiasField, RandRicianNoise, ScaleIntensity
 from tqdm import tqdm
 
+from iopfl.core.image_files import read_voxels
 from iopfl.core.sites import LABEL_FOLDER, find_cases, labeled
 
 SCANNERS = {
@@ -37,9 +38,9 @@ def deal_out(source: Path, target: Path) -> None:
         (folder / LABEL_FOLDER).mkdir(parents=True, exist_ok=True)
         scan = Compose([ScaleIntensity(minv=0.0, maxv=1.0), *steps]).set_random_state(seed=position)
         for case in tqdm(cases[position :: len(SCANNERS)], desc=name, unit="volume", disable=None):
-            image = nib.load(case.image)
-            values = np.asarray(scan(image.get_fdata(dtype=np.float32)[None]))[0]
-            nib.save(nib.Nifti1Image(values.astype(np.float32), image.affine), folder / case.image.name)
+            image = read_voxels(case.image)
+            values = np.asarray(scan(image.numpy()))[0]
+            nib.save(nib.Nifti1Image(values.astype(np.float32), image.affine.numpy()), folder / case.image.name)
             shutil.copyfile(case.label, folder / LABEL_FOLDER / case.label.name)
         folder.rename(target / name)
 

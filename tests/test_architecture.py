@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ REPOSITORY = Path(__file__).parents[1]
 MODULES = sorted([*(REPOSITORY / "apps").rglob("*.py"), *(REPOSITORY / "fl_bridge").rglob("*.py")])
 MAX_LINES = 350
 
-CORE_NEEDS = {"torch", "monai", "numpy", "safetensors", "yaml", "cryptography"}
+CORE_NEEDS = {"torch", "monai", "numpy", "nibabel", "nrrd", "safetensors", "yaml", "cryptography"}
 MONAILABEL_USERS = {"lib", "app", "server", "access", "web", "compat"}
 # Part of iopfl -> the parts it may import, besides itself:
 # main > app > lib, web > dicomio > core > base.
@@ -129,3 +130,15 @@ def test_a_module_is_short_enough_to_read(path):
 def test_the_algorithm_prints_nothing(name):
     calls = (node for node in ast.walk(ast.parse(CORE[name].read_text())) if isinstance(node, ast.Call))
     assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
+OPENS_IMAGES = re.compile(r"nib\.load\(|Image\.open\(|from_filename\(|imread\(|ReadImage\(|nrrd\.read\(|LoadImaged?\b")
+
+
+def test_image_files_are_opened_in_one_place():
+    """Whoever opens one elsewhere follows its header wherever it leads; importers read formats of their own."""
+    package = REPOSITORY / "apps" / "iopfl"
+    allowed = {"core/image_files.py", "datasets/importers/common.py", "datasets/importers/prostate.py"}
+    files = {path.relative_to(package).as_posix(): path.read_text() for path in package.rglob("*.py")}
+    found = {name for name, text in files.items() if OPENS_IMAGES.search(text)}
+    assert found - {"web/pictures.py"} <= allowed  # which opens the figure that it has drawn itself

@@ -80,6 +80,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-upload-mb", type=int, default=defaults.max_upload_mb, metavar="MB", help=text)
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Add the option that bounds what one image may take of the machine's memory."""
+    text = "memory that an answer may take; larger images are refused (default: half of the machine's or container's)"
+    parser.add_argument("--max-memory-gb", type=float, metavar="GB", help=text)
+
+
+def memory_conf(arguments: argparse.Namespace) -> dict[str, str]:
+    """What `add_memory` added, as the app's `--conf`."""
+    return {} if arguments.max_memory_gb is None else {"max_memory_gb": str(arguments.max_memory_gb)}
+
+
 def settings_from(arguments: argparse.Namespace) -> ServerSettings:
     """Make settings of parsed options."""
     return ServerSettings(

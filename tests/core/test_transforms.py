@@ -278,7 +278,7 @@ def broken_files(folder):
 )
 def test_a_broken_file_is_refused_plainly(name, tmp_path):
     broken_files(tmp_path)
-    with pytest.raises(SeriesError, match=rf"{name}: cannot be read as an image .*; expected a whole NIfTI") as error:
+    with pytest.raises(SeriesError, match=rf"{name}: cannot be read as an image .*; expected a whole") as error:
         read_image(tmp_path / name, DISK if name.endswith(("png", "jpg")) else BALL)
     assert "\n" not in str(error.value)
 

@@ -40,6 +40,15 @@ def source(tmp_path):
     return folder
 
 
+def huge_volume() -> bytes:
+    """A header of 30000 x 30000 x 30000 voxels of two bytes, and nothing behind it."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape((30_000,) * 3)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    return header.binaryblock + bytes(4)
+
+
 def read_label(sites, site, stem):
     return np.asarray(Image.open(sites / site / "labels" / "final" / f"{stem}.png"))
 
@@ -114,6 +123,28 @@ def test_a_damaged_file_is_named_and_nothing_is_left(name, victim, message, sour
     with pytest.raises(DatasetError, match=message):
         import_dataset(name, source, sites)
     assert listing(source.parent) == ["download", *(f"download/{p}" for p in listing(source))]
+
+
+@pytest.mark.parametrize(
+    ("name", "victim", "content", "message"),
+    [
+        ("prostate", "UCL/Case02.nii", b"ObjectType = Image\nElementDataFile = /etc/hostname\n", "read as NIfTI"),
+        ("prostate", "UCL/Case02.nii", huge_volume(), r"holds 54000.0 GB, more than the memory"),
+        (
+            "hrf",
+            "manual1/03_h.tif",
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+            "as a picture",
+        ),
+        ("stare", "labels-ah/im0139.ah.ppm.gz", gzip.compress(b"P6\n60000 60000\n255\n"), "as a picture"),
+    ],
+)
+def test_a_file_that_leads_elsewhere_or_unpacks_to_too_much_is_refused(name, victim, content, message, source, sites):
+    MAKERS[name](source)
+    (source / victim).write_bytes(content)
+    with pytest.raises(DatasetError, match=message):
+        import_dataset(name, source, sites)
+    assert not sites.exists()
 
 
 def test_a_failed_import_leaves_other_sites_untouched(tmp_path, source, sites):

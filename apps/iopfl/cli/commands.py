@@ -72,6 +72,7 @@ def _add(commands: Any, name: str, run: Callable[[Any], None], text: str, exampl
 
 def _add_serve(commands: Any) -> None:
     from iopfl.server import add_arguments
+    from iopfl.server_options import add_memory
 
     example = "iopfl serve --studies sites/site_d --bank bank/ --site site_d"
     parser = _add(
@@ -87,6 +88,7 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--task", help="task of the bank: a name or a YAML file (default: the bank's)")
     parser.add_argument("--site", default="", help="this site's name in the bank; none for an outside site")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    add_memory(parser)
     _add_keys(parser)
 
 
@@ -98,6 +100,7 @@ def _serve(arguments: Any) -> None:
     from iopfl.core.signing import Keyring
     from iopfl.core.task import read_task
     from iopfl.server import serve, settings_from
+    from iopfl.server_options import memory_conf
 
     # Opened here once, so that what is wrong is said in one line before anything listens.
     task = read_task(arguments.task) if arguments.task else None
@@ -112,6 +115,7 @@ def _serve(arguments: Any) -> None:
         "site": arguments.site,
         "device": arguments.device,
         "keys": str(arguments.keys.resolve()),
+        **memory_conf(arguments),
     }
     serve(replace(settings, conf={**conf, **settings.conf}))
 
@@ -276,6 +280,8 @@ def _follow(bar: Any) -> Callable[[int, int], None]:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """Which model answers."""
+    from iopfl.server_options import add_memory
+
     kinds = ("global", "personalized", "average", "published", "routed")
     parser.add_argument(
         "--bank",
@@ -289,6 +295,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quality", action="store_true", help="agreement of the experts with each answer")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="for programs")
+    add_memory(parser)
     _add_keys(parser)
 
 
@@ -302,11 +309,13 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
 
 def _open_predictor(arguments: Any) -> Any:
     from iopfl.core.bank import ModelBank
+    from iopfl.core.memory import limit_to
     from iopfl.core.predictor import Predictor
     from iopfl.core.signing import Keyring
     from iopfl.core.task import read_task
     from iopfl.server import check_device
 
+    limit_to(arguments.max_memory_gb)
     task = read_task(arguments.task) if arguments.task else None
     bank = ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))
     return Predictor(bank, site=arguments.site, task=task, device=check_device(arguments.device))

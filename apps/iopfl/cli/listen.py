@@ -35,6 +35,8 @@ _GB = 10**9
 
 def add_listen(actions: Any, add: Add, add_keys: Callable[[argparse.ArgumentParser], None]) -> None:
     """Add `iopfl dicom listen`."""
+    from iopfl.server_options import add_memory
+
     text = "Receive series by DICOM, segment them by rules, and send the segmentations on."
     example = "iopfl dicom listen --rules rules.yaml --bank bank/ --state state/ --allow ORTHANC"
     parser = add(actions, "listen", _listen, text, example)
@@ -51,6 +53,7 @@ def add_listen(actions: Any, add: Add, add_keys: Callable[[argparse.ArgumentPars
     )
     parser.add_argument("--site", default="", help="this site's name in the banks; none for an outside site")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    add_memory(parser)
     _add_state(parser)
     add_keys(parser)
     add_aet(parser)
@@ -112,6 +115,7 @@ def _listen(arguments: Any) -> None:
     from iopfl.dimse.scp import SCPSettings
     from iopfl.lib.models import SiteModels
     from iopfl.lib.settings import AppSettings
+    from iopfl.server_options import memory_conf
 
     scp = SCPSettings(
         ae_title=arguments.aet,
@@ -137,6 +141,7 @@ def _listen(arguments: Any) -> None:
         "site": arguments.site,
         "keys": str(arguments.keys),
         "device": arguments.device,
+        **memory_conf(arguments),
     }
     models = SiteModels(AppSettings.from_conf(conf, default_state=arguments.state))
     rules.check_answers([answer for name in models.tasks for answer in (name, name + _ROUTED)])

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iopfl.base.errors import DatasetError
+from iopfl.base.image_headers import IMAGE_SUFFIXES
 from iopfl.core.task import Task
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 LABEL_FOLDER = Path("labels", "final")
 TEST_SHARE = 0.3
 SPLITS = ("train", "validation", "test", "all")

@@ -8,33 +8,27 @@ channels (2.5D); a 3D network sees one instance.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
-from monai.data import ITKReader, MetaTensor, NibabelReader, NrrdReader, PILReader
-from monai.data.image_reader import ImageReader
+from monai.data import MetaTensor
 from monai.data.utils import dense_patch_slices
-from monai.transforms import EnsureChannelFirst
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
+from iopfl.base.image_headers import ImageHeader
 from iopfl.core.grids import Grid
-from iopfl.core.sites import find_suffix
+from iopfl.core.image_files import is_picture, read_voxels
+from iopfl.core.memory import check_room
 from iopfl.core.task import Task
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-_READERS: dict[str, type[ImageReader]] = {".nrrd": NrrdReader, ".mha": ITKReader}  # the others: nibabel
 _SAME_PLACE = 0.5  # voxels by which a label's corner may lie beside the image's
 _PERCENTILES = (0.5, 99.5)  # beyond which intensities are cut off
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L"
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a file is a plain picture, which has no spacing."""
-    return find_suffix(path.name) in _PICTURES
 
 
 def read_image(path: Path, task: Task) -> MetaTensor:
@@ -47,9 +41,10 @@ def read_image(path: Path, task: Task) -> MetaTensor:
         (C, X, Y, Z) float32 with the source's affine (mm, RAS; identity for a picture).
 
     Raises:
-        SeriesError: the file cannot be read, or is no image for this task.
+        SeriesError: the file cannot be read, is no image for this task, or would take more memory than there is for
+            an answer (`memory`).
     """
-    image = _read(path)
+    image = read_voxels(path, check=lambda header: check_room(path.name, header.shape, task))
     if image.shape[0] in (2, 4) and is_picture(path):
         image = image[:-1]  # alpha
     if image.shape[0] == 1 and task.channels == 3 and is_picture(path):
@@ -64,6 +59,7 @@ def read_image(path: Path, task: Task) -> MetaTensor:
         raise SeriesError(f"{path.name}: task {task.name} expects a volume, the image is one slice")
     if not torch.isfinite(image).all():
         raise SeriesError(f"{path.name}: the image holds NaN or infinity; expected finite intensities")
+    check_room(path.name, image.shape[1:], task, image.affine.numpy())
     return image
 
 
@@ -81,14 +77,17 @@ def read_label(path: Path, task: Task, *, like: Tensor) -> MetaTensor:
     Raises:
         SeriesError: unreadable, of another shape than the image, or with values the task does not have.
     """
-    label = _read(path, colors=False)
+    shape = tuple(like.shape[1:])
+
+    def check(header: ImageHeader) -> None:
+        if math.prod(header.shape) != math.prod(shape):
+            _refuse_grid(path, shape, header.shape)
+
+    label = read_voxels(path, colors=False, check=check)
     if label.shape[0] in (2, 3, 4) and is_picture(path):
         label = label[:1]  # a gray mask saved as color
-    if label.shape[0] != 1 or label.shape[1:] != like.shape[1:]:
-        raise SeriesError(
-            f"label {path.name}: expected the image's grid {tuple(like.shape[1:])}, given {tuple(label.shape[1:])}; "
-            "export the label on the image it was drawn on"
-        )
+    if label.shape[0] != 1 or label.shape[1:] != shape:
+        _refuse_grid(path, shape, label.shape[1:])
     values = _find_values(label.as_tensor())
     if not set(values) <= set(task.label_values):
         raise SeriesError(
@@ -104,6 +103,13 @@ def read_label(path: Path, task: Task, *, like: Tensor) -> MetaTensor:
             _check_same_place(path, classes, like)
         classes.affine = like.affine  # headers differ in the last digits
     return classes
+
+
+def _refuse_grid(path: Path, expected: tuple[int, ...], given: Sequence[int]) -> NoReturn:
+    raise SeriesError(
+        f"label {path.name}: expected the image's grid {expected}, given {tuple(given)}; "
+        "export the label on the image it was drawn on"
+    )
 
 
 def _find_values(label: Tensor) -> list[float]:
@@ -209,37 +215,6 @@ def to_windows(instances: Tensor, task: Task) -> Tensor:
 def from_instances(outputs: Tensor, task: Task) -> Tensor:
     """Outputs of instances as a volume: (N, K, *S) to (K, X, Y, Z)."""
     return outputs[0] if task.spatial_dims == 3 else outputs.permute(1, 2, 3, 0)
-
-
-def _read(path: Path, *, colors: bool = True) -> MetaTensor:
-    """Any image as (C, X, Y, Z); a palette by its colors, or by its indices, which are a label's values."""
-    reader: ImageReader
-    if is_picture(path):
-        reader = PILReader(converter=_to_plain_modes if colors else None)
-    else:
-        reader = _READERS.get(find_suffix(path.name) or "", NibabelReader)()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            array, meta = reader.get_data(reader.read(path))
-            image = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array.astype(np.float32), meta))
-    except Exception as error:  # each reader has its own; all mean that the file is no image
-        reason = str(error.__cause__ or error).strip().splitlines()[-1]
-        raise SeriesError(
-            f"{path.name}: cannot be read as an image ({type(error.__cause__ or error).__name__}: {reason}); "
-            "expected a whole NIfTI, NRRD, PNG, JPEG, TIFF or BMP file"
-        ) from error
-    if image.ndim == 3:  # a picture: one slice; the affine of a picture says nothing
-        affine = torch.eye(4) if is_picture(path) else image.affine
-        image = MetaTensor(image.as_tensor()[..., None], meta={**image.meta, "affine": affine})
-    if image.ndim != 4:
-        raise SeriesError(f"{path.name}: expected an image or a volume, given {image.ndim - 1} dimensions")
-    return image
-
-
-def _to_plain_modes(image):  # type: ignore[no-untyped-def]  # PIL.Image.Image in and out
-    """Palettes and other color spaces as RGB; everything else as stored."""
-    return image.convert("RGB") if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV") else image
 
 
 def _normalize(volume: Tensor, intensity: str) -> None:

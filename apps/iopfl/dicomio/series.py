@@ -14,6 +14,7 @@ from pydicom import Dataset
 
 from iopfl.base.errors import ConfigError, SeriesError
 from iopfl.base.files import replacing
+from iopfl.core.memory import check_volume
 from iopfl.core.sites import find_suffix
 from iopfl.dicomio.decoding import Decoder
 from iopfl.dicomio.files import read_dataset, reading
@@ -226,6 +227,7 @@ def _decode(slices: Sequence[_Slice]) -> np.ndarray:
     dtypes = {decoded_dtype(ds) for ds in sources.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
     shape = (len(slices), int(first.Rows), int(first.Columns), *([3] if is_color(first) else []))
+    check_volume(shape[2::-1], shape[3] if len(shape) > 3 else 1, dtype.itemsize)
     if np.prod(shape, dtype=np.float64) * dtype.itemsize > MAX_SERIES_BYTES:
         raise SeriesError(f"expected at most {MAX_SERIES_BYTES >> 30} GiB of voxels, came {shape}; send a part of it")
     volume = np.empty(0, dtype)

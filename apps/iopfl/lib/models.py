@@ -12,6 +12,7 @@ from typing import Any
 from iopfl.base.errors import BankError, BankMismatchError, ConfigError, IOPFLError, WeightsError
 from iopfl.core.bank import ModelBank
 from iopfl.core.manifest import MANIFEST, read_manifest
+from iopfl.core.memory import limit_to
 from iopfl.core.predictor import LocalModel, Predictor
 from iopfl.core.signing import Keyring
 from iopfl.core.task import Task
@@ -61,6 +62,7 @@ class SiteModels:
                 f"{banks}; the other bank(s) are for {', '.join(sorted(self._served)) or 'nothing'}: "
                 "give each task one bank folder"
             )
+        limit_to(settings.max_memory_gb)
         for served in self._served.values():
             self._open(served)
         for name, folder in zip(without, awaited, strict=True):

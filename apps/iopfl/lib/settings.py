@@ -43,6 +43,7 @@ class AppSettings:
         device: where to compute, `cpu` or `cuda`.
         final_label: which of an image's labels is the final one.
         lease_minutes: how long an image that was offered to one annotator is offered to no other.
+        max_memory_gb: what an answer may take of the memory, in GB; None = a share of what there is (`core.memory`).
         pacs_cache_gb: what the images of a PACS may take on the disk, in GB.
         pacs_credentials: YAML file with `token`, or `username` and `password`; None = from the environment, or none.
         pacs_ca: PEM file of the authority that signed the PACS's certificate; None = the public ones count.
@@ -56,6 +57,7 @@ class AppSettings:
     device: str
     final_label: FinalRule
     lease_minutes: float
+    max_memory_gb: float | None
     pacs_cache_gb: float
     pacs_credentials: Path | None
     pacs_ca: Path | None
@@ -91,6 +93,7 @@ class AppSettings:
             device=check_device(conf.get("device") or "cpu"),
             final_label=FinalRule.parse(conf.get("final_label") or "newest"),
             lease_minutes=_read_positive(conf, "lease_minutes", 30.0),
+            max_memory_gb=_read_positive(conf, "max_memory_gb", 0) if conf.get("max_memory_gb") else None,
             pacs_cache_gb=_read_positive(conf, "pacs_cache_gb", 20.0),
             pacs_credentials=_read_file(conf, "pacs_credentials"),
             pacs_ca=_read_file(conf, "pacs_ca"),

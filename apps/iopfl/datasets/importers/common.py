@@ -17,6 +17,12 @@ from iopfl.base.errors import DatasetError
 _NAMES_SHOWN = 5
 """How many names of missing files a message lists."""
 
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM")
+"""In which pictures of data sets come. Of others that Pillow knows, some run programs or follow what they name."""
+
+_MAX_UNPACKED = 2**29
+"""Bytes of a gzipped picture; Pillow itself refuses one of more pixels than that."""
+
 _DAMAGE = (
     OSError,
     EOFError,
@@ -137,7 +143,7 @@ def count_note(title: str, found: int, published: int) -> list[str]:
 
 
 def read_picture(path: Path, mode: str) -> np.ndarray:
-    """Read a picture, gzipped or not, in any format Pillow knows.
+    """Read a picture, gzipped or not, in one of `_FORMATS`.
 
     Args:
         path: the file.
@@ -152,8 +158,9 @@ def read_picture(path: Path, mode: str) -> np.ndarray:
     try:
         content = path.read_bytes()
         if path.suffix.lower() == ".gz":
-            content = gzip.decompress(content)
-        with Image.open(io.BytesIO(content)) as picture:
+            with gzip.open(io.BytesIO(content)) as packed:
+                content = packed.read(_MAX_UNPACKED)
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
             return np.asarray(picture.convert(mode))
     except _DAMAGE as error:
         raise DatasetError(f"{path} cannot be read as a picture: download it again") from error

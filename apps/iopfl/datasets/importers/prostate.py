@@ -19,7 +19,9 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from iopfl.base.errors import DatasetError
+from iopfl.base.errors import DatasetError, SeriesError
+from iopfl.base.image_headers import read_header
+from iopfl.core import memory
 from iopfl.datasets.importers.common import (
     Case,
     Importer,
@@ -135,9 +137,12 @@ def _read(path: Path) -> nib.Nifti1Image:
         DatasetError: the file is damaged or no NIfTI.
     """
     try:
+        header = read_header(path)
+        if header.stored_bytes > memory.limit():
+            raise DatasetError(f"{path} holds {header.stored_bytes / 1e9:.1f} GB, more than the memory there is for it")
         volume = nib.Nifti1Image.from_filename(path)
         data = np.asanyarray(volume.dataobj)
-    except _DAMAGE as error:
+    except (*_DAMAGE, SeriesError) as error:
         raise DatasetError(f"{path} cannot be read as NIfTI: download it again") from error
     return nib.Nifti1Image(data, volume.affine, dtype=data.dtype)
 

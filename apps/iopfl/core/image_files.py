@@ -1,0 +1,142 @@
+"""The one door through which image files are opened.
+
+Nothing else in the project lets a reader at a file. A header that leads to another file, content that is not
+what the name says, and sizes that cannot be are refused before any reader sees them.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nrrd
+import numpy as np
+import torch
+from monai.data import MetaTensor, NibabelReader, NrrdReader, PILReader
+from monai.data.image_reader import NrrdImage
+from monai.transforms import EnsureChannelFirst
+
+from iopfl.base.errors import SeriesError
+from iopfl.base.image_headers import ImageHeader, read_header
+from iopfl.base.image_headers.metaimage import read_metaimage
+from iopfl.core.sites import find_suffix
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+_FLAT = 1e-3
+"""Least volume of the box that an image's three unit directions span; below it they lie in a plane."""
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a plain picture, which has no spacing."""
+    return find_suffix(path.name) in _PICTURES
+
+
+def read_voxels(
+    path: Path, *, colors: bool = True, check: Callable[[ImageHeader], None] = lambda _: None
+) -> MetaTensor:
+    """Read an image file as it is stored.
+
+    Args:
+        path: of the image.
+        colors: whether a palette becomes its colors; else its indices, which are a label's values.
+        check: given the header before anything else is read; raises to refuse the image.
+
+    Returns:
+        (C, X, Y, Z) float32 with the source's affine (mm, RAS; identity for a picture).
+
+    Raises:
+        SeriesError: the file cannot be read, is not whole in itself, or not what its name says.
+    """
+    header = read_header(path)
+    check(header)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            array, meta = _READERS[header.format](path, header, colors)
+            image = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array.astype(np.float32), meta))
+    except Exception as error:  # each reader has its own; all mean that the file is no image
+        reason = str(error.__cause__ or error).replace(str(path), path.name).strip().splitlines()
+        raise SeriesError(
+            f"{path.name}: cannot be read as an image ({type(error.__cause__ or error).__name__}: "
+            f"{reason[-1] if reason else 'damaged'}); expected a whole {header.format} file"
+        ) from error
+    if image.ndim == 3:  # a picture: one slice; the affine of a picture says nothing
+        affine = torch.eye(4) if is_picture(path) else image.affine
+        image = MetaTensor(image.as_tensor()[..., None], meta={**image.meta, "affine": affine})
+    if image.ndim != 4:
+        raise SeriesError(f"{path.name}: expected an image or a volume, given {image.ndim - 1} dimensions")
+    _check_place(path.name, image)
+    return image
+
+
+def _check_place(name: str, image: MetaTensor) -> None:
+    """Check that voxels have a size and directions, without which nothing can be resampled."""
+    edges = np.linalg.norm(image.affine.numpy()[:3, :3].astype(float), axis=0)
+    if np.isfinite(image.affine.numpy()).all() and edges.min() > 0:
+        with np.errstate(all="ignore"):
+            if abs(np.linalg.det(image.affine.numpy()[:3, :3] / edges)) > _FLAT:
+                return
+    raise SeriesError(
+        f"{name}: expected voxels with a size and three directions, but its header says nothing that can be; "
+        "export it again"
+    )
+
+
+def _read_nifti(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    reader = NibabelReader()
+    return reader.get_data(reader.read(path))
+
+
+def _read_nrrd(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    with path.open("rb") as file:
+        fields = nrrd.read_header(file)
+        if not fields.keys().isdisjoint({"datafile", "data file"}):  # asked once more, of what will follow it
+            raise SeriesError("its data are in another file")
+        array, meta = NrrdReader().get_data(NrrdImage(nrrd.read_data(fields, file), fields))
+    return array, {**meta, "filename_or_obj": str(path)}
+
+
+def _read_metaimage(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read what follows a header of MetaImage; ITK would look for a format of its own choice in the file."""
+    with path.open("rb") as file:
+        fields = read_metaimage(file)
+        content = file.read()
+    size = fields.stored_bytes
+    if fields.is_packed:
+        content = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(content, size)
+    if len(content) < size:
+        raise SeriesError(f"its data end after {len(content)} of {size} bytes")
+    array = np.frombuffer(content[:size], fields.dtype).reshape(*reversed(fields.shape), fields.channels)
+    array = array.transpose(*reversed(range(len(fields.shape))), len(fields.shape))  # (X, Y[, Z], C)
+    count = len(fields.shape)
+    affine = np.eye(4)  # LPS, as ITK has it
+    affine[:count, :count] = np.array(fields.directions).T * fields.spacing
+    affine[:count, 3] = fields.origin
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    return array, {"affine": affine, "original_channel_dim": -1, "filename_or_obj": str(path)}
+
+
+def _read_picture(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    def convert(image):  # type: ignore[no-untyped-def]  # PIL.Image.Image in and out
+        """Palettes and other color spaces as RGB; everything else as stored."""
+        if image.size != header.shape:  # known before its pixels are decoded
+            raise SeriesError("it says two sizes")
+        known = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
+        return image.convert("RGB") if colors and image.mode in known else image
+
+    reader = PILReader(converter=convert, formats=(header.format,))  # Pillow would go by content
+    array, meta = reader.get_data(reader.read(path))
+    return array, {**meta, "filename_or_obj": str(path)}
+
+
+_READERS: dict[str, Callable[[Path, ImageHeader, bool], tuple[np.ndarray, dict[str, Any]]]] = {
+    "NIfTI": _read_nifti,
+    "NRRD": _read_nrrd,
+    "MetaImage": _read_metaimage,
+    **dict.fromkeys(("PNG", "JPEG", "TIFF", "BMP"), _read_picture),
+}
+"""By the format that a header says."""
