@@ -212,6 +212,86 @@ def misbehaving(behave: Callable[[_Faulty], None]) -> Iterator[str]:
         server.server_close()
 
 
+def answer_with(status: int, headers: dict[str, str], body: bytes = b"<script>alert(1)</script>"):
+    def behave(handler: _Faulty) -> None:
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["text/html", "TEXT/HTML; charset=utf-8", "image/svg+xml", "application/xhtml+xml", "text/xml", "application/xml",
+     "text/javascript", "application/pdf", "message/rfc822", "multipart/mixed; boundary=x",
+     "text/html, image/png", "x"],
+)  # fmt: skip
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_what_a_browser_might_run_is_not_handed_on_under_our_name(proxy, point_at, kind, status):
+    with misbehaving(answer_with(status, {"Content-Type": kind})) as url:
+        point_at(url)
+        answer = get(f"{proxy}/wado/{SERIES}")
+    assert answer.status_code == (502 if status == 200 else status)
+    assert "alert" not in answer.text and answer.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["application/dicom", "application/dicom+json", "application/json; charset=utf-8", "application/dicom+xml",
+     'multipart/related; type="application/octet-stream"; boundary=x', "application/octet-stream", "image/jpeg",
+     "image/x-dicom-rle", "image/jxl", "video/mp4", None],
+)  # fmt: skip
+def test_media_types_of_dicomweb_pass_and_run_nothing(proxy, point_at, kind):
+    with misbehaving(answer_with(200, {"Content-Type": kind} if kind else {})) as url:
+        point_at(url)
+        answer = get(f"{proxy}/wado/{SERIES}")
+    assert answer.status_code == 200 and "script" in answer.text
+    assert answer.headers["content-type"] == (kind or "application/octet-stream")
+    assert answer.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-disposition"] == "attachment"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 304])
+def test_nobody_is_led_from_the_pacs_to_elsewhere(proxy, point_at, status):
+    asked = []
+
+    def behave(handler: _Faulty) -> None:
+        asked.append(handler.path)
+        answer_with(status, {"Location": "/elsewhere", "Content-Type": "application/dicom+json"}, b"")(handler)
+
+    with misbehaving(behave) as url:
+        point_at(url)
+        answer = get(f"{proxy}/wado/{SERIES}", allow_redirects=False)
+    assert answer.status_code == 502 and "location" not in answer.headers and len(asked) == 1
+
+
+def test_no_cookie_and_no_other_header_passes_in_either_direction(proxy, point_at):
+    seen = []
+
+    def behave(handler: _Faulty) -> None:
+        seen.append(dict(handler.headers))
+        answer_with(200, {
+            "Content-Type": "application/dicom+json", "Set-Cookie": "session=of-the-pacs; Path=/", "Server": "PACS/1.0",
+            "Access-Control-Allow-Origin": "*", "Refresh": "0;url=//evil.example", "Link": "<//evil.example>",
+            "Clear-Site-Data": '"*"', "Content-Location": "//evil.example", "Trailer": "X", "Keep-Alive": "timeout=5",
+        }, b"[]")(handler)  # fmt: skip
+
+    with misbehaving(behave) as url:
+        point_at(url)
+        sent = {"Cookie": "iopfl_1=of-ours", "Authorization": "Bearer ours", "X-Other": "x", "Range": "bytes=0-1"}
+        answers = [get(f"{proxy}/qido/studies", headers=sent) for _ in range(2)]
+    passed = {name.lower() for answer in answers for name in answer.headers}
+    assert passed <= {"content-type", "content-security-policy", "x-content-type-options", "content-disposition",
+                      "date", "server", "transfer-encoding"}  # fmt: skip
+    assert {answer.headers["server"] for answer in answers} == {"uvicorn"}
+    brought = {name.lower() for headers in seen for name in headers}
+    assert not brought & {"cookie", "authorization", "x-other", "range"}
+
+
 def test_an_answer_is_passed_on_before_it_is_whole(proxy, point_at):
     seen = threading.Event()
 

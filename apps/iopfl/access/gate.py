@@ -53,6 +53,11 @@ _CACHED = ("/ohif/", "/static/")
 """The viewer's own files: the same for everybody, and large."""
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
 """For pages that bring none of their own: whatever they ask for comes from this server."""
+_OF_OTHERS = ("/datastore/", "/infer/", "/batch/", "/session/", "/proxy/", "/iopfl/labels/", "/logs/")
+"""Here answers are, or hold, what somebody uploaded or a PACS sent."""
+_RUNS_NOTHING = "sandbox; default-src 'none'; frame-ancestors 'none'"
+_SHOWN = ("application/json", "text/plain", "image/png")
+"""Of those, what a browser may show by itself. The rest is a file to keep; a page's own requests get it as ever."""
 
 
 def install(app: FastAPI, access: Access) -> None:
@@ -167,7 +172,11 @@ def _with_headers(send: Send, path: str) -> Send:
             headers.setdefault("X-Content-Type-Options", "nosniff")
             if not path.startswith(_CACHED):
                 headers.setdefault("Cache-Control", "no-store")
-            if headers.get("content-type", "").startswith("text/html"):
+            if path.startswith(_OF_OTHERS):
+                headers["Content-Security-Policy"] = _RUNS_NOTHING
+                if not headers.get("content-type", "application/json").startswith(_SHOWN):
+                    headers.setdefault("Content-Disposition", "attachment")
+            elif headers.get("content-type", "").startswith("text/html"):
                 headers.setdefault("Content-Security-Policy", _POLICY)
         await send(message)
 

@@ -11,12 +11,13 @@ import logging
 import re
 import ssl
 from collections.abc import AsyncIterator
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import quote, urlencode
 from weakref import WeakKeyDictionary
 
 import httpx
 from fastapi import APIRouter, Depends, HTTPException, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from monailabel.config import settings
 from monailabel.interfaces.utils.app import app_instance
 from starlette.types import Receive, Scope, Send
@@ -40,6 +41,17 @@ _RETRIEVE = re.compile(
     rf"{_OBJECT}(/frames/[0-9,]+)?(/(metadata|rendered|thumbnail|pixeldata|bulk(data)?(/[0-9A-Za-z_/-]+)?))?"
 )
 _STORE = re.compile(rf"studies(/{_UID})?")
+_MEDIA_TYPES = re.compile(
+    r"application/(dicom|dicom\+json|dicom\+xml|json|octet-stream)|multipart/related|image/(?!svg)[a-z0-9.-]+"
+    r"|video/[a-z0-9.-]+"
+)
+"""What DICOMweb answers with (PS3.18, 8.7.3 and 8.7.4), less pages and texts, which a browser might run as ours."""
+_HEADERS = {
+    "Content-Security-Policy": "sandbox; default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Disposition": "attachment",
+}
+"""Whatever the PACS sends: opened by itself, it is a file to keep, and runs nothing."""
 _SENT = ("accept", "content-type", "content-length")
 _KEPT = ("content-type", "content-length", "warning", "retry-after")
 _REFUSED = (401, 403, 407)
@@ -106,12 +118,35 @@ async def _pass_on(request: Request, prefix: str | None, path: str) -> Response:
     if answer.status_code in _REFUSED:  # of this server, not of the person, whom a 401 would send to sign in
         await answer.aclose()
         raise HTTPException(502, f"the PACS refused this server with status {answer.status_code}: see its credentials")
-    kept = {name: answer.headers[name] for name in _KEPT if name in answer.headers}
+    if (refusal := _refuse(answer)) is not None:
+        await answer.aclose()
+        return refusal
+    kept = {name: answer.headers[name] for name in _KEPT if name in answer.headers} | _HEADERS
+    kept.setdefault("content-type", "application/octet-stream")
     body = _stream(answer, deadline)
-    if "json" in answer.headers.get("content-type", ""):
+    if "json" in kept["content-type"]:
         kept.pop("content-length", None)
         body = _replace(body, root.encode(), b"/proxy/dicom/wado")
     return _Passed(answer, body, kept)
+
+
+def _refuse(answer: httpx.Response) -> Response | None:
+    """What is said in place of an answer that is not DICOMweb's; None = it is passed on.
+
+    A redirection would lead a browser to wherever the PACS says, or this server with its password.
+    """
+    status = answer.status_code
+    kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if answer.is_success or answer.is_error:
+        if not kind or _MEDIA_TYPES.fullmatch(kind):
+            return None
+        if answer.is_error:
+            return JSONResponse({"detail": f"the PACS answers with status {status}"}, status, headers=_HEADERS)
+    detail = (
+        f"expected DICOMweb of the PACS, it answers with status {status} and {kind or 'no media type'}: "
+        "correct the address in --studies"
+    )
+    return JSONResponse({"detail": detail}, 502, headers=_HEADERS)
 
 
 class _Passed(StreamingResponse):
@@ -151,6 +186,8 @@ def _client(access: PACSAccess) -> httpx.AsyncClient:
             verify=ssl.create_default_context(cafile=access.ca) if access.ca else True,
             timeout=httpx.Timeout(seconds, connect=CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # one person's would go with another's request
+            follow_redirects=False,
             trust_env=False,  # neither a web proxy nor a .netrc: the PACS is in the house
         )
         kept = _pools[loop] = (access, client)
