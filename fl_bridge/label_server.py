@@ -20,6 +20,7 @@ import requests
 from fl_bridge.site_policy import SitePolicy
 from iopfl.base.digest import content_digest, digest_header
 from iopfl.base.errors import CancelledError, ConfigError, SitsOutError, TrainingError, WeightsError
+from iopfl.base.private_files import read_secret
 from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.weights import Weights, read_weights, serialize
 
@@ -194,10 +195,7 @@ class LabelServerTrainer:
         """Read anew for each request: tokens are short-lived, and somebody renews the file."""
         if not self._policy.token_file:
             return {}
-        try:
-            return {"Authorization": f"Bearer {(self._folder / self._policy.token_file).read_text().strip()}"}
-        except OSError as error:
-            raise ConfigError(f"the bridge's token file cannot be read: {error.strerror}") from error
+        return {"Authorization": f"Bearer {read_secret(self._folder / self._policy.token_file)}"}
 
 
 class _Waits:

@@ -32,6 +32,7 @@ from fl_bridge.job import allowed_classes
 from fl_bridge.site_policy import SitePolicy
 from iopfl.base.errors import ConfigError
 from iopfl.base.files import write_bytes
+from iopfl.base.private_files import make_private, protect
 from iopfl.core.signing import Keyring
 from iopfl.core.task import Task
 
@@ -89,8 +90,8 @@ def provision(federation: FederationFile, folder: Path) -> Kits:
     _check_same_federation(federation, folder)
     project = prepare_project(_describe_project(federation))
     hidden = folder / _HIDDEN
-    hidden.mkdir(parents=True, exist_ok=True)
-    hidden.chmod(0o700)
+    make_private(hidden)
+    protect(hidden)
     with contextlib.redirect_stdout(sys.stderr):  # FLARE tells where its own results are
         builders = [WorkspaceBuilder(), StaticFileBuilder(config_folder="config"), CertBuilder(), SignatureBuilder()]
         context = Provisioner(str(hidden), builders).provision(project)

@@ -6,7 +6,6 @@ What leaves the site is decided here, whatever a job asks.
 from __future__ import annotations
 
 import hmac
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from iopfl.base.errors import ConfigError
-from iopfl.base.files import write_bytes
+from iopfl.base.private_files import read_or_make_key, write_private
 from iopfl.core.order import Order
 from iopfl.core.weights import Weights, distance
 
@@ -100,7 +99,7 @@ class SitePolicy:
     def write(self, folder: Path) -> None:
         """Write `site.yaml`."""
         text = "# This site's own settings: the hospital decides. docs/site-administrator.md explains them.\n"
-        write_bytes(folder / FILE, (text + yaml.safe_dump(asdict(self), sort_keys=False)).encode())
+        write_private(folder / FILE, (text + yaml.safe_dump(asdict(self), sort_keys=False)).encode())
 
     def privatize(
         self, weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], order: Order, folder: Path
@@ -132,11 +131,8 @@ class SitePolicy:
 
 
 def _derive_seed(path: Path, order: Order) -> int:
-    if not path.is_file():
-        write_bytes(path, secrets.token_bytes(32))
-        path.chmod(0o600)
     message = f"{order.federation}/{order.round_index}/{order.base_hash}".encode()
-    return int.from_bytes(hmac.digest(path.read_bytes(), message, "sha256")[:8], "big") // 2
+    return int.from_bytes(hmac.digest(read_or_make_key(path), message, "sha256")[:8], "big") // 2
 
 
 def _describe(kind: type) -> str:

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import json
 import logging
+import logging.config
 import os
 import signal
 import socket
@@ -22,8 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from iopfl import compat
-from iopfl.access.settings import AccessSettings, check_certificate, choose_mode, is_loopback, read_secret
+from iopfl.access.settings import AccessSettings, check_certificate, choose_mode, is_loopback, read_proxies
+from iopfl.access.state import check_state
 from iopfl.base.errors import ConfigError, IOPFLError
+from iopfl.base.private_files import make_private, read_secret
 from iopfl.compat.logs_page import LOG_FILE_VARIABLE
 from iopfl.lib.settings import AppSettings, check_device
 from iopfl.server_options import DEFAULT_STATE, ServerSettings, add_arguments, settings_from
@@ -46,6 +49,7 @@ def build_app(access: AccessSettings | None = None) -> FastAPI:
     from monailabel.config import settings
 
     access = access or AccessSettings.from_environment(DEFAULT_STATE)
+    check_state(access.state)
     settings.MONAI_LABEL_AUTH_ENABLE = access.mode != "off"
     # MONAI Label prints its allowed origins, which are not those that `compat.cors` leaves.
     with contextlib.redirect_stdout(None):
@@ -68,7 +72,10 @@ def __getattr__(name: str) -> Any:
     """Make `app` when it is first asked for: importing this module costs nothing."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()["app"] = build_app()
+    try:
+        globals()["app"] = build_app()
+    except IOPFLError as error:
+        raise SystemExit(str(error)) from error
     return globals()["app"]
 
 
@@ -86,6 +93,7 @@ def serve(settings: ServerSettings) -> NoReturn:
     listener = _listen(settings.host, settings.port)
     port = listener.getsockname()[1]
     _configure_monailabel(settings, port)
+    logging.config.dictConfig(_log_config(settings))  # before the app is made, which says what it finds damaged
 
     import uvicorn
 
@@ -101,9 +109,11 @@ def serve(settings: ServerSettings) -> NoReturn:
 
     config = uvicorn.Config(
         build_app(access),
-        log_config=_log_config(settings),
+        log_config=None,
         access_log=False,
         root_path=settings.root_path,
+        proxy_headers=bool(access.proxies),
+        forwarded_allow_ips=list(access.proxies),
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
@@ -176,9 +186,10 @@ def _choose_access(settings: ServerSettings) -> AccessSettings:
     return AccessSettings(
         mode=mode,
         state=state,
-        client_secret=read_secret(settings.oidc_secret_file),
+        client_secret=read_secret(settings.oidc_secret_file) if settings.oidc_secret_file else "",
         hosts=frozenset({settings.host, *settings.allow_hosts}) if is_open else None,
         max_upload_mb=settings.max_upload_mb,
+        proxies=read_proxies(),
     )
 
 
@@ -208,7 +219,7 @@ def _configure_monailabel(settings: ServerSettings, port: int) -> None:
     """Put the settings where MONAI Label and its child processes look: its object, and the environment."""
     state = settings.state.resolve()
     try:
-        _log_file(settings).parent.mkdir(parents=True, exist_ok=True)
+        make_private(_log_file(settings).parent)
     except OSError as error:
         raise ConfigError(
             f"the state folder {settings.state} cannot be written to ({error.strerror}): give another with --state"

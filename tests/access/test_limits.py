@@ -7,6 +7,7 @@ from typing import Annotated
 
 import pytest
 from fastapi import FastAPI, Form, HTTPException, Request, UploadFile
+from fastapi.responses import FileResponse
 from fastapi.testclient import TestClient
 
 from iopfl import compat
@@ -16,8 +17,10 @@ compat.apply_early()  # before MONAI Label is imported
 from iopfl.access.audit import AuditLog  # noqa: E402
 from iopfl.access.gate import install  # noqa: E402
 from iopfl.access.identity import Access  # noqa: E402
-from iopfl.access.settings import AccessSettings, check_certificate, choose_mode, read_secret  # noqa: E402
+from iopfl.access.settings import AccessSettings, check_certificate, choose_mode, read_proxies  # noqa: E402
+from iopfl.access.users import Users  # noqa: E402
 from iopfl.base.errors import ConfigError  # noqa: E402
+from iopfl.base.private_files import read_secret  # noqa: E402
 
 MB = 2**20
 
@@ -128,6 +131,25 @@ def test_every_answer_says_what_a_browser_may_do_with_it(client):
     assert "default-src 'self'" in page.headers["content-security-policy"]
 
 
+@pytest.mark.parametrize("name", ["evil.html", "evil.svg", "evil.xhtml", "evil.nii.gz", "evil"])
+def test_what_others_brought_runs_nothing_in_a_browser(tmp_path, name):
+    app = FastAPI()
+    (tmp_path / name).write_text("<script>alert(1)</script>")
+
+    @app.get("/datastore/label")
+    @app.get("/infer/result")
+    def download() -> FileResponse:
+        return FileResponse(tmp_path / name)
+
+    install(app, Access(AccessSettings(mode="off", state=tmp_path)))
+    browser = TestClient(app)
+    for path in ("/datastore/label", "/infer/result"):
+        headers = browser.get(path).headers
+        assert headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["content-disposition"] == "attachment" or headers["content-type"].startswith("text/plain")
+
+
 # ---- what is written down ----
 
 
@@ -234,8 +256,28 @@ def test_the_stock_form_takes_its_way_from_the_environment(tmp_path, monkeypatch
     monkeypatch.setenv("IOPFL_ALLOW_HOSTS", "label.hospital.example,other")
     assert AccessSettings.from_environment(tmp_path).hosts == {"label.hospital.example", "other"}
     monkeypatch.setenv("IOPFL_AUTH", "local")
+    with pytest.raises(ConfigError, match="iopfl users add NAME --role admin"):
+        AccessSettings.from_environment(tmp_path)
+    Users(tmp_path).add("bridge", "federation", None)
     chosen = AccessSettings.from_environment(tmp_path)
     assert (chosen.mode, chosen.hosts) == ("local", None)
+
+
+@pytest.mark.parametrize("everybody", ["*", "10.0.0.5, *", "0.0.0.0/0", "::/0"])
+def test_no_proxy_is_everybody(monkeypatch, everybody):
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", everybody)
+    with pytest.raises(ConfigError, match="guess passwords without end"):
+        read_proxies()
+
+
+def test_proxies_are_those_that_are_named(monkeypatch):
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    assert read_proxies() == ()
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "10.0.0.5, 10.1.0.0/16,::1")
+    assert read_proxies() == ("10.0.0.5", "10.1.0.0/16", "::1")
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "proxy.hospital.example")
+    with pytest.raises(ConfigError, match="expected addresses of reverse proxies"):
+        read_proxies()
 
 
 def test_secrets_that_others_may_read_and_services_in_the_clear_are_refused(tmp_path, monkeypatch):

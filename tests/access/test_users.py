@@ -102,7 +102,7 @@ def test_a_file_of_another_account_is_said_plainly(users, monkeypatch):
     def refuse(self, *arguments, **options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(ConfigError, match=r"cannot be read \(Permission denied\): run iopfl users as the account"):
         Users(users._file.parent).all()
 

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from iopfl import compat, server
 from iopfl.access.audit import AuditLog
 from iopfl.access.settings import check_certificate
+from iopfl.access.throttle import TRIES_OF_ONE
 from iopfl.access.users import Users
 from iopfl.base.errors import ConfigError
 from label_server import PACKAGES, running_server, start_process
@@ -283,6 +284,7 @@ def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
     certificate.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
     encoding = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     secret.write_bytes(key.private_bytes(*encoding))
+    secret.chmod(0o600)
     return certificate, secret
 
 
@@ -318,6 +320,17 @@ def test_a_key_that_is_not_the_certificates_is_said_plainly(tmp_path):
             check_certificate(certificate, wrong)
     with pytest.raises(ConfigError, match="--ssl-keyfile without --ssl-certfile"):
         check_certificate(None, key)
+
+
+def test_an_address_that_somebody_claims_to_have_is_not_believed(guarded):
+    """Nobody named a reverse proxy; with one named, it is the address that it gives."""
+    form = {"username": "nobody", "password": "wrong", "grant_type": "password"}
+    statuses = [
+        guarded.post("/auth/token", data=form, headers={"X-Forwarded-For": f"10.0.0.{number}"}).status_code
+        for number in range(8)
+    ]
+    assert statuses == [401] * TRIES_OF_ONE + [429] * (8 - TRIES_OF_ONE)
+    assert "X-Forwarded-For and X-Forwarded-Proto are not believed" in guarded.log_path.read_text()
 
 
 # ---- starting ----

@@ -119,6 +119,7 @@ def test_access_that_cannot_be_is_refused(tmp_path, url, content, message):
     if content is not None:
         file = tmp_path / "pacs.yaml"
         file.write_text(content)
+        file.chmod(0o600)
     with pytest.raises(ConfigError, match=message) as caught:
         PACSAccess(url, file).headers()
     assert "secret" not in str(caught.value)

@@ -11,10 +11,12 @@ and is recorded as its keyed hash. `pseudonym` makes the same hash again, for wh
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,11 +24,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from iopfl.base.errors import AuditError
+from iopfl.base.errors import AuditError, LostKeyError
 from iopfl.base.files import sync_folder
-from iopfl.base.private_files import read_or_make_key
+from iopfl.base.locks import hold_one
+from iopfl.base.private_files import fingerprint, make_private, read_or_make_key, replace_key
 
-LOG, KEY = "audit.jsonl", "pseudonyms.key"
+logger = logging.getLogger(__name__)
+
+FOLDER, LOG, KEY = "audit", "audit.jsonl", "pseudonyms.key"
 
 NAMES_A_PATIENT = frozenset({"image", "label", "session", "study", "series", "instance"})
 """Keys of `about` whose values are not recorded unless they are numbers of a machine's making."""
@@ -92,7 +97,7 @@ class AuditLog:
         Raises:
             OSError: it cannot be written, and the log is as it was.
         """
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self._folder)
         safe = {_cut(key): _cut(self._safe(key, value)) for key, value in about.items()}
         is_new = not self.path.is_file()
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
@@ -119,8 +124,35 @@ class AuditLog:
 
     def pseudonym(self, value: str) -> str:
         """What stands in the log for a name: the same for the same one, and no way back without the key."""
-        key = read_or_make_key(self._folder / KEY)
+        try:
+            key = read_or_make_key(self._folder / KEY)
+        except LostKeyError as error:
+            key = self._replace_key(str(error))
         return f"id-{hmac.digest(key, value.encode(errors='surrogatepass'), 'sha256').hex()[:24]}"
+
+    def check_key(self) -> None:
+        """Notice that the key of the pseudonyms is lost: the log goes on with a new one, and says so itself."""
+        key = self._folder / KEY
+        try:
+            if self.path.is_file() and not key.exists() and b'"id-' in self._tail():
+                raise LostKeyError(f"{key} is gone")  # from before there were fingerprints
+            if key.parent.is_dir():
+                read_or_make_key(key)
+        except LostKeyError as error:
+            self._replace_key(str(error))
+
+    def _replace_key(self, problem: str) -> bytes:
+        with hold_one([self._folder / f".{KEY}.lock"]):
+            if (self._folder / KEY).exists():
+                with contextlib.suppress(LostKeyError):
+                    return read_or_make_key(self._folder / KEY)  # another process was first
+            key = replace_key(self._folder / KEY)
+        logger.warning(
+            "%s. The audit log goes on with a new key: names in its lines until now have other hashes than from now on",
+            problem,
+        )
+        self.append("", "key of pseudonyms replaced", {"fingerprint": fingerprint(key)})
+        return key
 
     def entries(self) -> Iterator[Entry]:
         """All lines, oldest first; what a crash cut off is left out."""
@@ -161,6 +193,11 @@ class AuditLog:
             with self.path.open("rb") as file:
                 for line in file:
                     yield line.removesuffix(b"\n")
+
+    def _tail(self) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.path.stat().st_size - _TAIL))
+            return file.read()
 
     def _safe(self, key: str, value: str) -> str:
         if key not in NAMES_A_PATIENT or not value or _MACHINE_MADE.fullmatch(value):

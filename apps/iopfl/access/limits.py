@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 from urllib.parse import urlsplit
 
@@ -12,7 +13,9 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from iopfl.access.settings import AccessSettings
+from iopfl.access.settings import PROXIES_VARIABLE, AccessSettings
+
+logger = logging.getLogger(__name__)
 
 MEGABYTE = 2**20
 _MAX_TEXT_MB = 2
@@ -34,6 +37,7 @@ class Limits:
     def __init__(self, app: ASGIApp, settings: AccessSettings) -> None:
         self._app = app
         self._max_upload_mb = settings.max_upload_mb
+        self._may_have_proxy = bool(settings.proxies)
         own = {"localhost", socket.gethostname().lower()}
         self._hosts = None if settings.hosts is None else own | {host.lower() for host in settings.hosts}
 
@@ -42,6 +46,7 @@ class Limits:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        self._notice_proxy(headers)
         host = headers.get("host", "")
         if not self._is_ours(host):
             detail = f"this server is not known as {host}: call it by its address, or start it with --allow-host"
@@ -56,6 +61,17 @@ class Limits:
             await refusal(scope, receive, send)
             return
         await self._app(scope, receive if limit is None else self._counting(receive, limit), send)
+
+    def _notice_proxy(self, headers: Headers) -> None:
+        """Say once that a proxy is not believed: its visitors would share one address, and OIDC lead to `http://`."""
+        if self._may_have_proxy or not ("x-forwarded-for" in headers or "x-forwarded-proto" in headers):
+            return
+        self._may_have_proxy = True
+        logger.warning(
+            "X-Forwarded-For and X-Forwarded-Proto are not believed: if they come from a reverse proxy of yours, "
+            "start this server with its address in %s",
+            PROXIES_VARIABLE,
+        )
 
     def _is_ours(self, host: str) -> bool:
         """No name at all is no browser's; an address is nobody's to rebind."""

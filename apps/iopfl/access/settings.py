@@ -11,14 +11,17 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 
-from iopfl.access.users import Users
+from iopfl.access.state import check_users
 from iopfl.base.errors import ConfigError
+from iopfl.base.private_files import check_unread_by_others
 
 AUTH_VARIABLE = "IOPFL_AUTH"
 """Environment variable: `local`, `oidc` or `off`, where the server is not started by `iopfl serve`."""
 HOSTS_VARIABLE = "IOPFL_ALLOW_HOSTS"
 """The same for `--allow-host`, comma-separated."""
 MODES = ("local", "oidc", "off")
+PROXIES_VARIABLE = "FORWARDED_ALLOW_IPS"
+"""Environment variable: addresses or networks of reverse proxies, comma-separated. Named by uvicorn."""
 MAX_UPLOAD_MB = 2048
 
 
@@ -34,6 +37,7 @@ class AccessSettings:
         hosts: names by which a server that asks for no sign-in may be called, besides IP addresses and
             `localhost`; None = any: its cookie, or its certificate, is for its own names as it is.
         max_upload_mb: most that one request may bring, in MB of 2^20 bytes.
+        proxies: addresses or networks of the reverse proxies that are believed in whose name they ask.
     """
 
     mode: str
@@ -41,6 +45,7 @@ class AccessSettings:
     client_secret: str = field(default="", repr=False)
     hosts: frozenset[str] | None = None
     max_upload_mb: int = MAX_UPLOAD_MB
+    proxies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -55,7 +60,11 @@ class AccessSettings:
 
         mode = os.environ.get(AUTH_VARIABLE) or ("oidc" if settings.MONAI_LABEL_AUTH_ENABLE else "off")
         hosts = frozenset(filter(None, os.environ.get(HOSTS_VARIABLE, "").split(","))) if mode == "off" else None
-        return cls(mode=mode, state=Path(settings.MONAI_LABEL_APP_CONF.get("state") or default_state), hosts=hosts)
+        state = Path(settings.MONAI_LABEL_APP_CONF.get("state") or default_state)
+        if mode == "local":
+            check_users(state)
+        # uvicorn, whom MONAI Label starts itself, believes this machine unless it is told otherwise.
+        return cls(mode=mode, state=state, hosts=hosts, proxies=read_proxies() or ("127.0.0.1", "::1"))
 
 
 def choose_mode(asked: str | None, host: str, state: Path) -> str:
@@ -74,14 +83,35 @@ def choose_mode(asked: str | None, host: str, state: Path) -> str:
                 "see iopfl users) or --auth oidc, or --auth off to let everybody see and change everything"
             )
         mode = "off"
-    if mode == "local" and not Users(state).all():
-        raise ConfigError(
-            "expected users to sign in, there is none yet: "
-            f"add the first with iopfl users add NAME --role admin --state {state}"
-        )
+    if mode == "local":
+        check_users(state)
     if mode == "oidc":
         check_address(settings.MONAI_LABEL_AUTH_REALM_URI)
     return mode
+
+
+def read_proxies() -> tuple[str, ...]:
+    """The reverse proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed; none unless they are named.
+
+    Raises:
+        ConfigError: everybody would be believed, or what is named is no address.
+    """
+    named = tuple(filter(None, (part.strip() for part in os.environ.get(PROXIES_VARIABLE, "").split(","))))
+    for address in named:
+        try:
+            is_everybody = ipaddress.ip_network(address, strict=False).prefixlen == 0
+        except ValueError:
+            is_everybody = address == "*"
+            if not is_everybody:
+                raise ConfigError(
+                    f"{PROXIES_VARIABLE}: expected addresses of reverse proxies, such as 10.0.0.5, given {address!r}"
+                ) from None
+        if is_everybody:
+            raise ConfigError(
+                f"{PROXIES_VARIABLE}={address} would let everybody claim another address, and so guess passwords "
+                "without end: give the addresses of the reverse proxies"
+            )
+    return named
 
 
 def check_certificate(certificate: Path | None, key: Path | None) -> None:
@@ -105,26 +135,11 @@ def check_certificate(certificate: Path | None, key: Path | None) -> None:
     try:
         # An empty password where one is asked for, instead of a question at the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+        check_unread_by_others(key or certificate)
     except OSError as error:  # of which SSLError is one
         raise ConfigError(
             f"--ssl-keyfile {key or certificate}: expected the certificate's own key in PEM, not encrypted ({error})"
         ) from error
-
-
-def read_secret(file: Path | None) -> str:
-    """What a file holds that nobody else should read; "" for none.
-
-    Raises:
-        ConfigError: it cannot be read, or others may.
-    """
-    if file is None:
-        return ""
-    try:
-        if file.stat().st_mode & 0o077:
-            raise ConfigError(f"{file}: others may read this secret; expected mode 600: chmod 600 {file}")
-        return file.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"{file}: expected a secret, {error.strerror}") from error
 
 
 def check_address(address: str) -> None:

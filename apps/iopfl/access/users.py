@@ -24,7 +24,7 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 
 from iopfl.base.errors import ConfigError
 from iopfl.base.locks import hold_one
-from iopfl.base.private_files import write_private
+from iopfl.base.private_files import make_private, read_private, write_private
 
 USERS_FILE = "users.yaml"
 ROLES = ("annotator", "reviewer", "admin", "federation")
@@ -33,6 +33,8 @@ MAX_TOKEN_DAYS = 366
 TOKEN_PREFIX = "iopfl_"
 """By which a token is known from others, and found by programs that look for leaked ones."""
 
+_HEAD = "# Written by iopfl users; see its --help. The last line says that this file is whole."
+_END = "# end"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _HASHES_AT_ONCE = threading.BoundedSemaphore(2)
 """Each takes 64 MiB: a flood of sign-ins must not take the memory that images need."""
@@ -169,6 +171,13 @@ class Users:
                 raise ConfigError(f"{name} has no token {number}; there is: {listed}")
             accounts[name] = replace(account, tokens=kept)
 
+    def end_token(self, token: str) -> None:
+        """Make a token invalid, as who has it asked."""
+        account = self.find_by_token(token)
+        if account is not None:
+            with contextlib.suppress(ConfigError):  # somebody else was first
+                self.revoke_token(account.name, _digest(token)[:8])
+
     def check_password(self, name: str, password: str) -> Account | None:
         """The user whose password this is. It takes the same time whether there is such a user or not."""
         account = self._read().get(name)
@@ -197,11 +206,12 @@ class Users:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Account]]:
         """A copy of all accounts, written back when the block ends without an error."""
+        make_private(self._file.parent)
         with hold_one([self._file.with_name(f".{USERS_FILE}.lock")]):
             accounts = dict(self._read())
             yield accounts
             content = yaml.safe_dump({name: _to_yaml(account) for name, account in sorted(accounts.items())})
-            write_private(self._file, f"# Written by iopfl users; see its --help.\n{content}".encode())
+            write_private(self._file, f"{_HEAD}\n{content}{_END}\n".encode())
 
     def _read(self) -> dict[str, Account]:
         """All accounts; the file is parsed again only when it is another than last time."""
@@ -249,7 +259,10 @@ def _to_yaml(account: Account) -> dict[str, Any]:
 def _from_yaml(file: Path) -> dict[str, Account]:
     try:
         found = {}
-        for name, values in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).items():
+        text = read_private(file).decode()
+        if text.startswith(_HEAD) and not text.endswith(f"{_END}\n"):  # half a file may still be YAML
+            raise ValueError("cut short")
+        for name, values in yaml.safe_load(text).items():
             tokens = tuple(
                 MachineToken(digest=str(token["digest"]), expires=str(token["expires"])) for token in values["tokens"]
             )

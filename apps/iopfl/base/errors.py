@@ -14,6 +14,10 @@ class ConfigError(IOPFLError):
     """A task, a setting or an argument is wrong."""
 
 
+class LostKeyError(ConfigError):
+    """A key that was made here is gone, cut short, or another one."""
+
+
 class DatasetError(IOPFLError):
     """A site folder, a download or a split is not as documented."""
 

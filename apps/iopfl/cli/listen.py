@@ -110,6 +110,7 @@ def _add_state(parser: argparse.ArgumentParser) -> None:
 
 
 def _listen(arguments: Any) -> None:
+    from iopfl.access.state import check_state
     from iopfl.dimse.listening import Listener, ListenSettings
     from iopfl.dimse.rules import read_rules
     from iopfl.dimse.scp import SCPSettings
@@ -150,6 +151,7 @@ def _listen(arguments: Any) -> None:
     logging.getLogger("iopfl").setLevel(logging.INFO)
     warnings.filterwarnings("ignore")  # pydicom's quote values, which are patients'
     gc.freeze()  # pynetdicom collects garbage every few seconds; what torch brought need not be looked through
+    check_state(arguments.state)
     stop = threading.Event()
     with Listener(settings, rules, build_answer(models), build_record(arguments.state)) as listener:
         for number in (signal.SIGTERM, signal.SIGINT):

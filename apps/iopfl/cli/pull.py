@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from iopfl.base.errors import BankError, ConfigError
 from iopfl.base.files import write_bytes
+from iopfl.base.private_files import read_secret
 from iopfl.core.bank import ModelBank
 from iopfl.core.bank_exchange import import_bank
 from iopfl.core.manifest import MANIFEST
@@ -45,7 +46,7 @@ def pull_bank(
         BankError: no whole bank, an untrusted signer, or another task.
     """
     _check_address(url)
-    headers = {"Authorization": f"Bearer {token_file.read_text().strip()}"} if token_file else {}
+    headers = {"Authorization": f"Bearer {read_secret(token_file)}"} if token_file else {}
     before = _read_pulled(folder)
     if before.get("url") == url and (folder / MANIFEST).is_file():
         headers["If-None-Match"] = before["etag"]

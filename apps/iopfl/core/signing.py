@@ -11,10 +11,11 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from iopfl.base.errors import BankTrustError, ConfigError
+from iopfl.base.errors import BankTrustError, ConfigError, LostKeyError
 from iopfl.base.files import write_bytes
+from iopfl.base.private_files import make_private, read_or_make_key
 
 _PRIVATE, _TRUSTED = "signing.key", "trusted.txt"
 
@@ -51,6 +52,7 @@ class Keyring:
         """
         _from_text(public_key)
         if public_key not in self.trusted():
+            make_private(self._folder)
             lines = [*self._lines(), f"{public_key} {' '.join(note.split())}".strip()]
             write_bytes(self._folder / _TRUSTED, ("\n".join(lines) + "\n").encode())
 
@@ -78,13 +80,14 @@ class Keyring:
 
     def _private_key(self) -> Ed25519PrivateKey:
         path = self._folder / _PRIVATE
-        if path.is_file():
-            return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        key = Ed25519PrivateKey.generate()
-        write_bytes(path, key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()))
-        path.chmod(0o600)
-        return key
+        try:
+            # 32 random bytes are a private key: RFC 8032, section 5.1.5.
+            return Ed25519PrivateKey.from_private_bytes(read_or_make_key(path))
+        except LostKeyError as error:
+            raise LostKeyError(
+                f"{error}; without one, delete {path.name} and {path.stem}.id in {path.parent}: a new key is made, "
+                "which every site has to trust anew"
+            ) from error
 
 
 def check_signature(content: bytes, *, signature: str, signer: str, what: str) -> None:

@@ -28,6 +28,7 @@ from retrying import RetryError
 from urllib3.util import Retry
 
 from iopfl.base.errors import ConfigError, IOPFLError, PACSAwayError, PACSError
+from iopfl.base.private_files import read_secret
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +94,6 @@ class PACSAccess:
                 f"the address of the PACS must not hold a password, which logs and process lists would show: "
                 f"give {self.shown_url} and --conf pacs_credentials FILE"
             )
-        if self.credentials and self.credentials.stat().st_mode & 0o077:
-            logger.warning("%s can be read by other users of this machine: chmod 600 it", self.credentials)
 
     @property
     def shown_url(self) -> str:
@@ -124,8 +123,8 @@ class PACSAccess:
     def _read_file(self) -> Mapping[str, Any]:
         expected = f"{self.credentials}: expected YAML with token, or username and password"
         try:
-            values = yaml.safe_load(self.credentials.read_text(encoding="utf-8"))  # type: ignore[union-attr]
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            values = yaml.safe_load(read_secret(self.credentials))  # type: ignore[arg-type]
+        except (ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"{expected}, but it cannot be read ({type(error).__name__})") from error
         if not isinstance(values, dict) or not (values.get("token") or values.get("username")):
             raise ConfigError(f"{expected}, found neither")
