@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
@@ -17,13 +17,12 @@ compat.apply_early()  # before MONAI Label is imported
 from monailabel.config import settings  # noqa: E402
 
 from iopfl.access import realm as realms  # noqa: E402
-from iopfl.access import throttle as throttles  # noqa: E402
 from iopfl.access import users as userfile  # noqa: E402
 from iopfl.access.gate import install  # noqa: E402
 from iopfl.access.identity import Access  # noqa: E402
 from iopfl.access.sessions import Sessions  # noqa: E402
 from iopfl.access.settings import AccessSettings  # noqa: E402
-from iopfl.access.throttle import SECONDS, TRIES_OF_ALL, TRIES_OF_ONE, Throttle  # noqa: E402
+from iopfl.access.throttle import FREE_TRIES, SECONDS, TRIES_OF_ALL, TRIES_OF_ONE, Throttle  # noqa: E402
 from oidc_provider import CLIENT, SECRET, running_provider, sign_in  # noqa: E402
 
 PASSWORD = "four words nobody guesses"
@@ -132,7 +131,7 @@ def test_signing_out_ends_the_session_for_whoever_copied_the_cookie_too(tmp_path
     enter(browser)
     copied = dict(browser.cookies)
     assert browser.post("/iopfl/signout", headers=SAME).status_code == 303
-    assert not browser.cookies and browser.get("/data").status_code == 401
+    assert browser.get("/data").status_code == 401
     assert make_browser(tmp_path).get("/data", cookies=copied).status_code == 401, "also after a restart"
 
 
@@ -268,28 +267,91 @@ def test_nobody_fills_the_disk_with_attempts_that_were_none(tmp_path, users, bro
     assert recorded == [("POST /iopfl/signin", {"status": "401", "user": "anna"})] * TRIES_OF_ONE
 
 
-def test_the_wait_ends_and_a_success_takes_the_tries_back():
-    now = [0.0]
-    throttle = Throttle(clock=lambda: now[0])
-    for _ in range(20):
-        assert throttle.admit("a", "anna") == 0
-        throttle.forgive("a", "anna")
-    assert [throttle.admit("a", "anna") for _ in range(TRIES_OF_ONE)] == [0.0] * TRIES_OF_ONE
-    assert throttle.admit("a", "anna") == SECONDS
-    now[0] = SECONDS
-    assert throttle.admit("a", "anna") == 0
+def test_many_addresses_help_nobody_to_guess_and_keep_nobody_out(tmp_path, users):
+    """The attack: one password, an address for each try. The user meanwhile comes from where she came from before."""
+    home = make_browser(tmp_path, address="10.3.3.3")
+    app = home.app
+    app.state.access.throttle = Throttle(clock=lambda: 0.0)
+    office = TestClient(app, base_url="http://testserver", client=("10.4.4.4", 1), follow_redirects=False)
+    assert enter(home).status_code == 303
+    assert office.post("/auth/token", data=FORM).status_code == 200
+    statuses = {}
+    for name in ("anna", "nobody-of-that-name"):
+        statuses[name] = []
+        for number in range(60):
+            stranger = TestClient(app, base_url="http://testserver", client=(f"172.16.0.{number}", 1))
+            data = {"username": name, "password": "wrong"}
+            statuses[name].append(stranger.post("/auth/token", data=data).status_code)
+    assert statuses["anna"] == [401] * FREE_TRIES + [429] * (60 - FREE_TRIES) == statuses["nobody-of-that-name"]
+    assert office.post("/auth/token", data=FORM).status_code == 200, "an address that is hers"
+    moved = TestClient(app, base_url="http://testserver", client=("10.9.9.9", 1), follow_redirects=False)
+    assert enter(moved).status_code == 429, "an address that could be anybody's"
+    moved.cookies = home.cookies
+    moved.post("/iopfl/signout", headers=SAME)
+    assert enter(moved).status_code == 303, "a browser that is hers"
+    assert enter(moved, username="otto").status_code == 401 and not FREE_TRIES < TRIES_OF_ONE
 
 
-def test_names_tried_in_turn_from_one_address_are_counted_together_and_not_for_ever(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(throttles, "_MOST_KEPT", 50)
-    throttle = Throttle(clock=lambda: now[0])
-    admitted = [throttle.admit("a", f"name{number}") == 0 for number in range(TRIES_OF_ALL + 5)]
-    assert admitted == [True] * TRIES_OF_ALL + [False] * 5
-    for number in range(500):
-        now[0] += SECONDS
-        throttle.admit(f"address{number}", "x")
-    assert len(throttle._tries) <= 50
+def test_a_browser_is_known_for_its_own_user_and_by_its_own_server_alone(tmp_path, users):
+    users.add("mallory", "annotator", PASSWORD)
+    browser = make_browser(tmp_path)
+    browser.app.state.access.throttle = Throttle(clock=lambda: 0.0)
+    enter(browser, username="mallory")
+    device = next(name for name in browser.cookies if name.endswith("_device"))
+    assert browser.get("/data", cookies={device.removesuffix("_device"): browser.cookies[device]}).status_code == 401
+    for number in range(FREE_TRIES):
+        stranger = TestClient(browser.app, base_url="http://testserver", client=(f"172.16.0.{number}", 1))
+        enter(stranger, password="wrong")
+    assert enter(browser).status_code == 429
+    browser.cookies[device] = browser.cookies[device][:-2] + "xx"
+    assert enter(browser).status_code == 429
+
+
+# ---- signing out with a token ----
+
+
+def test_signing_out_with_a_token_ends_that_token_at_every_server(tmp_path, users, browser):
+    other = make_browser(tmp_path)
+    first, second = (
+        {"Authorization": f"Bearer {browser.post('/auth/token', data=FORM).json()['access_token']}"} for _ in range(2)
+    )
+    assert other.get("/data", headers=first).status_code == 200
+    assert browser.post("/iopfl/signout", headers=first).status_code == 204
+    assert [each.get("/data", headers=first).status_code for each in (browser, other)] == [401, 401]
+    assert [each.get("/data", headers=second).status_code for each in (browser, other)] == [200, 200]
+    machine = {"Authorization": f"Bearer {users.make_token('anna', 1)}"}
+    assert browser.post("/iopfl/signout", headers=machine).status_code == 204
+    assert [each.get("/data", headers=machine).status_code for each in (browser, other)] == [401, 401]
+
+
+def test_signing_out_with_a_token_of_the_hospitals_service_ends_it_here(tmp_path, hospital):
+    browser, other = (make_browser(tmp_path, mode="oidc", secret=SECRET) for _ in range(2))
+    header = {"Authorization": f"Bearer {hospital.access_token('anna')}"}
+    assert other.get("/data", headers=header).status_code == 200
+    assert browser.post("/iopfl/signout", headers=header).status_code == 204
+    assert [each.get("/data", headers=header).status_code for each in (browser, other)] == [401, 401]
+
+
+def test_a_sign_out_that_cannot_be_written_down_is_not_said_to_be_one(browser, monkeypatch):
+    header = {"Authorization": f"Bearer {browser.post('/auth/token', data=FORM).json()['access_token']}"}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("iopfl.access.sessions.write_private", full)
+    assert browser.post("/iopfl/signout", headers=header).status_code == 507
+    assert browser.get("/data", headers=header).status_code == 200
+
+
+def test_codes_that_are_guessed_do_not_make_this_server_ask_the_hospitals_without_end(tmp_path, hospital, monkeypatch):
+    browser = make_browser(tmp_path, mode="oidc", secret=SECRET)
+    left = browser.get("/iopfl/signin/service").headers["location"]
+    state = parse_qs(urlsplit(left).query)["state"][0]
+    answers = [
+        browser.get("/iopfl/signin/callback", params={"code": f"x{number}", "state": state}).status_code
+        for number in range(TRIES_OF_ALL + 3)
+    ]
+    assert answers == [401] * TRIES_OF_ALL + [429] * 3
 
 
 # ---- the hospital's service ----

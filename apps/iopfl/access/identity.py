@@ -40,6 +40,8 @@ class Access:
         self.log = AuditLog(chosen.state / "audit")
         self.throttle = Throttle()
         self.service: SignInService | None = None
+        if self.mode != "off":
+            _ = self.sessions  # what is lost or damaged of it is said when the server starts
         if self.mode == "oidc":
             realm = Realm(settings.MONAI_LABEL_AUTH_REALM_URI, settings.MONAI_LABEL_AUTH_TIMEOUT)
             client = settings.MONAI_LABEL_AUTH_CLIENT_ID
@@ -74,13 +76,30 @@ class Access:
             claims |= {"roles": user.roles, "name": user.name}
         return self.sessions.make("session", SESSION_SECONDS, claims)
 
+    def end(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> None:
+        """Make invalid what a request signs in with, whoever may have copied it.
+
+        Raises:
+            ConfigError: that cannot be written down, and so has not been done.
+        """
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer":
+            self.sessions.end(cookies.get(self.sessions.cookie, ""))
+        elif token.startswith(TOKEN_PREFIX):
+            self.users.end_token(token)
+        elif self.service is not None:
+            self.sessions.end_foreign(token, self.service.find_end(token))
+        else:
+            self.sessions.end(token)
+
     def _from_token(self, token: str) -> User:
         user = None
         if token.startswith(TOKEN_PREFIX):
             account = self.users.find_by_token(token)
             user = to_local_user(account) if account else None
         elif self.service is not None:
-            return self.service.read_token(token)
+            user = None if self.sessions.has_ended(token) else self.service.read_token(token)
         else:
             user = self._from_session(token)
         if user is None:

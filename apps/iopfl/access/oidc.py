@@ -98,6 +98,14 @@ class SignInService:
             raise refuse(401, f"the token is for another program of the hospital: have it issued for {self.client}")
         return to_user(claims)
 
+    def find_end(self, token: str) -> float:
+        """When an access token ends by itself, in seconds since 1970.
+
+        Raises:
+            HTTPException: as `read_token`.
+        """
+        return float(self.realm.decode(token)["exp"])
+
     def _roles(self, claims: dict[str, Any], tokens: dict[str, Any]) -> list[str]:
         """Roles from the first that has them: the identity token, the access token, the service itself."""
         roles = find_roles(claims)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import string
 from html import escape
 from pathlib import Path
@@ -23,7 +24,7 @@ from monailabel.endpoints.user.auth import User, get_current_user
 from iopfl.access.auditing import ABOUT
 from iopfl.access.identity import Access, to_local_user
 from iopfl.access.realm import refuse
-from iopfl.access.sessions import FLOW_SECONDS, SESSION_SECONDS
+from iopfl.access.sessions import DEVICE_SECONDS, FLOW_SECONDS, SESSION_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def give_token(request: Request, form: Annotated[OAuth2PasswordRequestForm, Depe
         request.scope[ABOUT] = {"user": "unknown"}
         tokens = access.service.exchange_password(form.username, form.password)
         request.scope[ABOUT] = {"user": form.username}
-        access.throttle.forgive(_address(request), form.username)
+        access.throttle.forgive(_address(request), form.username, _device(request, access, form.username))
         return JSONResponse(tokens, headers={"Cache-Control": "no-store"})
     token = _sign_in(request, access, form.username, form.password)
     return JSONResponse(
@@ -128,12 +129,14 @@ def come_back(request: Request, access: Allowed, code: str = "", state: str = ""
     if access.service is None:
         raise HTTPException(404, "this server has users of its own: sign in at iopfl/signin")
     flow = access.sessions.read("flow", request.cookies.get(_FLOW_COOKIE, ""))
-    if flow is None or not code or state != flow["state"]:
+    if flow is None or not code or not secrets.compare_digest(state.encode(), flow["state"].encode()):
         return _page(request, access, "", "That took too long, or was cancelled. Please sign in again.", 401)
     try:
+        _admit(request, access, None)  # each try asks the hospital's service
         user = access.service.finish(_callback(request), code, flow)
     except HTTPException as error:
         return _page(request, access, flow["next"], f"Not signed in: {error.detail}.", error.status_code, error.headers)
+    access.throttle.forgive(_address(request), None)
     if settings.MONAI_LABEL_AUTH_ROLE_USER not in user.roles:
         request.scope[ABOUT] = {"user": user.username}
         problem = f"The account {user.username} has no role here. Please ask the administrator for one."
@@ -171,16 +174,25 @@ def take_in(
         return _page(request, access, next, f"{error.detail}.", error.status_code, error.headers)
     response = RedirectResponse(_local(request, next), 303, headers=_HEADERS)
     _set_cookie(request, response, access.sessions.cookie, token, SESSION_SECONDS, "strict")
+    if not _device(request, access, username):
+        device = access.sessions.make("device", DEVICE_SECONDS, {"sub": username})
+        _set_cookie(request, response, _device_cookie(access), device, DEVICE_SECONDS, "strict")
     return response
 
 
 @router.post("/iopfl/signout", include_in_schema=False)
 def sign_out(request: Request, access: Allowed) -> Response:
-    """End the session, here and for whoever may have copied its cookie."""
-    name = access.sessions.cookie
-    access.sessions.end(request.cookies.get(name, ""))
+    """End the session, here and for whoever may have copied its cookie or its token."""
+    if access.mode == "off":
+        return RedirectResponse(f"{_root(request)}/", 303)
+    try:
+        access.end(request.headers, request.cookies)
+    except OSError as error:
+        raise HTTPException(507, "the disk is full: you are still signed in, close the browser") from error
+    if not request.cookies:
+        return Response(status_code=204)
     response = RedirectResponse(f"{_root(request)}/iopfl/signin", 303, headers=_HEADERS)
-    response.delete_cookie(name, path=_root(request) or "/")
+    response.delete_cookie(access.sessions.cookie, path=_root(request) or "/")
     return response
 
 
@@ -201,17 +213,28 @@ def _sign_in(request: Request, access: Access, name: str, password: str) -> str:
         # What was typed may be a password in the wrong field: a name is recorded if there is such a user.
         request.scope[ABOUT] = {"user": name if access.users.find(name) else "unknown"}
         raise refuse(401, "User name or password is wrong")
-    access.throttle.forgive(_address(request), name)
+    access.throttle.forgive(_address(request), name, _device(request, access, name))
     user = to_local_user(account)
     request.scope["user"] = user
     return access.make_session(user, account.generation)
 
 
-def _admit(request: Request, access: Access, name: str) -> None:
-    seconds = math.ceil(access.throttle.admit(_address(request), name[:64]))
+def _admit(request: Request, access: Access, name: str | None) -> None:
+    device = _device(request, access, name)
+    seconds = math.ceil(access.throttle.admit(_address(request), name, device))
     if seconds:
         detail = f"Too many attempts to sign in: wait {seconds} seconds"
         raise HTTPException(429, detail, headers={"Retry-After": str(seconds)})
+
+
+def _device(request: Request, access: Access, name: str | None) -> str:
+    """The browser, where it is one in which that user has signed in before; "" = unknown."""
+    known = access.sessions.read("device", request.cookies.get(_device_cookie(access), ""))
+    return known["jti"] if known is not None and known["sub"] == name else ""
+
+
+def _device_cookie(access: Access) -> str:
+    return f"{access.sessions.cookie}_device"
 
 
 def _address(request: Request) -> str:
