@@ -54,6 +54,7 @@ def _add(
 
 def _provision(arguments: argparse.Namespace) -> int:
     from fl_bridge.federation_file import read_federation
+    from fl_bridge.privacy import describe_sharing
     from fl_bridge.provision import provision
 
     federation = read_federation(arguments.federation)
@@ -61,15 +62,20 @@ def _provision(arguments: argparse.Namespace) -> int:
     print(f"{kits.folder}: made {', '.join(kits.made) or 'nothing new'}; kept {', '.join(kits.kept) or 'none'}")
     print(f"certificates expire on {kits.expires:%Y-%m-%d}")
     for site, policy in federation.sites.items():
-        print(f"  {site}: {'shares' if policy.share_personalized else 'keeps'} its personalized model")
+        print(f"  {site}: {describe_sharing(policy)}")
     print(f"each site trusts the federation's banks once, by: iopfl bank trust {kits.key}")
     print("kits hold private keys: send each over a secure way, to that site alone; keep .provision to yourself")
     return 0
 
 
 def _run_kit(arguments: argparse.Namespace) -> int:
+    from fl_bridge.privacy import describe_sharing
     from fl_bridge.processes import run_kit
+    from fl_bridge.site_policy import FILE, SitePolicy
 
+    if arguments.role == "site" and (arguments.kit / "local" / FILE).is_file():
+        policy = SitePolicy.read(arguments.kit / "local")
+        print(f"{arguments.kit}: this site {describe_sharing(policy)}", file=sys.stderr)
     return run_kit(arguments.kit, arguments.role)
 
 

@@ -6,7 +6,8 @@ an exception that leaves an executor would be one site's fault and every site's 
 
 from __future__ import annotations
 
-import json
+import contextlib
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +32,15 @@ from fl_bridge.exchange import (
     from_params,
     to_params,
 )
+from fl_bridge.sharing import Sharing
 from fl_bridge.site_policy import FILE, SitePolicy
 from fl_bridge.trainer import SiteTrainer
 from iopfl.base.errors import CancelledError, SitsOutError
-from iopfl.base.files import write_bytes
 from iopfl.core.order import Order, Refusal
 from iopfl.core.weights import Weights, floating
 
-_SHARED = "shared.json"
+_KIT = "startup/client.crt"
+"""What every site's kit has: without the site's policy there, nothing may leave."""
 
 
 class SiteExecutor(Executor):
@@ -51,19 +53,28 @@ class SiteExecutor(Executor):
         super().__init__()
         self.trainer_id = trainer_id
         self._trainer: SiteTrainer | None = None
+        self._problem: Exception | None = None
         self._policy = SitePolicy()
-        self._folder = Path()
+        self._sharing: Sharing | None = None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Find the trainer, and the site's policy, when the run starts."""
-        if event_type == EventType.START_RUN:
-            engine = fl_ctx.get_engine()
-            self._folder = Path(engine.get_workspace().get_site_config_dir())
-            if (self._folder / FILE).is_file():  # there is none in the simulator
-                self._policy = SitePolicy.read(self._folder)
-            self._trainer = engine.get_component(self.trainer_id)
-            if self._trainer is not None:
-                self._trainer.configure(self._policy, self._folder)
+        """Find the trainer, and the site's policy, when the run starts; what fails here is every task's answer."""
+        if event_type != EventType.START_RUN:
+            return
+        try:
+            self._configure(fl_ctx)
+        except Exception as error:
+            self._problem = error
+
+    def _configure(self, fl_ctx: FLContext) -> None:
+        engine = fl_ctx.get_engine()
+        folder = Path(engine.get_workspace().get_site_config_dir())
+        if (folder / FILE).is_file() or (folder.parent / _KIT).is_file():  # neither in the simulator
+            self._policy = SitePolicy.read(folder)
+            self._sharing = Sharing(self._policy, folder)
+        self._trainer = engine.get_component(self.trainer_id)
+        if self._trainer is not None:
+            self._trainer.configure(self._policy, folder)
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task; never raises."""
@@ -80,6 +91,8 @@ class SiteExecutor(Executor):
             return _decline(refusal)
 
     def _answer(self, task_name: str, shareable: Shareable, abort_signal: Signal) -> Shareable:
+        if self._problem is not None:
+            raise self._problem
         if self._trainer is None:
             raise SitsOutError(f"no trainer under the id {self.trainer_id!r} in the job's configuration")
         if task_name not in (TASK_TRAIN, TASK_SHARE, TASK_PUBLISH):
@@ -90,44 +103,25 @@ class SiteExecutor(Executor):
             label = self._trainer.publish(np.asarray(model.params[BANK_PARAM]).tobytes())
             return _reply({"received": torch.ones(1)}, {**order.to_meta(), "bank": label})
         given = from_params(model.params, what="global weights")
+
+        def cancelled() -> bool:
+            return abort_signal.triggered
+
         if task_name == TASK_TRAIN:
-            update = self._trainer.train(given, order, cancelled=lambda: abort_signal.triggered)
+            with self._sharing.count_round(order) if self._sharing else contextlib.nullcontext():
+                update = self._trainer.train(given, order, cancelled=cancelled)
             about = {"samples": update.samples, "metrics": dict(update.metrics)}
             return _reply(_difference(update.weights, given), {**order.to_meta(), **about})
-        self._check_share(order)
-        shared = self._trainer.personalized(given, order, cancelled=lambda: abort_signal.triggered)
-        private = self._policy.privatize(floating(shared.weights), floating(given), order, self._folder)
+        if not self._policy.share_personalized:
+            raise _WithheldError("keeps its personalized model, by its own policy")
+        ask = functools.partial(self._trainer.personalized, given, order, cancelled=cancelled)
+        shared = self._sharing.share(ask, floating(given), cancelled=cancelled) if self._sharing else ask()
         about = {
             "samples": shared.samples,
             "metrics": dict(shared.metrics),
             "personalized_round": shared.round_index,
         }
-        reply = _reply(_difference(private, given), {**order.to_meta(), **about})
-        self._note_shared(order)
-        return reply
-
-    def _check_share(self, order: Order) -> None:
-        """Whether the personalized model may leave now.
-
-        Raises:
-            _WithheldError: never, by this site's policy.
-            SitsOutError: not yet.
-        """
-        if not self._policy.share_personalized:
-            raise _WithheldError("keeps its personalized model, by its own policy")
-        last = self._read_shared().get(order.federation)
-        if last is not None and last < order.round_index < last + self._policy.share_every:
-            every = self._policy.share_every
-            raise SitsOutError(f"shares its personalized model every {every} rounds, last in round {last + 1}")
-
-    def _note_shared(self, order: Order) -> None:
-        if self._policy.share_every:
-            shared = {**self._read_shared(), order.federation: order.round_index}
-            write_bytes(self._folder / _SHARED, json.dumps(shared).encode())
-
-    def _read_shared(self) -> dict[str, int]:
-        path = self._folder / _SHARED
-        return json.loads(path.read_bytes()) if path.is_file() else {}
+        return _reply(_difference(shared.weights, given), {**order.to_meta(), **about})
 
 
 class _WithheldError(SitsOutError):

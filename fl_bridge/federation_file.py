@@ -103,7 +103,7 @@ def read_federation(path: Path) -> FederationFile:
         raise ConfigError(f"{path}: expected server: {{host: NAME, port: 8002}}, given {given['server']!r}")
     values.update(server)
     _check_values(values, path)
-    return FederationFile(**values, task=_read_task(given["task"], path), sites=_read_sites(given["sites"], path))
+    return FederationFile(**values, task=_read_task(given["task"], path), sites=_read_sites(given, path))
 
 
 def _check_values(values: Mapping[str, Any], path: Path) -> None:
@@ -133,7 +133,8 @@ def _read_task(name: Any, path: Path) -> Task:
     return read_task(str(beside) if beside.is_file() else str(name))
 
 
-def _read_sites(given: Any, path: Path) -> dict[str, SitePolicy]:
+def _read_sites(federation: Mapping[str, Any], path: Path) -> dict[str, SitePolicy]:
+    given = federation["sites"]
     if not isinstance(given, dict) or len(given) < 2:
         raise ConfigError(f"{path}: sites: expected two sites at least, by name, given {given!r}")
     sites = {}
@@ -142,7 +143,9 @@ def _read_sites(given: Any, path: Path) -> dict[str, SitePolicy]:
             raise ConfigError(
                 f"{path}: sites: {site}: expected {{share_personalized: true or false}}, given {values!r}"
             )
-        sites[str(site)] = SitePolicy.from_dict(values, what=f"{path}: sites: {site}")
+        # A site agrees to these rounds: more of them, or of another federation, are its administrator's to allow.
+        agreed = {"max_rounds": federation["rounds"], **values}
+        sites[str(site)] = SitePolicy.from_dict(agreed, what=f"{path}: sites: {site}")
     names = [client_name(site) for site in sites]
     if len(set(names)) < len(names) or not all(names) or {"server", "admin"} & set(names):
         raise ConfigError(

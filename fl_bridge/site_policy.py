@@ -5,23 +5,18 @@ What leaves the site is decided here, whatever a job asks.
 
 from __future__ import annotations
 
-import hmac
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor
 
 from iopfl.base.errors import ConfigError
-from iopfl.base.private_files import read_or_make_key, write_private
-from iopfl.core.order import Order
-from iopfl.core.weights import Weights, distance
+from iopfl.base.private_files import write_private
 
 FILE = "site.yaml"
-_SECRET = "noise.secret"
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,10 @@ class SitePolicy:
         certificate: PEM file of the authority of its certificate, relative to this file; empty = the system's.
         patience: seconds to wait for a label server that is away or busy with a clinician's training.
         min_new_labels: labels drawn since the last round, without which a round is sat out.
-        share_every: rounds between two times that the personalized model leaves; 0 = whenever it is asked for.
+        max_rounds: rounds that this site trains, whatever federation they claim to be of; 0 = no limit.
+        max_shares: times that the personalized model leaves in all; 0 = no limit.
+        share_every: rounds trained here between two times that it leaves; 0 = whenever it is asked for.
+        share_days: days between two times, by the site's own clock.
         clip: the shared model's difference to the global one is scaled down to this norm; 0 = as it is.
         noise: Gaussian noise added to it, as a multiple of `clip` (the noise multiplier of differential privacy).
     """
@@ -46,7 +44,10 @@ class SitePolicy:
     certificate: str = ""
     patience: float = 1800.0
     min_new_labels: int = 0
+    max_rounds: int = 0
+    max_shares: int = 0
     share_every: int = 0
+    share_days: float = 0.0
     clip: float = 0.0
     noise: float = 0.0
 
@@ -72,7 +73,7 @@ class SitePolicy:
             fits = isinstance(value, bool) if kind is bool else isinstance(value, kind) and not isinstance(value, bool)
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
                 value, fits = float(value), True
-            if not fits or (kind in (int, float) and value < 0):
+            if not fits or (kind in (int, float) and not 0 <= value < math.inf):
                 raise ConfigError(f"{what}: {name}: expected {_describe(kind)}, given {value!r}")
             checked[name] = value
         policy = cls(**checked)
@@ -100,39 +101,6 @@ class SitePolicy:
         """Write `site.yaml`."""
         text = "# This site's own settings: the hospital decides. docs/site-administrator.md explains them.\n"
         write_private(folder / FILE, (text + yaml.safe_dump(asdict(self), sort_keys=False)).encode())
-
-    def privatize(
-        self, weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], order: Order, folder: Path
-    ) -> Weights:
-        """The personalized model as it may leave: clipped and with noise (Gaussian mechanism; Dwork and Roth, 2014).
-
-        The noise is drawn from a secret of the site and the order: whoever asks
-        twice gets the same answer, and cannot average it away.
-
-        Args:
-            weights: floating-point entries of P_k.
-            reference: the global model's, in whose direction the difference is clipped.
-            order: that asks.
-            folder: where the secret is kept.
-        """
-        if not self.clip:
-            return dict(weights)
-        norm = distance(weights, reference)
-        scale = min(1.0, self.clip / norm) if norm else 1.0
-        generator = torch.Generator().manual_seed(_derive_seed(folder / _SECRET, order))
-        private: Weights = {}
-        for key, value in reference.items():
-            draw = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-            noisy = value.double() + scale * (weights[key].double() - value.double()) + self.noise * self.clip * draw
-            # A variance stays one: noise must not make it negative.
-            noisy = noisy.clamp_min(1e-5) if key.endswith("running_var") else noisy
-            private[key] = noisy.to(value.dtype)
-        return private
-
-
-def _derive_seed(path: Path, order: Order) -> int:
-    message = f"{order.federation}/{order.round_index}/{order.base_hash}".encode()
-    return int.from_bytes(hmac.digest(read_or_make_key(path), message, "sha256")[:8], "big") // 2
 
 
 def _describe(kind: type) -> str:

@@ -97,6 +97,19 @@ def test_a_replay_trains_and_accumulates_once(server, site, global_weights):
     assert distance(first.weights, again.weights) == 0
 
 
+def test_one_personalized_model_is_answered_once_and_an_earlier_round_not_at_all(server, global_weights):
+    there = connect(server.url)
+    there.train(global_weights, order_of(global_weights, 1, "once"))
+    first = there.personalized(global_weights, order_of(global_weights, 1, "once"))
+    moved = {key: value * 1.5 if value.is_floating_point() else value for key, value in global_weights.items()}
+    again = there.personalized(moved, order_of(moved, 0, "once"))
+    assert hash_weights(first.weights) == hash_weights(again.weights)
+    assert dict(first.metrics) == dict(again.metrics), "no scores of other weights on the site's images"
+    for weights, round_index in ((moved, 1), (global_weights, 0)):
+        with pytest.raises(SitsOutError, match="or a later one before"):
+            there.train(weights, order_of(weights, round_index, "once"))
+
+
 def test_a_site_without_a_bank_says_so_and_serves_the_first_that_comes(server, site, global_weights):
     refused = server.post("/infer/disk?image=case00&output=json", data={"params": "{}"})
     assert refused.status_code == 400 and "no bank of disk yet" in refused.json()["detail"]

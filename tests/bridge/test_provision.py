@@ -42,7 +42,9 @@ def test_a_kit_for_every_site_and_the_server(write, tmp_path):
     kits = provision(federation, tmp_path / "kits")
     assert kits.made == ("server", "DRIVE", "St-Mary-s") and kits.kept == ()
     assert read_settings(tmp_path / "kits" / "server") == federation
-    assert SitePolicy.read(tmp_path / "kits" / "St-Mary-s" / "local") == SitePolicy(False, clip=1.0, noise=0.5)
+    assert SitePolicy.read(tmp_path / "kits" / "St-Mary-s" / "local") == SitePolicy(
+        False, max_rounds=3, clip=1.0, noise=0.5
+    ), "a site agrees to the federation's rounds"
     for kit in ("server", "DRIVE", "St-Mary-s"):
         folder = tmp_path / "kits" / kit
         resources = json.loads((folder / "local" / "resources.json").read_text())
@@ -82,6 +84,8 @@ def test_a_site_that_joins_later_gets_a_kit_of_the_same_authority(write, tmp_pat
         ({"sites": {"A": {"share_personalized": True}}}, "two sites at least"),
         ({"sites": {"A b": {"share_personalized": True}, "A-b": {"share_personalized": True}}}, "differ in letters"),
         ({"sites": {"A": {**SHARES, "noise": 1}, "B": SHARES}}, "needs a clip"),
+        ({"sites": {"A": {**SHARES, "clip": float("nan")}, "B": SHARES}}, "clip: expected a number from 0"),
+        ({"sites": {"A": {**SHARES, "share_days": float("inf")}, "B": SHARES}}, "share_days: expected a number"),
         (
             {"sites": {"A": {"share_personalised": True}, "B": {"share_personalized": True}}},
             "unknown share_personalised",

@@ -112,18 +112,41 @@ def test_what_is_shared_is_fine_tuned_once_where_that_validates_no_worse(build, 
     after = PersonalizedModel.load(tmp_path / "state" / "north" / "disk-1" / "personalized.safetensors").weights
     assert distance(after, accumulated) == 0, "rounds go on from P_k itself"
     for dice, expected in ((0.6, "tuned"), (0.4, "accumulated")):
+        (tmp_path / "state" / "north" / "disk-1" / "shared.safetensors").unlink()
         monkeypatch.setattr(
             SiteRounds, "_validate", lambda self, w, dice=dice: 0.5 if distance(w, accumulated) == 0 else dice
         )
-        later = trainer.personalized(global_weights, order_of(global_weights, 1 if dice > 0.5 else 2))
+        later = trainer.personalized(global_weights, order)
         assert distance(later.weights, accumulated if expected == "accumulated" else tuned[-1]) == 0
 
 
-def test_other_global_weights_are_another_order(build, global_weights, trained):
-    build().train(global_weights, order_of(global_weights))
-    moved = {key: value * 1.01 if value.is_floating_point() else value for key, value in global_weights.items()}
-    build().train(moved, order_of(moved))
+def move(weights, factor):
+    return {key: value * factor if value.is_floating_point() else value for key, value in weights.items()}
+
+
+def test_a_round_not_after_the_last_one_is_refused_and_the_last_one_is_repeated(build, global_weights, trained):
+    moved = move(global_weights, 1.01)
+    first = build().train(global_weights, order_of(global_weights, 3))
+    for weights, round_index in ((moved, 3), (moved, 2), (global_weights, 0)):
+        with pytest.raises(SitsOutError, match=rf"has trained round {round_index + 1} or a later one before"):
+            build().train(weights, order_of(weights, round_index))
+    assert distance(build().train(global_weights, order_of(global_weights, 3)).weights, first.weights) == 0
+    assert len(trained) == 1
+    build().train(moved, order_of(moved, 5))
     assert len(trained) == 2
+
+
+def test_one_personalized_model_is_answered_once_whatever_the_request_says(build, global_weights, monkeypatch):
+    build().train(global_weights, order_of(global_weights, 3))
+    first = build().personalized(global_weights, order_of(global_weights, 3))
+    tuned, fine_tune = [], rounds_module.fine_tune
+    monkeypatch.setattr(rounds_module, "fine_tune", lambda *a, **k: tuned.append(1) or fine_tune(*a, **k))
+    for round_index in range(6):
+        weights = move(global_weights, 1 + round_index)
+        again = build().personalized(weights, order_of(weights, round_index))
+        assert hash_weights(again.weights) == hash_weights(first.weights)
+        assert dict(again.metrics) == dict(first.metrics), "no scores of other weights on the site's images"
+    assert not tuned
 
 
 def test_federations_do_not_mix(build, global_weights, tmp_path):

@@ -27,7 +27,7 @@ from iopfl.core.personalization import PersonalizedModel
 from iopfl.core.sites import Case, labeled
 from iopfl.core.task import Task
 from iopfl.core.training import LabeledImages, Progress, fine_tune, train, validate
-from iopfl.core.weights import Weights, check_weights, complete, floating, read_weights, write_weights
+from iopfl.core.weights import Weights, check_weights, complete, floating, hash_weights, read_weights, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class SiteRounds:
 
         Raises:
             TooFewLabelsError: fewer labels than the task's minimum.
-            SitsOutError: fewer new labels than asked.
+            SitsOutError: fewer new labels than asked, or not a round after the last one of its federation.
             WeightsError: the global weights are another network's.
             CancelledError: `cancelled` said so.
         """
@@ -104,6 +104,8 @@ class SiteRounds:
             finished = _read_record(folder)
             kept = _read_local(folder)
             if kept is None or kept[1]["order"] != order.to_meta():
+                if kept and order.round_index <= kept[1]["order"]["round_index"]:
+                    raise SitsOutError(f"has trained round {order.round_index + 1} or a later one before")
                 self._check_labels(kept[1].get("labels", []) if kept else [], min_new_labels)
                 kept = self._train(folder, global_weights, order, proximal_weight, cancelled)
                 _accumulate(folder, self._task.training.alpha)
@@ -124,6 +126,9 @@ class SiteRounds:
     ) -> SharedModel:
         """P_k, fine-tuned if the site's validation labels favour that, and its validation Dice beside W_k's and W^t's.
 
+        The same P_k is answered with the same weights and figures, whatever the order says: with other global weights
+        each time, a server could have them scored on the site's images without end.
+
         Raises:
             SitsOutError: the site has trained in no round of this federation.
             CancelledError: `cancelled` said so.
@@ -135,28 +140,26 @@ class SiteRounds:
             if kept is None:
                 raise SitsOutError("has no personalized model: it trained in no round")
             personalized = PersonalizedModel.load(folder / PERSONALIZED)
-            weights = self._fine_tune(folder, personalized, order, cancelled)
-            dice = self._validate_all(global_weights, kept[0], weights)
-            return SharedModel(weights, personalized.round_index, kept[1]["samples"], dice)
+            content = hash_weights(personalized.weights)
+            shared = _read_shared(folder, content)
+            if shared is None:
+                weights = self._fine_tune(folder, personalized, cancelled)
+                dice = self._validate_all(global_weights, kept[0], weights)
+                shared = SharedModel(weights, personalized.round_index, kept[1]["samples"], dice)
+                about = {"round_index": shared.round_index, "samples": shared.samples, "metrics": dice}
+                write_weights(folder / SHARED, weights, {"content": content, "about": json.dumps(about)})
+            return shared
 
-    def _fine_tune(
-        self, folder: Path, personalized: PersonalizedModel, order: Order, cancelled: Callable[[], bool]
-    ) -> Weights:
-        """P_k, or P_k fine-tuned where its validation Dice is no lower; the same for the same order."""
-        path = folder / SHARED
-        if path.is_file():
-            weights, metadata = read_weights(path)
-            if json.loads(metadata["order"]) == order.to_meta():
-                return weights
-        weights = personalized.weights
+    def _fine_tune(self, folder: Path, personalized: PersonalizedModel, cancelled: Callable[[], bool]) -> Weights:
+        """P_k, or P_k fine-tuned where its validation Dice is no lower."""
+        weights, round_index = personalized.weights, personalized.round_index
         with contextlib.suppress(TooFewLabelsError):  # labels were taken back since
-            seed = _derive_seed(self._seed, f"{self._site}/fine-tune", order.round_index)
-            report = _report_to(folder / PROGRESS, order.round_index)
+            seed = _derive_seed(self._seed, f"{self._site}/fine-tune", round_index)
+            report = _report_to(folder / PROGRESS, round_index)
             images = self._load("train")
             tuned = fine_tune(weights, images, seed=seed, device=self._device, progress=report, cancelled=cancelled)
             if not self._validate(tuned) < self._validate(weights):  # NaN where there is nothing to validate on
                 weights = tuned
-        write_weights(path, weights, {"order": json.dumps(order.to_meta())})
         return weights
 
     def _complete(self, global_weights: Weights, order: Order) -> Weights:
@@ -295,6 +298,16 @@ def _read_local(folder: Path) -> tuple[Weights, dict[str, Any]] | None:
     if "about" not in metadata:
         raise WeightsError(f"{LOCAL}: expected a local model of a round, found no order: move the file away")
     return weights, json.loads(metadata["about"])
+
+
+def _read_shared(folder: Path, content: str) -> SharedModel | None:
+    """P_k as it was shared; None where what was shared last is another P_k, by its hash."""
+    if not (folder / SHARED).is_file():
+        return None
+    weights, metadata = read_weights(folder / SHARED)
+    if metadata.get("content") != content:
+        return None
+    return SharedModel(weights, **json.loads(metadata["about"]))
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
