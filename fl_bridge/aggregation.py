@@ -1,6 +1,7 @@
 """From the sites' updates to the next global weights, one tensor at a time.
 
-`weighted_average` is FedAvg's (McMahan et al., AISTATS 2017): by sample count.
+`weighted_average` is FedAvg's (McMahan et al., AISTATS 2017): by sample count, which a site claims and nobody can
+check, so that `limit_weights` bounds what a count can do.
 The robust ones (Yin et al., ICML 2018) count every site alike and bound what
 one site can do: `coordinate_median`, and `trimmed_mean` without the largest
 and the smallest fifth. They need one tensor of all sites in memory at once,
@@ -23,22 +24,47 @@ Read = Callable[[str, str], Tensor]
 """(site, key) -> that tensor of the site's update."""
 
 
-def aggregate(reference: Mapping[str, Tensor], samples: Mapping[str, int], read: Read, *, how: str) -> Weights:
+def limit_weights(samples: Mapping[str, int], *, limit: float) -> dict[str, float]:
+    """Each site's weight in the average: by sample count, and none above a limit.
+
+    What is above it goes to the others by their counts, until none is above (water-filling). Too few sites for the
+    limit weigh alike: with a limit of a half, two sites do whatever they claim.
+
+    Args:
+        samples: site -> sample count, above 0.
+        limit: largest weight, from 0 to 1.
+
+    Returns:
+        Site -> weight, in the order of `samples`; they sum to 1.
+
+    >>> limit_weights({"a": 60, "b": 30, "c": 10}, limit=0.5)
+    {'a': 0.5, 'b': 0.375, 'c': 0.125}
+    """
+    limit = max(limit, 1 / len(samples))
+    weights: dict[str, float] = {}
+    count, left = sum(samples.values()), 1.0
+    for site in sorted(samples, key=lambda site: -samples[site]):  # whoever is above comes before whoever is not
+        weights[site] = min(limit, left * (samples[site] / count))
+        left, count = left - weights[site], count - samples[site]
+    return {site: weights[site] for site in samples}
+
+
+def aggregate(reference: Mapping[str, Tensor], weights: Mapping[str, float], read: Read, *, how: str) -> Weights:
     """The global weights after a round.
 
     Args:
         reference: W^t; its integer buffers are kept.
-        samples: site -> sample count, in the order in which sums are made.
+        weights: site -> its weight, e.g. a sample count, in the order in which sums are made; normalized here.
         read: gives an update's tensors; updates are differences to W^t.
         how: one of `AGGREGATIONS`.
 
     Raises:
         ConfigError: no such aggregation, or no site.
     """
-    if how not in AGGREGATIONS or not samples:
+    if how not in AGGREGATIONS or not weights:
         raise ConfigError(f"expected one of {', '.join(AGGREGATIONS)} and a site at least, given {how!r}")
     combine = AGGREGATIONS[how]
-    sites, shares = list(samples), [count / sum(samples.values()) for count in samples.values()]
+    sites, shares = list(weights), [weight / sum(weights.values()) for weight in weights.values()]
     result: Weights = {}
     for key, value in reference.items():
         if not value.is_floating_point():
@@ -70,8 +96,10 @@ def _trimmed_mean(key: str, sites: Sequence[str], shares: Sequence[float], read:
     return ordered[cut : len(sites) - cut].mean(dim=0)
 
 
+AVERAGE = "weighted_average"
+"""The one aggregation that weighs sites."""
 AGGREGATIONS: dict[str, Callable[[str, Sequence[str], Sequence[float], Read], Tensor]] = {
-    "weighted_average": _weighted_average,
+    AVERAGE: _weighted_average,
     "coordinate_median": _coordinate_median,
     "trimmed_mean": _trimmed_mean,
 }

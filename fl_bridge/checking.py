@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +13,16 @@ from iopfl.core.order import Order
 from iopfl.core.weights import Weights, check_weights, distance
 
 MAX_SAMPLES = 10_000_000
-"""Above, a claimed sample count is no count: it would outweigh every other site."""
+"""Above, a claimed sample count is no count. What a smaller one can do is bounded by `aggregation.limit_weights`."""
 
-METRICS = ("loss", "dice", "dice_global", "dice_local", "seconds")
-"""Figures that are kept of a site's answer; all else it sends is dropped."""
+METRICS: Mapping[str, tuple[float, float]] = {
+    "loss": (-1e6, 1e6),
+    "dice": (0.0, 1.0),
+    "dice_global": (0.0, 1.0),
+    "dice_local": (0.0, 1.0),
+    "seconds": (0.0, 1e8),
+}
+"""Figures that are kept of a site's answer, each within its range; all else it sends is dropped."""
 
 
 def check_answer(meta: Mapping[str, Any], order: Order, *, what: str) -> None:
@@ -83,11 +88,13 @@ def find_outliers(norms: Mapping[str, float], *, norm_limit: float) -> dict[str,
 
 
 def keep_metrics(meta: Mapping[str, Any]) -> dict[str, float]:
-    """The known, finite figures among what a site sent."""
+    """The known figures among what a site sent that are numbers and can be what they are called."""
     given = meta.get("metrics")
     values = {key: given.get(key) for key in METRICS} if isinstance(given, Mapping) else {}
-    numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
-    return {key: float(value) for key, value in numbers.items() if math.isfinite(value)}
+    numbers = {
+        key: value for key, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return {key: float(value) for key, value in numbers.items() if METRICS[key][0] <= value <= METRICS[key][1]}
 
 
 def plain_line(text: Any) -> str:

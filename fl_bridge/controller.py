@@ -24,7 +24,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from fl_bridge.aggregation import aggregate
+from fl_bridge.aggregation import AVERAGE, aggregate, limit_weights
 from fl_bridge.checking import check_answer, check_update, find_outliers, keep_metrics, norm_of, plain_line
 from fl_bridge.composing import compose_bank
 from fl_bridge.exchange import (
@@ -84,7 +84,8 @@ class RoundController(ModelController):
         timeout: int = _DAY,
         grace: int = _DAY,
         norm_limit: float = 100.0,
-        aggregation: str = "weighted_average",
+        aggregation: str = AVERAGE,
+        weight_limit: float = 0.5,
     ) -> None:
         """Args:
         rounds: to be done when this job ends, those already done included.
@@ -99,6 +100,7 @@ class RoundController(ModelController):
         norm_limit: an update is refused when its norm is more than this many times that of the global
             weights, or the median of the round.
         aggregation: one of `aggregation.AGGREGATIONS`.
+        weight_limit: largest weight of one site in the average; see `aggregation.limit_weights`.
         """
         super().__init__(persistor_id="persistor", ignore_result_error=True, task_check_period=0.2)
         self.rounds = rounds
@@ -112,6 +114,7 @@ class RoundController(ModelController):
         self.grace = grace
         self.norm_limit = norm_limit
         self.aggregation = aggregation
+        self.weight_limit = weight_limit
         self._asked = _Asked(lambda site, model: None)
         self._clients: Mapping[str, str] = {}
 
@@ -166,10 +169,12 @@ class RoundController(ModelController):
             fates = "; ".join(f"{site} {fate['status']}: {fate['reason']}" for site, fate in asked.fates.items())
             what = f"round {order.round_index}: {len(samples)} usable update(s), {self.min_sites} needed"
             raise TrainingError(f"{what}: {fates or 'no answer'}")
+        weights = limit_weights(samples, limit=self.weight_limit)
         for site in samples:
             about = spool.sites[site]
-            asked.fates[site] = {"status": AVERAGED, "samples": about["samples"], **about["metrics"]}
-        combined = aggregate(global_weights, samples, spool.read, how=self.aggregation)
+            fate = {"status": AVERAGED, "samples": about["samples"], **about["metrics"]}
+            asked.fates[site] = {**fate, **self._describe_weight(site, weights, samples)}
+        combined = aggregate(global_weights, weights, spool.read, how=self.aggregation)
         record = {
             "round_index": order.round_index,
             "base_hash": order.base_hash,
@@ -183,6 +188,14 @@ class RoundController(ModelController):
         if isinstance(metrics, MetricsReceiver):
             for client, site in self._clients.items():
                 metrics.record(client, order.round_index, asked.fates[site], self.fl_ctx)
+
+    def _describe_weight(self, site: str, weights: Mapping[str, float], samples: Mapping[str, int]) -> dict[str, float]:
+        """A site's weight in the average, and what it would be by its count where that is more than its limit."""
+        if self.aggregation != AVERAGE:
+            return {}
+        weight, claimed = weights[site], samples[site] / sum(samples.values())
+        described = {"weight": round(weight, 4)}
+        return {**described, "capped_from": round(claimed, 4)} if claimed - weight > 1e-9 else described
 
     def _make_bank(self, state: FederationState) -> None:
         """Collect the personalized models, write the bank's next version, and bring it to the sites."""

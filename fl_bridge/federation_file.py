@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from fl_bridge.aggregation import AGGREGATIONS
+from fl_bridge.aggregation import AGGREGATIONS, AVERAGE
 from fl_bridge.examples import FEDERATION
 from fl_bridge.site_policy import SitePolicy
 from iopfl.base.errors import ConfigError
@@ -37,6 +37,7 @@ class FederationFile:
         grace: seconds to wait for the others once `min_sites` have answered.
         norm_limit: see `RoundController`.
         aggregation: one of `AGGREGATIONS`.
+        weight_limit: see `RoundController`.
         proximal_weight: of FedProx's term; 0 = none.
         quantize: `float16` halves the bytes on the link.
         update_percentile: of an update's entries, those below this percentile stay at the site (FLARE's
@@ -56,7 +57,8 @@ class FederationFile:
     round_timeout: int = 24 * 3600
     grace: int = 3600
     norm_limit: float = 100.0
-    aggregation: str = "weighted_average"
+    aggregation: str = AVERAGE
+    weight_limit: float = 0.5
     proximal_weight: float = 0.0
     quantize: str = "none"
     update_percentile: int = 0
@@ -108,7 +110,7 @@ def read_federation(path: Path) -> FederationFile:
 
 def _check_values(values: Mapping[str, Any], path: Path) -> None:
     lowest = {"rounds": 1, "rounds_per_job": 1, "min_sites": 1, "port": 1, "round_timeout": 1}
-    highest = {"port": 65535, "update_percentile": 99}
+    highest = {"port": 65535, "update_percentile": 99, "weight_limit": 1}
     for field in fields(FederationFile):
         if field.name not in values or field.name in ("task", "sites"):
             continue

@@ -98,6 +98,8 @@ def describe_site(fate: dict[str, Any]) -> str:
     if "reason" in fate:
         return f"{fate['status']}: {fate['reason']}"
     parts = [f"Dice global {_figure(fate, 'dice_global')}  personalized {_figure(fate, 'dice')}"]
+    if "capped_from" in fate:
+        parts.append(f"weight {fate['weight']:.2f}, capped: {fate['capped_from']:.2f} by its count")
     if "loss" in fate:
         parts.append(f"loss {fate['loss']:.3f}")
     if "seconds" in fate:

@@ -158,6 +158,7 @@ def run_federation(
     min_sites: int = 1,
     packages: Sequence[str] = PACKAGES,
     aggregation: str = "weighted_average",
+    weight_limit: float = 1.0,
     options: JobOptions | None = None,
     progress: TextIO | None = None,
 ) -> None:
@@ -172,6 +173,7 @@ def run_federation(
         min_sites: updates that a round needs.
         packages: installed packages that trainers come from.
         aggregation: one of `aggregation.AGGREGATIONS`.
+        weight_limit: as in `RoundController`; 1 = sample counts are believed, as they are counted on this machine.
         options: what FLARE's own parts add.
         progress: as in `simulate`.
 
@@ -180,7 +182,12 @@ def run_federation(
         TrainingError: a round did not succeed, or FLARE stopped.
     """
     controller = RoundController(
-        rounds, flare_text(bank), flare_text(keys), min_sites=min_sites, aggregation=aggregation
+        rounds,
+        flare_text(bank),
+        flare_text(keys),
+        min_sites=min_sites,
+        aggregation=aggregation,
+        weight_limit=weight_limit,
     )
     with (
         try_hold(state / "lock") as lock,

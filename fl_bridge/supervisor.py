@@ -177,6 +177,7 @@ def _export_job(kit: Path, settings: FederationFile, target: int, stack: context
         grace=settings.grace,
         norm_limit=settings.norm_limit,
         aggregation=settings.aggregation,
+        weight_limit=settings.weight_limit,
     )
     trainer: Callable[[], LabelServerTrainer] = lambda: LabelServerTrainer(  # noqa: E731
         settings.task.name, seed=settings.seed, proximal_weight=settings.proximal_weight

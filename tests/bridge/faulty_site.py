@@ -5,7 +5,7 @@ from nvflare.apis.filter import Filter
 
 from fl_bridge.trainer import InProcessTrainer
 
-FAULTS = ("NaN", "thousandfold", "shape", "missing", "stale", "raises")
+FAULTS = ("NaN", "thousandfold", "shape", "missing", "stale", "boast", "raises")
 """What is wrong in round 0, 1, ..."""
 
 
@@ -44,4 +44,6 @@ class FaultyFilter(Filter):
                     del params[key]
                 case "stale":
                     meta["round_index"] -= 1
+                case "boast":
+                    meta["samples"] = 10_000_000
         return shareable

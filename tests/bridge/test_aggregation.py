@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from fl_bridge.aggregation import AGGREGATIONS, aggregate
+from fl_bridge.aggregation import AGGREGATIONS, aggregate, limit_weights
 from fl_bridge.spool import Spool
 from iopfl.base.errors import ConfigError
 from iopfl.core.order import Order
@@ -39,6 +41,24 @@ def test_the_average_is_by_sample_count():
     expected = average(models, list(samples.values()))
     assert distance(found, expected) < 1e-6
     assert found["count"] == 7
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize(
+    "counts", [[7], [10_000_000, 3], [10_000_000, 3, 2], [5, 5, 5, 5], [1, 10, 100, 1000, 10_000], [9, 1, 9, 1, 9, 1]]
+)
+def test_no_site_weighs_more_than_the_limit_whatever_it_claims(counts, limit):
+    samples = {f"site {number}": count for number, count in enumerate(counts)}
+    weights = limit_weights(samples, limit=limit)
+    assert list(weights) == list(samples) and math.fsum(weights.values()) == pytest.approx(1, abs=1e-12)
+    bound = max(limit, 1 / len(counts))
+    assert max(weights.values()) <= bound + 1e-12
+    below = [site for site, weight in weights.items() if weight < bound - 1e-9]
+    ratios = [weights[site] / samples[site] for site in below]
+    assert ratios == pytest.approx(ratios[:1] * len(ratios)), "those below it weigh by their counts"
+    assert all(weights[site] >= samples[site] / sum(counts) - 1e-12 for site in below)
+    if max(counts) / sum(counts) <= limit:
+        assert weights == pytest.approx({site: count / sum(counts) for site, count in samples.items()})
 
 
 @pytest.mark.parametrize("how", ["coordinate_median", "trimmed_mean"])

@@ -55,6 +55,11 @@ def test_a_missing_key_is_refused():
         ({"samples": 10**12}, "sample count"),
         ({"samples": True}, "sample count"),
         ({"samples": 2.5}, "sample count"),
+        ({"samples": -3}, "sample count"),
+        ({"samples": float("nan")}, "sample count"),
+        ({"samples": float("inf")}, "sample count"),
+        ({"samples": "9"}, "sample count"),
+        ({"samples": None}, "sample count"),
     ],
 )
 def test_an_answer_to_another_question_is_refused(change, message):
@@ -74,6 +79,8 @@ def test_only_known_finite_figures_are_kept():
     metrics = {"dice": 0.5, "loss": float("nan"), "name": "Jane", "seconds": 3}
     assert keep_metrics({"metrics": metrics}) == {"dice": 0.5, "seconds": 3.0}
     assert keep_metrics({"metrics": "none"}) == {}
+    absurd = {"dice": 1e308, "dice_global": -0.1, "dice_local": True, "loss": -1e300, "seconds": 10**400}
+    assert keep_metrics({"metrics": absurd}) == {}, "one site's figure must not own the mean"
 
 
 def test_weights_survive_the_way_and_counters_stay_at_the_site():

@@ -94,6 +94,8 @@ def test_a_site_that_joins_later_gets_a_kit_of_the_same_authority(write, tmp_pat
         ({"rounds": True}, "rounds: expected int"),
         ({"aggregation": "mean"}, "expected one of weighted_average"),
         ({"quantize": "int4"}, "expected one of none, float16"),
+        ({"weight_limit": 1.5}, "weight_limit: expected float in its range"),
+        ({"weight_limit": True}, "weight_limit: expected float in its range"),
         ({"server": "localhost"}, "expected server:"),
         ({"name": "a b"}, "expected letters, digits"),
         ({"round": 3}, "unknown round"),

@@ -14,6 +14,7 @@ import torch
 
 from fl_bridge.aggregation import aggregate
 from fl_bridge.cli import main
+from fl_bridge.following import describe_site
 from fl_bridge.job import JobOptions
 from fl_bridge.persistor import FederationState
 from fl_bridge.simulate import run_federation, simulate
@@ -164,6 +165,7 @@ def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(data, task_file, 
         bank=tmp_path / "bank",
         keys=tmp_path / "keys",
         packages=("fl_bridge", "faulty_site"),
+        weight_limit=0.5,
         options=JobOptions(result_filters=(FaultyFilter("south-2"),)),
     )
     state = FederationState.open(folder)
@@ -179,6 +181,10 @@ def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(data, task_file, 
     }
     for fault, word in said.items():
         assert south[fault]["status"] == "refused" and word in south[fault]["reason"], (fault, south[fault])
+    boast = south["boast"]
+    assert (boast["status"], boast["weight"], boast["capped_from"]) == ("averaged", 0.5, 1.0)
+    assert "weight 0.50, capped: 1.00 by its count" in describe_site(boast)
+    assert fates[FAULTS.index("boast")]["north"]["weight"] == 0.5
     assert south["raises"]["status"] == "failed"
     assert south["raises"]["reason"] == "unexpected RuntimeError; the site's own log has the details"
     assert {fate["new"]["status"] for fate in fates} == {"sat out"}

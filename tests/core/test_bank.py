@@ -159,6 +159,24 @@ def test_an_entrys_altered_metrics_are_refused(folder):
         ModelBank.open(folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": -1},
+        {"samples": True},
+        {"samples": 2.5},
+        {"samples": "9"},
+        {"round_index": -1},
+        {"metrics": {"dice": "1"}},
+    ],
+)
+def test_a_count_that_is_none_is_refused_whoever_signed_it(change, folder, keys):
+    first, *others = read_manifest(folder).entries
+    resign(folder, keys, entries=(replace(first, **change), *others))
+    with pytest.raises(BankError, match=r"expected (round and samples|numbers as metrics) of global"):
+        ModelBank.open(folder, keys=keys)
+
+
 def test_a_strangers_bank_is_refused_until_trusted(folder, keys, tmp_path):
     mine = Keyring(tmp_path / "mine")
     with pytest.raises(BankTrustError, match=f"not trusted here.*iopfl bank trust {re.escape(keys.public_key)}"):

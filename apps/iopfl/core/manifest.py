@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -123,6 +123,7 @@ class Manifest:
             if values["format"] != FORMAT:
                 raise BankError(f"{what}: bank format {values['format']}, this iopfl reads {FORMAT}: update iopfl")
             entries = [BankEntry(**{**entry, "role": Role(entry["role"])}) for entry in values["entries"]]
+            _check_counts(entries)
             return cls(
                 version=int(values["version"]),
                 created=str(values["created"]),
@@ -135,6 +136,18 @@ class Manifest:
             )
         except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
             raise BankError(f"{what}: expected a bank's manifest: {type(error).__name__}: {error}") from error
+
+
+def _check_counts(entries: Sequence[BankEntry]) -> None:
+    """Raises:
+    ValueError: a count that is none, or a figure that is no number.
+    """
+    for entry in entries:
+        counts = (entry.round_index, entry.samples)
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"expected round and samples of {entry.name} from 0, given {counts}")
+        if not all(type(value) in (int, float) for value in entry.metrics.values()):
+            raise ValueError(f"expected numbers as metrics of {entry.name}")
 
 
 def _canonical(values: Mapping[str, Any]) -> bytes:
