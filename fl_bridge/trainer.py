@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fl_bridge.site_policy import SitePolicy
+from iopfl.base.allocation import keep_blocks
 from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.rounds import SiteRounds
 from iopfl.core.sites import Case, find_cases, split_cases
@@ -65,6 +66,7 @@ class InProcessTrainer:
         at_once: sites that may train at the same time there.
         proximal_weight: of FedProx's term.
         """
+        keep_blocks()
         self.site_folder = site_folder
         self.task = task
         self.state_folder = state_folder

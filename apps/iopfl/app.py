@@ -17,6 +17,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.random import Random
 
 from iopfl import __version__
+from iopfl.base.allocation import keep_blocks
 from iopfl.base.errors import ConfigError, LeaseError
 from iopfl.core.sites import IMAGE_SUFFIXES
 from iopfl.lib.activelearning import ExpertDisagreement
@@ -46,6 +47,7 @@ class IOPFLApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        keep_blocks()  # MONAI Label starts processes of its own: to train, and as a server
         settings = AppSettings.from_conf(conf, default_state=Path.home() / ".iopfl")
         self.models = SiteModels(settings)
         is_pacs = studies.startswith(("http://", "https://"))

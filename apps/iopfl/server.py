@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from iopfl import compat
 from iopfl.access.settings import AccessSettings, check_certificate, choose_mode, is_loopback, read_proxies
 from iopfl.access.state import check_state
+from iopfl.base.allocation import keep_blocks
 from iopfl.base.errors import ConfigError, IOPFLError
 from iopfl.base.private_files import make_private, read_secret
 from iopfl.compat.logs_page import LOG_FILE_VARIABLE
@@ -138,6 +139,7 @@ def serve(settings: ServerSettings) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m iopfl.server`; the options are those of `iopfl serve`."""
+    keep_blocks()  # before anything starts a thread
     parser = argparse.ArgumentParser(prog="python -m iopfl.server", description=serve.__doc__)
     add_arguments(parser)
     try:

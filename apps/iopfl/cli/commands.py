@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from iopfl import __version__
+from iopfl.base.allocation import keep_blocks
 from iopfl.base.errors import CancelledError, ConfigError, IOPFLError
 
 _EXAMPLE = "example:\n  "
@@ -22,6 +23,7 @@ _EXAMPLE = "example:\n  "
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `iopfl`; returns the exit status."""
+    keep_blocks()  # before anything starts a thread
     arguments = build_parser().parse_args(argv)
     warnings.simplefilter("ignore", FutureWarning)  # MONAI's, about its own arguments
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
