@@ -82,12 +82,19 @@ def test_each_slice_is_rescaled_by_its_own_slope(tmp_path):
     np.testing.assert_allclose(series.array, voxels * (0.5 + np.arange(6)) - 2, rtol=1e-6)
 
 
-def test_ct_is_in_hounsfield_units(tmp_path):
+@pytest.mark.parametrize(
+    ("bits", "slope", "intercept", "dtype"),
+    [(12, 1, -1024, np.int16), (16, 1, -1024, np.float32), (12, 1, 0.5, np.float32), (12, 9, 0, np.float32)],
+    ids=["usual", "16 bits", "halves", "large"],
+)
+def test_ct_is_in_hounsfield_units_in_as_few_bytes_as_hold_them(tmp_path, bits, slope, intercept, dtype):
     voxels = phantoms.volume(low=0).astype(np.uint16)
     slices = phantoms.build_slices(voxels, sop_class=uid.CTImageStorage, modality="CT")
     for ds in slices:
-        ds.RescaleSlope, ds.RescaleIntercept = 1, -1024
-    assert np.array_equal(read(slices, tmp_path).array, voxels.astype(np.float32) - 1024)
+        ds.BitsStored, ds.HighBit, ds.RescaleSlope, ds.RescaleIntercept = bits, bits - 1, slope, intercept
+    array = read(slices, tmp_path).array
+    assert array.dtype == dtype
+    assert np.array_equal(array, slope * voxels.astype(np.float32) + intercept)
 
 
 @pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535), (np.int16, -1)])

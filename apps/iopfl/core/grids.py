@@ -89,7 +89,7 @@ class Grid:
         mask = torch.empty(self._back.shape, dtype=torch.uint8)
         start = 0
         for slab in self._to_image(slabs):
-            mask[..., start : start + slab.shape[3]] = lookup[slab.argmax(0)]
+            mask[..., start : start + slab.shape[3]] = lookup[slab.max(0).indices]  # several times as fast as argmax
             start += slab.shape[3]
         return mask.flip(self._flipped).permute(*np.argsort(self._axes).tolist()).contiguous()
 

@@ -42,7 +42,7 @@ def decoded_dtype(ds: Dataset) -> np.dtype:
     if bits not in (8, 16, 32) or int(ds.get("SamplesPerPixel", 1)) != 1:
         raise SeriesError(f"expected gray pixels of 8, 16 or 32 bits, came {bits} bits")
     if _is_rescaled(ds):
-        return np.dtype(np.float32)
+        return np.dtype(np.int16 if _fits_int16(ds) else np.float32)
     return np.dtype(f"{'i' if int(ds.PixelRepresentation) else 'u'}{bits // 8}")
 
 
@@ -55,14 +55,28 @@ def decode_frames(ds: Dataset, decoder: Decoder) -> Iterator[np.ndarray]:
     Raises:
         SeriesError: as `Decoder.iterate`.
     """
+    dtype = decoded_dtype(ds)
     for index, frame in enumerate(decoder.iterate(ds, raw=False)):
-        yield _to_rgb(frame, ds) if is_color(ds) else _to_intensities(frame, ds, index)
+        yield _to_rgb(frame, ds) if is_color(ds) else _to_intensities(frame, ds, index, dtype)
 
 
 def _is_rescaled(ds: Dataset) -> bool:
     if "ModalityLUTSequence" in ds:
         return True
     return any(_rescale(ds, index) != (1.0, 0.0) for index in range(count_frames(ds)))
+
+
+def _fits_int16(ds: Dataset) -> bool:
+    """Whether every value that rescaling can give is a whole number of 16 bits, as of most CTs: half the memory."""
+    if "ModalityLUTSequence" in ds:
+        return False
+    bits, signed = int(ds.BitsStored), bool(int(ds.PixelRepresentation))
+    ends = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    for slope, intercept in {_rescale(ds, index) for index in range(count_frames(ds))}:
+        values = [slope * end + intercept for end in ends]
+        if not (slope.is_integer() and intercept.is_integer() and min(values) >= -32768 and max(values) <= 32767):
+            return False
+    return True
 
 
 def _rescale(ds: Dataset, index: int) -> tuple[float, float]:
@@ -72,7 +86,7 @@ def _rescale(ds: Dataset, index: int) -> tuple[float, float]:
     return (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
 
 
-def _to_intensities(frame: np.ndarray, ds: Dataset, index: int) -> np.ndarray:
+def _to_intensities(frame: np.ndarray, ds: Dataset, index: int, dtype: np.dtype) -> np.ndarray:
     if str(ds.PhotometricInterpretation) == "MONOCHROME1":
         bits = int(ds.BitsStored)
         lowest = -(1 << bits - 1) if int(ds.PixelRepresentation) else 0
@@ -80,7 +94,9 @@ def _to_intensities(frame: np.ndarray, ds: Dataset, index: int) -> np.ndarray:
     if "ModalityLUTSequence" in ds:
         return apply_modality_lut(frame, ds).astype(np.float32)
     slope, intercept = _rescale(ds, index)
-    return frame if (slope, intercept) == (1.0, 0.0) else (frame * slope + intercept).astype(np.float32)
+    if (slope, intercept) == (1.0, 0.0):
+        return frame
+    return (frame * slope + intercept).astype(dtype)
 
 
 def _to_rgb(frame: np.ndarray, ds: Dataset) -> np.ndarray:
