@@ -72,9 +72,11 @@ class Node:
 
 
 @contextmanager
-def running_scp(folder: Path, *, services: Any = (), max_bytes: int | None = None, **settings: Any) -> Iterator[Node]:
+def running_scp(
+    folder: Path, *, services: Any = (), max_bytes: int | None = None, min_free: int = 0, **settings: Any
+) -> Iterator[Node]:
     """Our SCP on a free port, for as long as the block lasts."""
-    inbox = Inbox(folder, Queue(folder / "queue"), max_bytes=max_bytes)
+    inbox = Inbox(folder, Queue(folder / "queue"), max_bytes=max_bytes, min_free=min_free)
     scp = StorageSCP(SCPSettings(port=0, **settings), inbox, services(inbox) if callable(services) else services)
     scp.start()
     try:

@@ -11,8 +11,9 @@ import pytest
 
 from iopfl.base.errors import SeriesError
 from iopfl.dimse import inbox as inboxes
-from iopfl.dimse.inbox import Inbox, InboxFullError, Instance, Outcome, check_uid
+from iopfl.dimse.inbox import Inbox, Instance, Outcome, check_uid
 from iopfl.dimse.queue import Job, Queue, State, list_jobs
+from iopfl.dimse.room import InboxFullError
 
 SERIES, STUDY = "1.2.3", "1.2"
 QUIET, NOT_YET = 0.0, 60.0

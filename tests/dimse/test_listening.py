@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def listening_node(
     """The service with one rule, that sends to peers on some ports."""
     places = {f"pacs{number}": Peer("PACS", HERE, port) for number, port in enumerate(ports)}
     rules = Rules((Rule("all", "bright", tuple(places), **(rule or {})),), places)
-    values = {"folder": folder, "quiet_seconds": QUIET, "scp": SCPSettings(port=0), **settings}
+    values = {"folder": folder, "quiet_seconds": QUIET, "scp": SCPSettings(port=0), "min_free_bytes": 0, **settings}
     with Listener(ListenSettings(**values), rules, model, record) as listener:
         yield listener
 
@@ -407,6 +408,26 @@ def test_settings_that_cannot_be_are_refused(tmp_path):
     for wrong in ({"quiet_seconds": 0}, {"keep_days": -1}, {"max_bytes": 0}):
         with pytest.raises(ConfigError, match="positive"):
             ListenSettings(folder=tmp_path, **wrong)
+
+
+def test_a_part_of_the_disk_stays_free_unless_somebody_wants_otherwise(tmp_path, model):
+    whole = shutil.disk_usage(tmp_path).total
+    with listening_node(tmp_path / "a", model, min_free_bytes=None) as listener:
+        assert listener.inbox.room.min_free == min(whole // 20, 10**10)
+    with listening_node(tmp_path / "b", model, min_free_bytes=whole) as listener:
+        assert send_plainly(listener.port, make_slices(1)) == [0xA700]
+    with pytest.raises(ConfigError, match="to keep free"):
+        ListenSettings(folder=tmp_path, min_free_bytes=-1)
+
+
+def test_series_that_are_done_make_room_on_a_disk_that_is_full(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(listening, "_TIDY_SECONDS", 0.05)
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port, min_free_bytes=1) as listener:
+        assert send_plainly(listener.port, make_slices(2)) == [0, 0]
+        eventually(lambda: listener.queue.jobs(State.DONE), "the segmentation")
+        monkeypatch.setattr("iopfl.dimse.room.Room._free_bytes", lambda self: 0 if len(listener.queue) else 10**9)
+        eventually(lambda: not listener.queue.jobs(), "the room")
+        assert send_plainly(listener.port, make_slices(1, series="next")) == [0]
 
 
 def request_commitment(assoc, datasets):

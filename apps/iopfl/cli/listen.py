@@ -82,6 +82,12 @@ def add_listen(actions: Any, add: Add, add_keys: Callable[[argparse.ArgumentPars
     parser.add_argument(
         "--max-gb", type=float, metavar="GB", help="of received series; the oldest that are done go first"
     )
+    parser.add_argument(
+        "--min-free-gb",
+        type=float,
+        metavar="GB",
+        help="of the disk stay free, or nothing is accepted (default: a twentieth of it, at most 10)",
+    )
     parser.add_argument("--durable", action="store_true", help="accept an instance when it is on the disk: slower")
     parser.add_argument("--commitment", action="store_true", help="answer requests for storage commitment")
 
@@ -133,6 +139,7 @@ def _listen(arguments: Any) -> None:
         quiet_seconds=arguments.quiet_seconds,
         keep_days=arguments.keep_days,
         max_bytes=None if arguments.max_gb is None else int(arguments.max_gb * _GB),
+        min_free_bytes=None if arguments.min_free_gb is None else int(arguments.min_free_gb * _GB),
         durable=arguments.durable,
         commitment=arguments.commitment,
     )

@@ -23,8 +23,9 @@ from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr
 from iopfl.base.errors import AssociationError
 from iopfl.base.files import sync_folder
 from iopfl.dicomio.showing import show_uid
+from iopfl.dimse.asking import printable
 from iopfl.dimse.inbox import Inbox
-from iopfl.dimse.peers import Peer, Timeouts, associated, printable
+from iopfl.dimse.peers import Peer, Timeouts, associated
 from iopfl.dimse.scp import describe_peer
 
 logger = logging.getLogger(__name__)
@@ -34,12 +35,13 @@ REQUEST, COMMITTED, FAILURES = 1, 1, 2
 """Action Type ID, and Event Type IDs (PS3.4, J.3)."""
 NO_SUCH_INSTANCE, CLASS_CONFLICT = 0x0112, 0x0119
 """Failure Reasons (PS3.3, C.14.1.1)."""
-NO_SUCH_ACTION, INVALID_ARGUMENT, NO_SUCH_OBJECT = 0x0123, 0x0115, 0x0112
+NO_SUCH_ACTION, INVALID_ARGUMENT, NO_SUCH_OBJECT, RESOURCE_LIMITATION = 0x0123, 0x0115, 0x0112, 0x0213
 """Statuses of N-ACTION."""
 
 _WAIT_SECONDS = 1.0
 """For the requestor to release its association; one that keeps it open is answered on it."""
 _ATTEMPTS, _PAUSE_SECONDS = 5, 10.0
+_AT_ONCE = 16  # requests that have yet to be answered, each by a thread
 
 
 class Commitment:
@@ -57,6 +59,7 @@ class Commitment:
     ) -> None:
         self._inbox, self._find_peer = inbox, find_peer
         self._ae_title, self._timeouts = ae_title, timeouts
+        self._places = threading.BoundedSemaphore(_AT_ONCE)
 
     @property
     def service(self) -> tuple[Sequence[str], Sequence[Any]]:
@@ -80,12 +83,22 @@ class Commitment:
             reason = type(error).__name__
             logger.warning("%s asked for a commitment that cannot be read: %s", describe_peer(event.assoc), reason)
             return INVALID_ARGUMENT, None
+        if not self._places.acquire(blocking=False):
+            logger.warning("%s asked for a commitment while %d wait: refused", describe_peer(event.assoc), _AT_ONCE)
+            return RESOURCE_LIMITATION, None
         threading.Thread(
             target=self._report, args=(event.assoc, transaction, wanted), name="dicom-commitment", daemon=True
         ).start()
         return 0x0000, None
 
     def _report(self, assoc: Association, transaction: str, wanted: Sequence[tuple[str, str]]) -> None:
+        """Say what is held, and leave the place to another."""
+        try:
+            self._say(assoc, transaction, wanted)
+        finally:
+            self._places.release()
+
+    def _say(self, assoc: Association, transaction: str, wanted: Sequence[tuple[str, str]]) -> None:
         """Say what is held, on the requestor's association or one of our own."""
         result = self.judge(transaction, wanted)
         peer = self._find_peer(printable(assoc.requestor.ae_title))

@@ -5,14 +5,16 @@ under another one and renamed, so a killed process leaves none that is half, and
 what was accepted outlives it. (The kernel writes files to the disk some seconds
 later. Against the loss of power there is `durable`, at the price of a write to the
 disk an instance.) The folder's listing is the truth of what there is; the queue
-says what was done with it. UIDs become file names only when they are UIDs.
+says what was done with it. UIDs become file names only when they are UIDs. What comes
+counts from its first byte, whoever sends it: all together stays below `max_bytes`
+and leaves `min_free` bytes of the disk to everything else.
 """
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import logging
-import os
 import re
 import shutil
 import threading
@@ -21,23 +23,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from iopfl.base.errors import SeriesError
 from iopfl.base.files import sync_folder
 from iopfl.dimse.queue import FINISHED, Job, Queue, State
+from iopfl.dimse.room import InboxFullError, Room
+from iopfl.dimse.spool import Incoming
 
 logger = logging.getLogger(__name__)
 
 OPEN_ASSOCIATION_SECONDS = 60.0
 """Without a new instance, after which a series is complete though the association that brought it is still open."""
+MAX_SERIES = 100_000
+"""At once: each has a file in the queue, and is held in memory."""
+
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")  # leading zeros are no UID's, but are sent
 _MAX_UID = 64
 _SUFFIX = ".dcm"
-
-
-class InboxFullError(SeriesError):
-    """There is no room for another instance."""
 
 
 class Outcome(StrEnum):
@@ -86,63 +88,82 @@ class Inbox:
     Args:
         folder: of the inbox.
         queue: where a job is made for each series.
-        max_bytes: of all series together; None = as the disk has it.
+        max_bytes: of all series together, with what is coming; None = as the disk has it.
+        min_free: bytes of the disk that are left to others.
         durable: have each instance on the disk before it is accepted.
     """
 
-    def __init__(self, folder: Path, queue: Queue, *, max_bytes: int | None = None, durable: bool = False) -> None:
+    def __init__(
+        self, folder: Path, queue: Queue, *, max_bytes: int | None = None, min_free: int = 0, durable: bool = False
+    ) -> None:
         self._series, self._incoming = folder / "series", folder / "incoming"
-        self.queue, self.max_bytes, self.durable = queue, max_bytes, durable
+        self.queue, self.durable = queue, durable
         self._lock = threading.RLock()
         shutil.rmtree(self._incoming, ignore_errors=True)  # never accepted
         for place in (self._series, self._incoming):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._arrivals: dict[str, _Arrivals] = {}
-        self.size = sum(path.stat().st_size for path in self._series.glob(f"*/*{_SUFFIX}"))
+        self.room = Room(self._incoming, max_bytes=max_bytes, min_free=min_free)
+        self.room.stored = sum(path.stat().st_size for path in self._series.glob(f"*/*{_SUFFIX}"))
         self._recover()
 
-    def store(self, instance: Instance, content: Iterable[bytes], association: object = None) -> Outcome:
+    @property
+    def size(self) -> int:
+        """Bytes of the instances that lie here."""
+        return self.room.stored
+
+    def receive(self, content: Iterable[bytes] = ()) -> Incoming:
+        """Begin a file of an instance that is coming, with its first parts.
+
+        Raises:
+            InboxFullError: there is no room for more, now or at one of the file's further parts.
+            OSError: the disk does not take it.
+        """
+        incoming = Incoming(self._incoming, self.room.reserve, self.room.release)
+        try:
+            for part in content:
+                incoming.write(part)
+        except BaseException:
+            incoming.discard()
+            raise
+        return incoming
+
+    def store(self, instance: Instance, content: Iterable[bytes] | Incoming, association: object = None) -> Outcome:
         """Accept an instance: when this returns, it stays.
 
         Of instances with the same UID the later one stays; one with the same content changes nothing.
 
         Args:
             instance: what it is.
-            content: the parts of the file.
+            content: the parts of the file, or the file itself, which has no other place afterwards.
             association: that brought it.
 
         Raises:
             SeriesError: a UID that is none, or its series is of another study.
-            InboxFullError: there would be more than `max_bytes`.
+            InboxFullError: there would be more than `max_bytes`, or less free than `min_free`.
             OSError: the disk does not take it.
         """
         uid = check_uid(instance.series_instance_uid, "Series Instance UID")
         name = check_uid(instance.sop_instance_uid, "SOP Instance UID") + _SUFFIX
         check_uid(instance.study_instance_uid, "Study Instance UID")
-        data = b"".join(content)
-        if self.max_bytes is not None and self.size + len(data) > self.max_bytes:
-            raise InboxFullError(f"the inbox holds {self.size} bytes, at most {self.max_bytes}")
+        incoming = content if isinstance(content, Incoming) else self.receive((b"".join(content),))
         target = self._series / uid / name
-        with NamedTemporaryFile(dir=self._incoming, delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(data)
-                file.flush()
-                if self.durable:
-                    os.fsync(file.fileno())
-                with self._lock:
-                    job = self._open_job(instance)
-                    outcome, before = _compare(target, data)
-                    if outcome is not Outcome.SAME:
-                        target.parent.mkdir(exist_ok=True, mode=0o700)
-                        temporary.replace(target)
-                        self.size += len(data) - before
-                        if self.durable:
-                            sync_folder(target.parent)
-                    self._note(instance, outcome, job, association)
-                    return outcome
-            finally:
-                temporary.unlink(missing_ok=True)
+        try:
+            if self.durable:
+                incoming.flush_to_disk()
+            with self._lock:
+                job = self._open_job(instance)
+                outcome, before = _compare(target, incoming.path)
+                if outcome is not Outcome.SAME:
+                    target.parent.mkdir(exist_ok=True, mode=0o700)
+                    incoming.path.replace(target)
+                    self.room.stored += incoming.size - before
+                    if self.durable:
+                        sync_folder(target.parent)
+                self._note(instance, outcome, job, association)
+                return outcome
+        finally:
+            incoming.discard()
 
     def ended(self, association: object) -> None:
         """Note that an association brings no more."""
@@ -223,7 +244,7 @@ class Inbox:
             if self.queue.get(job.series_instance_uid) is not job or (finished and job.state not in FINISHED):
                 return False
             files = self.files(job.series_instance_uid)
-            self.size -= sum(path.stat().st_size for path in files)
+            self.room.stored -= sum(path.stat().st_size for path in files)
             shutil.rmtree(self.folder(job.series_instance_uid), ignore_errors=True)
             self.queue.remove(job.series_instance_uid)
             self._arrivals.pop(job.series_instance_uid, None)
@@ -233,6 +254,8 @@ class Inbox:
         """The job of the instance's series; made before its first file, or nobody would know who sent it."""
         job = self.queue.get(instance.series_instance_uid)
         if job is None:
+            if len(self.queue) >= MAX_SERIES:
+                raise InboxFullError(f"the inbox holds {MAX_SERIES} series, and that is the most")
             self.expect(instance.series_instance_uid)  # even if its first file does not come to lie there
             return self.queue.put(
                 Job(
@@ -296,13 +319,14 @@ def _is_uid(value: str) -> bool:
     return len(value) <= _MAX_UID and _UID.fullmatch(value) is not None
 
 
-def _compare(target: Path, data: bytes) -> tuple[Outcome, int]:
-    """What data is to what lies there, and how many bytes that has."""
+def _compare(target: Path, came: Path) -> tuple[Outcome, int]:
+    """What a file is to the one that lies there, and how many bytes that has."""
     try:
-        before = target.read_bytes()
+        before = target.stat().st_size
     except FileNotFoundError:
         return Outcome.NEW, 0
-    return (Outcome.SAME if before == data else Outcome.REPLACED), len(before)
+    is_same = before == came.stat().st_size and filecmp.cmp(target, came, shallow=False)
+    return (Outcome.SAME if is_same else Outcome.REPLACED), before
 
 
 def _epoch(monotonic: float) -> float:

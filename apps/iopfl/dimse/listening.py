@@ -30,6 +30,7 @@ from iopfl.dimse.inbox import Inbox
 from iopfl.dimse.outbox import Outbox, send
 from iopfl.dimse.query import QueryRetrieve
 from iopfl.dimse.queue import Job, Queue, State
+from iopfl.dimse.room import default_min_free
 from iopfl.dimse.rules import Facts, Rule, Rules
 from iopfl.dimse.scp import Record, SCPSettings, StorageSCP, record_nothing
 from iopfl.dimse.upkeep import lock_file, make_room, take_wishes
@@ -74,7 +75,9 @@ class ListenSettings:
         scp: how associations are taken.
         quiet_seconds: without a new instance, after which a series is complete.
         keep_days: finished series stay so long.
-        max_bytes: of received series; the oldest finished ones make room, beyond it nothing is accepted.
+        max_bytes: of received series; the oldest finished ones make room, beyond it nothing is accepted; None = as
+            many as fit.
+        min_free_bytes: of the disk, with which it is the same; None = a twentieth, at most 10 GB.
         durable: have each instance on the disk before it is accepted.
         commitment: whether to answer requests for storage commitment.
     """
@@ -84,12 +87,15 @@ class ListenSettings:
     quiet_seconds: float = 10.0
     keep_days: float = 7.0
     max_bytes: int | None = None
+    min_free_bytes: int | None = None
     durable: bool = False
     commitment: bool = False
 
     def __post_init__(self) -> None:
         if self.quiet_seconds <= 0 or self.keep_days <= 0 or (self.max_bytes is not None and self.max_bytes <= 0):
             raise ConfigError("expected a positive quiet period, time and space to keep series, given one that is not")
+        if self.min_free_bytes is not None and self.min_free_bytes < 0:
+            raise ConfigError(f"expected bytes of the disk to keep free, from 0, given {self.min_free_bytes}")
 
 
 class Listener:
@@ -114,7 +120,14 @@ class Listener:
             raise ConfigError(f"{settings.folder}: another iopfl dicom listen works here; give it another --state")
         try:
             self.queue = Queue(settings.folder / "queue")
-            self.inbox = Inbox(settings.folder, self.queue, max_bytes=settings.max_bytes, durable=settings.durable)
+            free = settings.min_free_bytes
+            self.inbox = Inbox(
+                settings.folder,
+                self.queue,
+                max_bytes=settings.max_bytes,
+                min_free=default_min_free(settings.folder) if free is None else free,
+                durable=settings.durable,
+            )
             self.outbox = Outbox(settings.folder / "outbox")
             self._work, self._tidied = settings.folder / "work", 0.0
             shutil.rmtree(self._work, ignore_errors=True)  # of a process that was killed

@@ -15,9 +15,10 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 
 from iopfl.base.errors import AssociationError, ConfigError
+from iopfl.dimse.messages import Place
 from iopfl.dimse.sockets import MAX_PDU, TunedAE, TunedSocket
 
-__all__ = ["TLS", "Peer", "Timeouts", "associated", "check_ae_title", "printable"]
+__all__ = ["TLS", "Peer", "Timeouts", "associated", "check_ae_title"]
 
 _AE_TITLE = re.compile(r"[\x20-\x5b\x5d-\x7e]{1,16}")
 _MAX_PORT = 65535
@@ -135,15 +136,6 @@ def check_ae_title(title: str) -> str:
     return title.strip()
 
 
-def printable(value: object) -> str:
-    """What a peer said, fit for a line of a log.
-
-    >>> printable("ORTHANC"), printable("A\\nroot logged in")
-    ('ORTHANC', 'A?root logged in')
-    """
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in str(value or ""))[:64].strip() or "?"
-
-
 @contextmanager
 def associated(
     peer: Peer,
@@ -153,6 +145,7 @@ def associated(
     timeouts: Timeouts | None = None,
     negotiation: Sequence[Any] = (),
     handlers: Sequence[Any] = (),
+    place: Place | None = None,
 ) -> Iterator[Association]:
     """An association with a peer for as long as the block lasts; released at its end, aborted where that failed.
 
@@ -163,11 +156,13 @@ def associated(
         timeouts: None = the defaults.
         negotiation: more items to negotiate, e.g. roles.
         handlers: pynetdicom's `(event, handler)` pairs.
+        place: makes the files of large instances that come; None = none do.
 
     Raises:
         AssociationError: there is none; the message says why.
     """
     ae = TunedAE(check_ae_title(ae_title))
+    ae.place = place
     timeouts = timeouts or Timeouts()
     timeouts.apply(ae)
     tls_args = (peer.tls.client_context(), peer.tls.name or peer.host) if peer.tls else None

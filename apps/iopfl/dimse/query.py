@@ -2,6 +2,7 @@
 
 What was received and not yet deleted can be found, by patient, study, series or
 image. Relational queries are answered too: no key above the level is needed.
+Of the instances only what is asked for is read, and of matches no more than can be held.
 """
 
 from __future__ import annotations
@@ -29,14 +30,20 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
+from iopfl.dimse.asking import printable
 from iopfl.dimse.inbox import Inbox
-from iopfl.dimse.peers import Peer, printable
+from iopfl.dimse.peers import Peer
 from iopfl.dimse.scp import Record, describe_peer, record_nothing
+from iopfl.dimse.sockets import OnDisk
 
 logger = logging.getLogger(__name__)
 
 PENDING, CANCEL, SUCCESS = 0xFF00, 0xFE00, 0x0000
-IDENTIFIER_MISMATCH, UNKNOWN_DESTINATION, UNABLE = 0xA900, 0xA801, 0xC000
+IDENTIFIER_MISMATCH, TOO_MANY = 0xA900, 0xA700
+MAX_FOUND = 20_000
+"""Matches of a query, and instances of a retrieval (of which the standard can count 65,535)."""
+LARGE = 32 * 2**20
+"""Bytes of an instance from which on it is sent from its file, in no other transfer syntax."""
 
 SOP_CLASSES: tuple[str, ...] = (
     StudyRootQueryRetrieveInformationModelFind,
@@ -55,6 +62,7 @@ _LEVELS = {
 }
 _NO_KEYS = ("QueryRetrieveLevel", "SpecificCharacterSet", "RetrieveAETitle", "InstanceAvailability")
 _COUNTED = ("NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances", "NumberOfSeriesRelatedInstances")
+_ALWAYS_READ = (*_LEVELS.values(), "SOPClassUID", "SpecificCharacterSet", "Modality")
 _RANGED = ("DA", "TM", "DT")
 _MAX_CONTEXTS = 128
 
@@ -81,7 +89,12 @@ class QueryRetrieve:
         if query is None:
             yield IDENTIFIER_MISMATCH, None
             return
-        found = find(self._inbox, query)
+        try:
+            found = find(self._inbox, query)
+        except TooManyError:
+            logger.warning("%s asked for more than %d matches", describe_peer(event.assoc), MAX_FOUND)
+            yield TOO_MANY, None
+            return
         logger.info("%s asked for what is here at %s level", describe_peer(event.assoc), query.QueryRetrieveLevel)
         for group in found:
             if event.is_cancelled:
@@ -99,30 +112,31 @@ class QueryRetrieve:
             )
             yield None, None
             return
-        files = self._retrieve(event)
+        files, refusal = self._retrieve(event)
         tls = (peer.tls.client_context(), peer.tls.name or peer.host) if peer.tls else None
         # What is refused, or cannot be read, is said on an association too, hence needs one.
-        contexts = _contexts(files or []) or [build_context(Verification)]
+        contexts = _contexts(files) or [build_context(Verification)]
         yield peer.host, peer.port, {"contexts": contexts, "tls_args": tls}
-        yield from self._send(event, files, "dicom move", str(peer))
+        yield from self._send(event, files, refusal, "dicom move", str(peer))
 
     def _get(self, event: Event) -> Iterator[Any]:
-        yield from self._send(event, self._retrieve(event), "dicom get", describe_peer(event.assoc))
+        yield from self._send(event, *self._retrieve(event), "dicom get", describe_peer(event.assoc))
 
-    def _retrieve(self, event: Event) -> list[Path] | None:
-        """Files that a request asks for; None where it is none."""
+    def _retrieve(self, event: Event) -> tuple[list[Path], int]:
+        """Files that a request asks for, and the status it is refused with; 0 = it is not."""
         query = _read_query(event)
-        if query is None:
-            return None
-        level = _LEVELS[query.QueryRetrieveLevel]
-        if not query.get(level):  # everything there is, by mistake
-            return None
-        return [path for group in find(self._inbox, query, whole=True) for path, _ in group]
+        if query is None or not query.get(_LEVELS[query.QueryRetrieveLevel]):  # everything there is, by mistake
+            return [], IDENTIFIER_MISMATCH
+        try:
+            return [path for group in find(self._inbox, query, whole=True) for path, _ in group], 0
+        except TooManyError:
+            logger.warning("%s wants more than %d instances", describe_peer(event.assoc), MAX_FOUND)
+            return [], TOO_MANY
 
-    def _send(self, event: Event, files: list[Path] | None, what: str, to: str) -> Iterator[Any]:
-        if files is None:
+    def _send(self, event: Event, files: list[Path], refusal: int, what: str, to: str) -> Iterator[Any]:
+        if refusal:
             yield 1
-            yield IDENTIFIER_MISMATCH, None
+            yield refusal, None
             return
         logger.info("%s retrieves %d instances", describe_peer(event.assoc), len(files))
         yield len(files)
@@ -136,7 +150,11 @@ class QueryRetrieve:
             yield PENDING, _read(path) or _name_only(path)
 
 
-def find(inbox: Inbox, query: Dataset, *, whole: bool = False) -> Iterator[list[tuple[Path, Dataset]]]:
+class TooManyError(Exception):
+    """More matches a query than can be held."""
+
+
+def find(inbox: Inbox, query: Dataset, *, whole: bool = False) -> list[list[tuple[Path, Dataset]]]:
     """What matches a query, an entity of its level at a time.
 
     Args:
@@ -145,21 +163,28 @@ def find(inbox: Inbox, query: Dataset, *, whole: bool = False) -> Iterator[list[
         whole: every instance of each entity; otherwise those that were needed to tell, one a series.
 
     Returns:
-        The files and headers of each entity.
+        The files of each entity, and of their headers what the query names.
+
+    Raises:
+        TooManyError: more than `MAX_FOUND` of them.
     """
-    level = query.QueryRetrieveLevel
+    level, tags = query.QueryRetrieveLevel, [*_ALWAYS_READ, *(element.tag for element in query)]
     groups: dict[str, list[tuple[Path, Dataset]]] = {}
+    count = 0
     for job in inbox.queue.jobs():
         files = inbox.files(job.series_instance_uid)
         for path in files if level == "IMAGE" else files[:1]:
-            ds = _read(path, pixels=False)
+            ds = _read_header(path, tags)
             if ds is None or not matches(query, ds):
                 continue
             kept = [(other, ds) for other in files] if whole and level != "IMAGE" else [(path, ds)]
+            count += len(kept)
+            if count > MAX_FOUND:
+                raise TooManyError
             groups.setdefault(_text(ds, _LEVELS[level]), []).extend(kept)
             if level != "IMAGE":
                 ds.add_new("NumberOfSeriesRelatedInstances", "IS", len(files))
-    yield from groups.values()
+    return list(groups.values())
 
 
 def matches(query: Dataset, ds: Dataset) -> bool:
@@ -259,9 +284,9 @@ def _contexts(files: Sequence[Path]) -> list[Any]:
     """Presentation contexts for files: each SOP class and transfer syntax that there is among them."""
     kinds = {}
     for path in files:
-        ds = _read(path, pixels=False)
+        ds = _read_header(path, ["SOPClassUID"])
         if ds is not None:
-            kinds[str(ds.SOPClassUID), str(ds.file_meta.TransferSyntaxUID)] = True
+            kinds[str(ds.get("SOPClassUID")), str(ds.file_meta.TransferSyntaxUID)] = True
     return [build_context(*kind) for kind in kinds][:_MAX_CONTEXTS]
 
 
@@ -272,9 +297,17 @@ def _name_only(path: Path) -> Dataset:
     return ds
 
 
-def _read(path: Path, *, pixels: bool = True) -> Dataset | None:
-    """An instance; None where it was deleted meanwhile, or cannot be read."""
+def _read(path: Path) -> Dataset | None:
+    """An instance to be sent; None where it was deleted meanwhile, or cannot be read."""
     try:
-        return dcmread(path, stop_before_pixels=not pixels)
+        return OnDisk(path, path.stem) if path.stat().st_size > LARGE else dcmread(path)
     except Exception:  # pydicom's have no common base, and files come from anybody
+        return None
+
+
+def _read_header(path: Path, tags: Sequence[Any]) -> Dataset | None:
+    """Some elements of an instance; None as above."""
+    try:
+        return dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+    except Exception:  # as above
         return None

@@ -112,6 +112,9 @@ class Queue:
             if job is not None:
                 self._jobs[job.series_instance_uid] = job
 
+    def __len__(self) -> int:
+        return len(self._jobs)
+
     def get(self, series_instance_uid: str) -> Job | None:
         """The job of a series, if there is one."""
         return self._jobs.get(series_instance_uid)

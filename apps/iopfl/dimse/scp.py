@@ -10,7 +10,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from io import BytesIO
 from typing import Any, cast
 
@@ -19,15 +18,19 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 from pynetdicom import AllStoragePresentationContexts, evt
 from pynetdicom.association import Association
-from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from iopfl.base.errors import ConfigError, SeriesError
 from iopfl.dicomio.showing import show_uid
-from iopfl.dimse.inbox import Inbox, InboxFullError, Instance
-from iopfl.dimse.peers import TLS, Timeouts, check_ae_title, printable
-from iopfl.dimse.sockets import MAX_PDU, TunedAE, TunedServer
+from iopfl.dimse.acceptor import TunedServer
+from iopfl.dimse.asking import printable
+from iopfl.dimse.inbox import Inbox, Instance
+from iopfl.dimse.messages import BoundedMessages, file_head
+from iopfl.dimse.peers import TLS, Timeouts, check_ae_title
+from iopfl.dimse.room import InboxFullError
+from iopfl.dimse.sockets import MAX_PDU, TunedAE
+from iopfl.dimse.spool import Incoming, Spool
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ Record = Callable[[str, str, Mapping[str, str]], None]
 """Takes down for good what was done: the AE title that it was done for, what, and about what; OSError = it cannot."""
 
 _LAST_READ = 0x0020FFFF  # what identifies an instance lies in groups 0008 to 0020
+_DEFERRED = 64 * 1024  # bytes of an element that is not read with it
 _MAX_COMMENT = 64
 _MAX_PORT = 65535
 _MAX_NAMED = 5  # SOP classes in a line of the log
@@ -120,7 +124,7 @@ class StorageSCP:
         self._inbox = inbox
         ae = TunedAE(check_ae_title(settings.ae_title))
         settings.timeouts.apply(ae)
-        ae.maximum_associations = settings.max_associations
+        ae.maximum_associations = 2**31  # the server counts itself, before anything is spent on them
         ae.maximum_pdu_size = MAX_PDU
         ae.require_called_aet = True
         ae.require_calling_aet = [check_ae_title(title) for title in settings.allow]
@@ -130,7 +134,6 @@ class StorageSCP:
         handlers: list[Any] = [
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_ACCEPTED, _log_accepted),
-            (evt.EVT_REJECTED, _log_rejected),
             (evt.EVT_ABORTED, _log_aborted),
             (evt.EVT_CONN_CLOSE, self._close),
         ]
@@ -140,14 +143,16 @@ class StorageSCP:
             handlers += more
         context = settings.tls.server_context() if settings.tls else None
         try:
-            self._server = ae.make_server(
-                (settings.host, settings.port), ssl_context=context, evt_handlers=handlers, server_class=TunedServer
-            )
+            address, options = (settings.host, settings.port), {"ssl_context": context, "evt_handlers": handlers}
+            self._server = cast(TunedServer, ae.make_server(address, server_class=TunedServer, **options))
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another --port"
             ) from error
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="dicom-accept")
+        self._server.most = settings.max_associations
+        self._server.place = lambda head: inbox.receive((head,))
+        self._is_full = False
+        self._thread = threading.Thread(target=self._server.serve_forever, name="dicom-accept")
 
     @property
     def port(self) -> int:
@@ -167,25 +172,40 @@ class StorageSCP:
 
     def _store(self, event: Event) -> int | Dataset:
         """Answer a C-STORE request."""
+        came = cast(Spool, cast(Any, event.request).DataSet)
         try:
             instance = read_instance(event)
-            parts = (file_head(event), cast(Any, event.request).DataSet.getvalue())
-            self._inbox.store(instance, parts, event.assoc)
+            if came.failure is not None:
+                raise came.failure
+            self._inbox.store(instance, whole_file(event), event.assoc)
         except RefusedError as refusal:
             return _refuse(event, refusal.status, str(refusal))
         except InboxFullError as error:
-            return _refuse(event, OUT_OF_RESOURCES, str(error))
+            return self._refuse_for_now(event, str(error))
         except SeriesError as error:
             return _refuse(event, CANNOT_UNDERSTAND, str(error))
         except OSError as error:  # a full disk
-            return _refuse(event, OUT_OF_RESOURCES, f"cannot be written: {error.strerror or type(error).__name__}")
+            return self._refuse_for_now(event, f"cannot be written: {error.strerror or type(error).__name__}")
         except Exception as error:  # whatever else: an association must not die of one instance
             return _refuse(event, CANNOT_UNDERSTAND, f"cannot be stored: {type(error).__name__}")
+        finally:
+            came.discard()
+        if self._is_full:
+            self._is_full = False
+            logger.info("there is room for instances again")
         return SUCCESS
+
+    def _refuse_for_now(self, event: Event, reason: str) -> Dataset:
+        """Refuse for want of room, and say so once: senders go on trying."""
+        if self._is_full:
+            return _answer(OUT_OF_RESOURCES, reason)
+        self._is_full = True
+        return _refuse(event, OUT_OF_RESOURCES, f"{reason}; so are all others until there is room")
 
     def _close(self, event: Event) -> None:
         assoc = event.assoc
         self._inbox.ended(assoc)
+        cast(BoundedMessages, assoc.dimse).forget()
         if not (assoc.is_released or assoc.is_aborted or assoc.is_rejected) and not assoc.is_established:
             logger.warning("%s: connection without an association", describe_peer(assoc))
 
@@ -215,7 +235,11 @@ def read_header(data: bytes, syntax: UID) -> Dataset:
         Exception: of whatever kind pydicom raises on broken bytes.
     """
     return read_dataset(
-        BytesIO(data), syntax.is_implicit_VR, syntax.is_little_endian, stop_when=lambda tag, *_: tag > _LAST_READ
+        BytesIO(data),
+        syntax.is_implicit_VR,
+        syntax.is_little_endian,
+        stop_when=lambda tag, *_: tag > _LAST_READ,
+        defer_size=_DEFERRED,
     )
 
 
@@ -248,27 +272,23 @@ def read_instance(event: Event) -> Instance:
     )
 
 
-def file_head(event: Event) -> bytes:
-    """Preamble and file meta information (PS3.10, 7.1) of a received instance."""
+def whole_file(event: Event) -> Incoming | tuple[bytes, Any]:
+    """A received instance: the file that it was written to, or the parts of one."""
     request = cast(Any, event.request)
-    instance = str(request.AffectedSOPInstanceUID)
-    head = _encode_head(str(request.AffectedSOPClassUID), str(event.context.transfer_syntax), len(instance))
-    return head.replace(b"9" * len(instance), instance.encode("ascii"))
-
-
-@lru_cache(maxsize=256)
-def _encode_head(sop_class: str, syntax: str, length: int) -> bytes:
-    """A head for an instance whose UID is so many digits: encoding one takes longer than storing an instance."""
-    meta = create_file_meta(
-        sop_class_uid=UID(sop_class), sop_instance_uid=UID("9" * length), transfer_syntax=UID(syntax)
-    )
-    return b"\0" * 128 + b"DICM" + encode_file_meta(meta)
+    if request.DataSet.file is not None:
+        return cast(Incoming, request.DataSet.file)
+    class_uid, instance = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
+    return file_head(class_uid, instance, str(event.context.transfer_syntax)), request.DataSet.getbuffer()
 
 
 def _refuse(event: Event, status: int, reason: str) -> Dataset:
     """The answer to a request for an instance that is not accepted, and the line about it."""
     instance = show_uid(cast(Any, event.request).AffectedSOPInstanceUID)
     logger.warning("instance %s from %s refused, 0x%04X: %s", instance, describe_peer(event.assoc), status, reason)
+    return _answer(status, reason)
+
+
+def _answer(status: int, reason: str) -> Dataset:
     ds = Dataset()
     ds.Status, ds.ErrorComment = status, reason[:_MAX_COMMENT]
     return ds
@@ -288,14 +308,6 @@ def _log_accepted(event: Event) -> None:
         logger.warning(
             "%s asked for %s%s: refused, %s", describe_peer(assoc), ", ".join(names[:_MAX_NAMED]), more, reason
         )
-
-
-def _log_rejected(event: Event) -> None:
-    answer = cast(Any, event.assoc.acceptor.primitive)
-    asked = printable(getattr(event.assoc.requestor.primitive, "called_ae_title", ""))
-    logger.warning(
-        "association with %s rejected: %s (it called %s)", describe_peer(event.assoc), answer.reason_str, asked
-    )
 
 
 def _log_aborted(event: Event) -> None:

@@ -24,11 +24,12 @@ from pynetdicom.status import (
 )
 
 from iopfl.base.errors import AssociationError, ConfigError, SeriesError
-from iopfl.base.files import replacing
+from iopfl.base.files import write_bytes
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.refusals import IMAGES
+from iopfl.dimse.asking import printable
 from iopfl.dimse.inbox import check_uid
-from iopfl.dimse.peers import Peer, Timeouts, associated, printable
+from iopfl.dimse.peers import Peer, Timeouts, associated
 from iopfl.dimse.query import SOP_CLASSES
 from iopfl.dimse.scp import (
     OUT_OF_RESOURCES,
@@ -36,9 +37,10 @@ from iopfl.dimse.scp import (
     TRANSFER_SYNTAXES,
     UNCOMPRESSED,
     RefusedError,
-    file_head,
     read_instance,
+    whole_file,
 )
+from iopfl.dimse.spool import Incoming, Spool, place_in
 
 _STUDY_ROOT, _PATIENT_ROOT = SOP_CLASSES[:3], SOP_CLASSES[3:]
 _FIND, _MOVE, _GET = range(3)
@@ -188,17 +190,27 @@ def get(caller: Caller, query: Dataset, folder: Path, *, patient_root: bool = Fa
     folder.mkdir(parents=True, exist_ok=True)
 
     def store(event: Event) -> int:
+        came = cast(Spool, cast(Any, event.request).DataSet)
         try:
             instance = read_instance(event)
+            if came.failure is not None:
+                raise came.failure
             target = folder / f"{check_uid(instance.sop_instance_uid, 'SOP Instance UID')}.dcm"
-            with replacing(target) as temporary:
-                temporary.write_bytes(file_head(event) + cast(Any, event.request).DataSet.getvalue())
+            content = whole_file(event)
+            if isinstance(content, Incoming):
+                content.flush_to_disk()
+                content.path.chmod(0o644)
+                content.path.replace(target)
+            else:
+                write_bytes(target, b"".join(content))
         except RefusedError as error:
             return error.status
         except SeriesError:
             return 0xC000
         except OSError:
             return OUT_OF_RESOURCES
+        finally:
+            came.discard()
         return SUCCESS
 
     model = (_PATIENT_ROOT if patient_root else _STUDY_ROOT)[_GET]
@@ -208,7 +220,7 @@ def get(caller: Caller, query: Dataset, folder: Path, *, patient_root: bool = Fa
     ]
     roles = [build_role(kind, scp_role=True) for kind in _RETRIEVED]
     handlers = [(evt.EVT_C_STORE, store)]
-    with caller.associated(contexts, negotiation=roles, handlers=handlers) as assoc:
+    with caller.associated(contexts, negotiation=roles, handlers=handlers, place=place_in(folder)) as assoc:
         return _follow(caller.peer, assoc.send_c_get(query, model), "to send")
 
 

@@ -5,46 +5,39 @@ algorithm against delayed acknowledgements (40 ms an instance from a sender that
 does not know better), and the sleeps of pynetdicom's two loops (1 ms each, at each turn).
 Here small segments leave at once, received ones are acknowledged at once, and
 the loops wake up for what they wait for. What a peer can make this side hold is
-bounded: bytes of a PDU, of a message, seconds of a PDU, and connections.
+bounded: bytes of a PDU and of a message, seconds of a PDU.
+
+This, `messages` and `acceptor` rest on what pynetdicom does not promise; `setup.py` bounds
+its version, and a test names what is used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
 import select
 import socket
-import socketserver
 import ssl
-import sys
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
+from pydicom import Dataset
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
-from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.fsm import StateMachine
-from pynetdicom.transport import (
-    T_CONNECT,
-    AddressInformation,
-    AssociationSocket,
-    RequestHandler,
-    ThreadedAssociationServer,
-)
+from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket
+
+from iopfl.dimse.messages import BoundedMessages, Place, peer_of
 
 logger = logging.getLogger(__name__)
 
 MAX_PDU = 256 * 1024
 """Bytes of a P-DATA PDU that peers may send: one for an ordinary slice. PS3.8, D.1."""
-MAX_MESSAGE = 2 * 2**30
-"""Bytes of one received message, command and data set: it is held in memory."""
-_MAX_READ = 2**20  # bytes of any PDU: of an A-ASSOCIATE-RQ with every presentation context there can be, and more
-_BACKLOG = 2  # messages not yet answered, from a peer that does not wait though it negotiated nothing else
+_MAX_READ = 2**20  # bytes of any PDU: more than was asked for, since not all count alike
 _IDLE_SECONDS = 0.02  # until a loop looks at its timers though nothing came
-_MESSAGE_SECONDS = 0.005  # until the association looks for a release though no message came
-_SPARE_CONNECTIONS = 8  # above the associations: those that are rejected, politely
 
 # pynetdicom's own lines quote data sets, and those of patients have no place in a log; ours say what happened.
 _config.LOG_HANDLER_LEVEL = "none"
@@ -79,11 +72,20 @@ class TunedSocket(AssociationSocket):
         assoc: Association,
         client_socket: socket.socket | None = None,
         address: AddressInformation | None = None,
+        early: bytes = b"",
     ) -> None:
+        """Args beyond pynetdicom's:
+        early: what was read already.
+        """
         super().__init__(assoc, client_socket, address)
         assert self.socket is not None
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.failure: OSError | None = None
+        self.moved = time.monotonic()
+        """When the peer last sent or took something."""
+        self.stuck_since: float | None = None
+        """When it was given something that it has not taken."""
+        self._early = memoryview(early)
         self._outgoing = _WakingQueue()
         assoc.dul.to_provider_queue = self._outgoing
         assoc.dul._run_loop_delay = 0  # `ready` waits instead
@@ -116,7 +118,7 @@ class TunedSocket(AssociationSocket):
         if self.socket is None or not self._is_connected:
             time.sleep(_IDLE_SECONDS / 20)
             return False
-        if isinstance(self.socket, ssl.SSLSocket) and self.socket.pending():
+        if self._early or (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()):
             return True
         try:
             poll = select.poll()
@@ -137,17 +139,22 @@ class TunedSocket(AssociationSocket):
             OSError: they are too many, or took too long.
         """
         if nr_bytes > _MAX_READ:
-            logger.warning("%s announces a PDU of %d bytes, at most %d: closed", self.peer, nr_bytes, _MAX_READ)
+            logger.warning(
+                "%s announces a PDU of %d bytes, at most %d: closed", peer_of(self.assoc), nr_bytes, _MAX_READ
+            )
             raise ConnectionAbortedError(f"a PDU of {nr_bytes} bytes")
         try:
             return self._receive(nr_bytes)
         except TimeoutError:
             seconds = self.assoc.network_timeout
-            logger.warning("%s did not send the rest of a PDU within %s s: closed", self.peer, seconds)
+            logger.warning("%s did not send the rest of a PDU within %s s: closed", peer_of(self.assoc), seconds)
             raise
 
     def _receive(self, nr_bytes: int) -> bytearray:
         assert self.socket is not None
+        if self._early:
+            part, self._early = self._early[:nr_bytes], self._early[nr_bytes:]
+            return bytearray(part)
         data = bytearray(nr_bytes)
         view, position = memoryview(data), 0
         deadline = time.monotonic() + (self.assoc.network_timeout or float("inf"))
@@ -159,130 +166,55 @@ class TunedSocket(AssociationSocket):
                 del data[position:]
                 break
             position += count
-            if time.monotonic() > deadline:
+            self.moved = time.monotonic()
+            if self.moved > deadline:
                 raise TimeoutError
         return data
 
-    @property
-    def peer(self) -> str:
-        """Address and port of the other side."""
-        side = self.assoc.requestor if self.assoc.is_acceptor else self.assoc.acceptor
-        return ":".join(map(str, side.address_info.as_tuple[:2])) if side.address_info else "?"
-
-
-class _TunedMessages(DIMSEServiceProvider):
-    """Hands over a message as soon as it is there, and ends an association that sends too much."""
-
-    def get_msg(self, block: bool = False) -> Any:
-        if block:
-            return super().get_msg(block=True)
-        try:
-            context_id, message = self.msg_queue.get(timeout=_MESSAGE_SECONDS)
-        except queue.Empty:
-            return None, None
-        if message is not None and not message.is_valid_request:  # it would never be answered
-            logger.warning("%s sent a %s that is no whole request: aborted", _peer(self.assoc), message.msg_type)
-            self.assoc.abort(block=False)
-            return None, None
-        return context_id, message
-
-    def receive_primitive(self, primitive: Any) -> None:
-        super().receive_primitive(primitive)
-        parts = (self.message.data_set, self.message.encoded_command_set) if self.message else ()
-        size = sum(part.getbuffer().nbytes for part in parts if part)
-        if size > MAX_MESSAGE:
-            logger.warning("%s sent a message of more than %d bytes: aborted", _peer(self.assoc), MAX_MESSAGE)
-        elif self.msg_queue.qsize() > _BACKLOG:
-            logger.warning("%s sends requests without waiting for answers: aborted", _peer(self.assoc))
-        else:
-            return
-        self.assoc.abort(block=False)
-
-
-class _QuietMachine(StateMachine):
-    """Ends the thread of a connection whose peer breaks the protocol, instead of letting it die with a traceback."""
-
-    def do_action(self, event: str) -> None:
-        try:
-            super().do_action(event)
-        except Exception as error:  # an event that is none in this state, or whatever a broken PDU leads to
-            logger.warning("%s broke the protocol (%s): closed", _peer(self.dul.assoc), type(error).__name__)
-            self.dul.kill_dul()
-
-
-class _SharedContexts(list):
-    """Supported contexts, which are only looked at: their copy for each association took 17 ms and megabytes."""
-
-    def __deepcopy__(self, memo: Any) -> _SharedContexts:
-        return self
-
-
-class _TunedHandler(RequestHandler):
-    """A connection that came in."""
-
-    server: TunedServer
-
-    def handle(self) -> None:
-        if isinstance(self.request, ssl.SSLSocket):
-            self.server.handshakes.add(self.request)
-            try:
-                self.request.do_handshake()
-            finally:
-                self.server.handshakes.discard(self.request)
-        super().handle()
-
-    def _create_association(self) -> Association:
-        assoc = super()._create_association()
-        assoc.dul.event_queue.get_nowait()  # of the socket that this one takes the place of
-        assoc.dul.socket = None
-        assoc.set_socket(TunedSocket(assoc, client_socket=self.request))
-        assoc.dimse = _TunedMessages(assoc)
-        assoc.dul.state_machine = _QuietMachine(assoc.dul)
-        if assoc.acse_timeout:  # two timers wait for the request; this one says that it did not come
-            assoc.dul.artim_timer.timeout = 0.9 * assoc.acse_timeout
-        return assoc
-
-
-class TunedServer(ThreadedAssociationServer):
-    """Takes connections, each in a thread of its own from the first byte: a TLS handshake keeps nobody waiting."""
-
-    daemon_threads = True
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "request_handler": _TunedHandler})
-        self.contexts = _SharedContexts(self.contexts)
-        self.handshakes: set[ssl.SSLSocket] = set()  # of connections that are no association yet
-
-    def get_request(self) -> tuple[socket.socket, Any]:
+    def send(self, bytestream: bytes) -> None:
+        """Send, as pynetdicom does, and note whether the peer takes it."""
         assert self.socket is not None
-        connection, address = self.socket.accept()
-        connection.settimeout(self.ae.network_timeout)
-        if self.ssl_context:
-            wrap = self.ssl_context.wrap_socket
-            connection = wrap(connection, server_side=True, do_handshake_on_connect=False)
-        return connection, address
+        view = memoryview(bytestream)
+        try:
+            while view:
+                self.stuck_since = time.monotonic()
+                view = view[self.socket.send(view) :]
+                self.moved = time.monotonic()
+        except Exception:  # as there: whatever it is, the connection is lost
+            self.event_queue.put("Evt17")
+        finally:
+            self.stuck_since = None
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Refuse a flood before it costs threads; associations are counted when they are asked for."""
-        connections = len(self.active_associations) + len(self.handshakes)
-        if connections < self.ae.maximum_associations + _SPARE_CONNECTIONS:
-            return True
-        logger.warning("%s:%s has no association: too many connections", *client_address[:2])
-        return False
-
-    def shutdown(self) -> None:
-        """Take no more connections. pynetdicom's own also forgets the server, which it does not know of here."""
-        socketserver.BaseServer.shutdown(self)
-        self.server_close()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say in a line what came of a connection that was none, e.g. a TLS handshake that failed."""
-        error = sys.exc_info()[1]
-        reason = getattr(error, "reason", None) or type(error).__name__
-        logger.warning("%s:%s is no DICOM peer: %s", *client_address[:2], reason)
+    def cut(self) -> None:
+        """End the connection at once, whatever is waited for."""
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
 
 
-class Requestor(Association):
+class OnDisk(Dataset):
+    """An instance that is sent from its file, as it is there: too large to be held in memory.
+
+    Args:
+        path: of the file.
+        sop_instance_uid: of the instance.
+    """
+
+    def __init__(self, path: Path, sop_instance_uid: str) -> None:
+        super().__init__()
+        self.path = path
+        self.SOPInstanceUID = sop_instance_uid
+
+
+class FileSender(Association):
+    """An association that sends files where it is given `OnDisk`."""
+
+    def send_c_store(self, dataset: Any, *more: Any, **options: Any) -> Dataset:
+        """As pynetdicom's."""
+        return super().send_c_store(dataset.path if isinstance(dataset, OnDisk) else dataset, *more, **options)
+
+
+class Requestor(FileSender):
     """An association that we asked for, without pynetdicom's loop, which has nothing to do in it.
 
     It may even take an answer that came quickly away from the call that waits for it: in pynetdicom 3.0.4
@@ -296,14 +228,17 @@ class Requestor(Association):
 
 
 class TunedAE(AE):
-    """An application entity whose connections are tuned, those it opens too."""
+    """An application entity whose connections are tuned, those it opens too.
+
+    Attributes:
+        place: makes the files of large instances that come on associations that it asks for; None = they do not come.
+    """
+
+    place: Place | None = None
 
     def _create_socket(self, assoc: Association, address: AddressInformation, tls_args: Any) -> TunedSocket:
         assoc.__class__ = Requestor  # AE.associate names the class itself
+        assoc.dimse = BoundedMessages(assoc, self.place)
         connection = TunedSocket(assoc, address=address)
         connection.tls_args = tls_args
         return connection
-
-
-def _peer(assoc: Association) -> str:
-    return assoc.dul.socket.peer if isinstance(assoc.dul.socket, TunedSocket) else "?"

@@ -23,7 +23,6 @@ from iopfl.dimse.queue import FINISHED, Job, Queue, State, list_jobs
 logger = logging.getLogger(__name__)
 
 _DAY = 24 * 3600.0
-_KEPT_SHARE = 0.9  # of the bound on disk that finished series may fill
 _WISH = ".wish"
 
 
@@ -98,7 +97,7 @@ def make_room(inbox: Inbox, outbox: Outbox, *, keep_days: float) -> None:
     """Delete finished series that are old, or too much; never one that is still owed to somebody."""
     oldest = time.time() - keep_days * _DAY
     for job in inbox.queue.jobs(*FINISHED):
-        too_much = inbox.max_bytes is not None and inbox.size > inbox.max_bytes * _KEPT_SHARE
+        too_much = inbox.room.is_crowded
         if not too_much and _finished(job) > oldest:
             break
         if inbox.remove(job):
