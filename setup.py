@@ -41,7 +41,7 @@ setup(
         "fastapi>=0.110",
         "uvicorn>=0.29",
         "pydicom>=3",
-        "pynetdicom>=3",
+        "pynetdicom>=3.0.4,<3.1",  # dimse/sockets.py, messages.py and acceptor.py rest on what is inside it
         "highdicom>=0.27",
         "python-gdcm>=3.0.10",
         "dicomweb-client>=0.60",
