@@ -312,6 +312,25 @@ def test_an_import_replaces_no_version_of_another_origin(folder, keys, tmp_path)
     assert contents(tmp_path / "other") == before
 
 
+def test_an_import_never_goes_back_to_an_older_version(folder, keys, tmp_path):
+    """Of the same signer too: only who administers a bank decides to serve an older version."""
+    export_bank(folder, tmp_path / "first.iopfl")
+    add_version(folder, keys, change=0.5)
+    export_bank(folder, tmp_path / "second.iopfl")
+    for name in ("first", "second"):
+        import_bank(tmp_path / f"{name}.iopfl", tmp_path / "in", keys=keys)
+    before = contents(tmp_path / "in")
+    with pytest.raises(
+        BankError, match=r"expected version 2 or a newer one, .* given version 1: .* iopfl bank rollback"
+    ):
+        import_bank(tmp_path / "first.iopfl", tmp_path / "in", keys=keys)
+    assert contents(tmp_path / "in") == before
+    prune_bank(tmp_path / "in", keep=1)
+    with pytest.raises(BankError, match="given version 1"):
+        import_bank(tmp_path / "first.iopfl", tmp_path / "in", keys=keys)
+    assert read_manifest(tmp_path / "in").version == 2
+
+
 def test_a_strangers_import_changes_nothing(folder, tmp_path):
     export_bank(folder, tmp_path / "b.iopfl")
     with pytest.raises(BankTrustError, match=r"b.iopfl: signed by .* not trusted here"):

@@ -38,6 +38,17 @@ def try_hold(path: Path) -> Iterator[int | None]:
 
 
 @contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Wait for a folder's lock, and hold it; no file is left behind."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def hold_one(paths: list[Path], *, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Path]:
     """Wait for, and hold, any one of several lock files: as many holders at once as there are files.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from iopfl.base.errors import BankError
 from iopfl.base.files import replacing, write_bytes
+from iopfl.base.locks import hold_folder
 from iopfl.core.bank import ModelBank
 from iopfl.core.manifest import (
     MANIFEST,
@@ -81,9 +82,12 @@ def export_bank(folder: Path, target: Path) -> ModelBank:
 def import_bank(source: Path, folder: Path, *, keys: Keyring, task: Task | None = None) -> ModelBank:
     """Verify an `.iopfl` file and make it the served version of a bank folder, or change nothing.
 
+    Only `rollback_bank` goes back: a bank that was signed once stays signed, and whoever may bring one
+    must not choose an old one.
+
     Raises:
         BankTrustError: its signer is not trusted, or it was altered.
-        BankError: no whole bank.
+        BankError: no whole bank, or older than what the folder has or had.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
@@ -145,12 +149,23 @@ def _files(manifest: Manifest) -> list[str]:
 def _adopt(staging: Path, folder: Path, manifest: Manifest) -> ModelBank:
     """Move a verified bank's files into a folder and serve it; entries first, so that no version lacks one."""
     folder.mkdir(parents=True, exist_ok=True)
-    taken = manifest.version in list_versions(folder)
-    if taken and read_manifest(folder, version=manifest.version).signed_content() != manifest.signed_content():
-        raise BankError(
-            f"version {manifest.version} of another origin is in {folder.name} already: import into a new folder"
-        )
-    for file in _files(manifest):
-        (staging / file).replace(folder / file)
-    serve_manifest(folder, manifest)
+    with hold_folder(folder):  # else an older one could overtake a newer one between check and rename
+        versions = list_versions(folder)
+        newest = max(versions, default=0)
+        if manifest.version < newest:
+            raise BankError(
+                f"expected version {newest} or a newer one, as {folder.name} has {newest}, given version "
+                f"{manifest.version}: to serve an older one, its administrator says iopfl bank rollback; a bank of "
+                "another origin goes into a new folder"
+            )
+        if (
+            manifest.version in versions
+            and read_manifest(folder, version=newest).signed_content() != manifest.signed_content()
+        ):
+            raise BankError(
+                f"version {manifest.version} of another origin is in {folder.name} already: import into a new folder"
+            )
+        for file in _files(manifest):
+            (staging / file).replace(folder / file)
+        serve_manifest(folder, manifest)
     return ModelBank.open(folder)
