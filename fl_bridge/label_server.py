@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import requests
 
 from fl_bridge.site_policy import SitePolicy
 from iopfl.base.digest import content_digest, digest_header
 from iopfl.base.errors import CancelledError, ConfigError, SitsOutError, TrainingError, WeightsError
+from iopfl.base.names import check_name
 from iopfl.base.private_files import read_secret
 from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.weights import Weights, read_weights, serialize
@@ -49,6 +51,9 @@ class LabelServerTrainer:
         self.proximal_weight = proximal_weight
         self._policy = SitePolicy()
         self._folder = Path()
+        self._session = requests.Session()
+        # Neither a proxy nor another password from the environment: weights and token go to `site.yaml`'s address.
+        self._session.trust_env = False
 
     def configure(self, policy: SitePolicy, folder: Path) -> None:
         """Take the site's settings: where its label server is, and how patient to be with it."""
@@ -86,13 +91,15 @@ class LabelServerTrainer:
 
     @property
     def _url(self) -> str:
-        return f"{self._policy.label_server.rstrip('/')}/iopfl/federations/{self.task}"
+        task = quote(check_name(self.task, "a task"), safe="")
+        return f"{self._policy.label_server.rstrip('/')}/iopfl/federations/{task}"
 
     def _carry_out(
         self, kind: str, global_weights: Weights, order: Order, cancelled: Callable[[], bool]
     ) -> tuple[Mapping[str, Any], Weights]:
         """Follow an order until it is answered."""
-        url = f"{self._url}/{order.federation}/rounds/{order.round_index}/{kind}"
+        federation = quote(check_name(order.federation, "a federation id"), safe="")
+        url = f"{self._url}/{federation}/rounds/{order.round_index:d}/{kind}"
         what: dict[str, Any] = {"params": {"base_hash": order.base_hash}, "cancelled": cancelled}
         options = {
             "seed": self.seed,
@@ -171,14 +178,17 @@ class LabelServerTrainer:
         waits = _Waits(self._policy.patience)
         while True:
             try:
-                response = requests.request(
+                response = self._session.request(
                     method,
                     url,
+                    allow_redirects=False,
                     headers={**self._authorization(), **(headers or {})},
                     timeout=_TIMEOUT,
                     verify=str(self._folder / self._policy.certificate) if self._policy.certificate else True,
                     **what,
                 )
+                if response.is_redirect:
+                    raise ConfigError("the label server sends the bridge elsewhere: correct label_server in site.yaml")
                 if response.ok or response.status_code in accept:
                     return response
                 if response.status_code not in _AGAIN:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -250,3 +252,64 @@ def test_a_server_that_is_away_is_an_error_after_the_patience(global_weights):
     with pytest.raises(TrainingError, match="does not answer"):
         trainer.train(global_weights, order_of(global_weights))
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("task", ["../../train/disk?x=", "disk/../..", "", "disk#", "a b"])
+def test_a_jobs_names_lead_to_no_other_address(server, global_weights, task):
+    before = trainings(server)
+    with pytest.raises(ConfigError, match="a task of letters"):
+        connect(server.url, task).train(global_weights, order_of(global_weights))
+    with pytest.raises(ConfigError, match="a task of letters"):
+        connect(server.url, task).publish(b"")
+    assert trainings(server) == before
+
+
+@pytest.mark.parametrize(
+    ("federation", "round_index", "base_hash"),
+    [("../../train", 0, "x"), ("disk-1?x=", 0, "x"), ("disk-1", -1, "x"), ("disk-1", 0, "x&y=1"), ("d" * 81, 0, "x")],
+)
+def test_an_orders_names_are_names(server, federation, round_index, base_hash):
+    values = {"federation": federation, "round_index": round_index, "base_hash": base_hash}
+    with pytest.raises(ConfigError, match="expected a"):
+        Order.from_meta(values)
+    url = f"/iopfl/federations/disk/{quote(federation, safe='')}/rounds/{round_index}/train"
+    assert server.get(url, params={"base_hash": base_hash}).status_code in (400, 404), "the label server checks too"
+
+
+def test_no_proxy_of_the_environment_gets_weights_or_token(server, site, global_weights, tmp_path, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login other password other")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    order = order_of(global_weights, 0, "direct")
+    assert connect(server.url).train(global_weights, order).samples
+    with pytest.raises(ConfigError, match="404"):  # it was reached
+        pull_bank(f"{server.url}/iopfl/banks/retina.iopfl", tmp_path / "bank", keys=Keyring(site / "keys"))
+
+
+def test_a_redirect_is_not_followed_with_the_token(global_weights, tmp_path):
+    asked = []
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers.get("Authorization")))
+            self.send_response(307)
+            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    (tmp_path / "token").write_text("a-token")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        trainer = LabelServerTrainer("disk")
+        url = f"http://127.0.0.1:{other.server_port}"
+        trainer.configure(SitePolicy(label_server=url, token_file="token", patience=1.0), tmp_path)
+        with pytest.raises(ConfigError, match="correct label_server"):
+            trainer.train(global_weights, order_of(global_weights))
+        with pytest.raises(ConfigError, match="answers 307"):
+            pull_bank(f"{url}/iopfl/banks/disk.iopfl", tmp_path / "bank", keys=Keyring(tmp_path / "keys"))
+        other.shutdown()
+    assert not any("elsewhere" in path for path, _ in asked) and asked[0][1] == "Bearer a-token"

@@ -47,6 +47,7 @@ def add_actions(add: AddAction, add_keys: Callable[[argparse.ArgumentParser], No
     pull.add_argument("bank", type=Path, help="folder of a bank, new or not")
     pull.add_argument("--task", help="task that it must be for: a name or a YAML file")
     pull.add_argument("--token-file", type=Path, help="file with a bearer token, where the server asks for one")
+    pull.add_argument("--ca", type=Path, metavar="FILE", help="authority of the server's certificate (a public one)")
     trust.add_argument("key", help="public key, 44 characters")
     trust.add_argument("--note", default="", help="who that is")
     for parser in (verify, importer, pull, trust, key):
@@ -136,8 +137,8 @@ def _pull(arguments: Any) -> None:
     from iopfl.core.task import read_task
 
     task = read_task(arguments.task) if arguments.task else None
-    options = {"keys": Keyring(arguments.keys), "task": task, "token_file": arguments.token_file}
-    is_new = pull_bank(arguments.url, arguments.bank, **options)
+    asked = {"task": task, "token_file": arguments.token_file, "ca": arguments.ca}
+    is_new = pull_bank(arguments.url, arguments.bank, keys=Keyring(arguments.keys), **asked)
     print(f"{arguments.bank}: {'serving the new version' if is_new else 'nothing new'}")
 
 

@@ -27,7 +27,13 @@ _MAX_BYTES = 64 * 2**30
 
 
 def pull_bank(
-    url: str, folder: Path, *, keys: Keyring, task: Task | None = None, token_file: Path | None = None
+    url: str,
+    folder: Path,
+    *,
+    keys: Keyring,
+    task: Task | None = None,
+    token_file: Path | None = None,
+    ca: Path | None = None,
 ) -> bool:
     """Download a bank, verify it, and make it the served version of a folder, or change nothing.
 
@@ -37,21 +43,23 @@ def pull_bank(
         keys: whose signers are trusted.
         task: that it must be for; None = any.
         token_file: file with a bearer token; None = none asked.
+        ca: PEM file of the authority of the server's certificate; None = a public one.
 
     Returns:
         Whether there was something new.
 
     Raises:
         ConfigError: the address cannot be asked, or the server refuses.
-        BankError: no whole bank, an untrusted signer, or another task.
+        BankError: no whole bank, an untrusted signer, another task, or older than the newest version there.
     """
     _check_address(url)
     headers = {"Authorization": f"Bearer {read_secret(token_file)}"} if token_file else {}
     before = _read_pulled(folder)
     if before.get("url") == url and (folder / MANIFEST).is_file():
         headers["If-None-Match"] = before["etag"]
+    options = {"headers": headers, "stream": True, "timeout": _TIMEOUT, "allow_redirects": False}
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT, allow_redirects=False) as response:
+        with _session() as session, session.get(url, verify=str(ca) if ca else True, **options) as response:
             if response.status_code == requests.codes.not_modified:
                 return False
             if response.status_code != requests.codes.ok:
@@ -68,6 +76,13 @@ def pull_bank(
         raise ConfigError(f"{url}: no answer ({type(error).__name__}): check the address, and try again") from error
     ModelBank.open(folder, keys=keys)
     return True
+
+
+def _session() -> requests.Session:
+    """Neither a proxy nor another password from the environment: the token goes to the address that was given."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
 
 
 def _check_address(url: str) -> None:

@@ -14,6 +14,7 @@ from iopfl.base.errors import (
     SitsOutError,
     TooFewLabelsError,
 )
+from iopfl.base.names import check_name
 from iopfl.core.weights import Weights
 
 
@@ -32,6 +33,17 @@ class Order:
     round_index: int
     base_hash: str
 
+    def __post_init__(self) -> None:
+        """Check what becomes part of paths and addresses.
+
+        Raises:
+            ConfigError: names that could lead elsewhere, or a round before the first.
+        """
+        check_name(self.federation, "a federation id")
+        check_name(self.base_hash, "a hash of global weights")
+        if self.round_index < 0:
+            raise ConfigError("expected a round from 0 on, given an earlier one: update the bridge")
+
     def to_meta(self) -> dict[str, Any]:
         """As plain values."""
         return {"federation": self.federation, "round_index": self.round_index, "base_hash": self.base_hash}
@@ -45,8 +57,7 @@ class Order:
         """
         federation, round_index, base_hash = (meta.get(key) for key in ("federation", "round_index", "base_hash"))
         if not (isinstance(federation, str) and type(round_index) is int and isinstance(base_hash, str)):
-            given = (federation, round_index, base_hash)
-            raise ConfigError(f"expected federation, round_index and base_hash, given {given}: update the bridge there")
+            raise ConfigError("expected federation, round_index and base_hash, given something else: update the bridge")
         return cls(federation, round_index, base_hash)
 
 
