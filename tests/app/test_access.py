@@ -34,6 +34,7 @@ compat.apply_early()  # before MONAI Label is imported
 CHROMIUM = Path("/usr/bin/chromium")
 PASSWORD = "four words nobody guesses"
 ROUND = "/iopfl/federations/spot/fed-1/rounds/0/train?base_hash=x"
+BANK = "/iopfl/banks/spot.iopfl"
 CLOSED = {401, 403}
 LOADED = re.compile(r"""(?:@import|url\(|import|from|importScripts\()[\s("']*((?:https?:)?//[^"')\s]+)""")
 """What a style sheet or a script has a browser fetch from another host."""
@@ -74,6 +75,7 @@ def home(tmp_path_factory) -> Path:
     for role in ("annotator", "reviewer", "admin"):
         users.add(f"an-{role}", role, PASSWORD)
     users.add("bridge", "federation", None)
+    users.add("another-clinic", "outside", None)
     return home
 
 
@@ -94,7 +96,8 @@ def guarded(home, conf):
 @pytest.fixture(scope="module")
 def tokens(guarded, home) -> dict[str, str]:
     """Role -> token; the bridge's as an administrator makes it, the others' as Slicer asks for them."""
-    found = {"federation": Users(home / "state").make_token("bridge", 1)}
+    users = Users(home / "state")
+    found = {"federation": users.make_token("bridge", 1), "outside": users.make_token("another-clinic", 1)}
     for role in ("annotator", "reviewer", "admin"):
         form = {"username": f"an-{role}", "password": PASSWORD, "grant_type": "password"}
         found[role] = guarded.post("/auth/token", data=form).json()["access_token"]
@@ -165,7 +168,7 @@ LOWEST = [
     ("PUT", "/datastore/label?image=eye1", "annotator"),
     ("GET", "/datastore/dataset", "annotator"),
     ("GET", "/train/", "annotator"),
-    ("GET", "/iopfl/banks/spot.iopfl", "annotator"),
+    ("GET", BANK, "annotator"),
     ("POST", "/train/nothing", "admin"),
     ("DELETE", "/train/", "admin"),
     ("POST", "/batch/infer/nothing", "admin"),
@@ -182,6 +185,8 @@ LOWEST = [
 def test_each_role_may_what_is_its_own(guarded, tokens, method, path, lowest):
     ladder = ["annotator", "reviewer", "admin"]
     may = {"federation"} if lowest == "federation" else set(ladder[ladder.index(lowest) :])
+    if path == BANK:
+        may.add("outside")
     for role, token in tokens.items():
         status = ask(guarded, token, method, path).status_code
         assert (status not in CLOSED) == (role in may), (role, status)
@@ -195,6 +200,17 @@ def test_the_federations_token_opens_nothing_else(guarded, tokens, routes):
         if not is_own and ask(guarded, tokens["federation"], method, fill(path)).status_code not in CLOSED:
             opened.append(path)
     assert sorted(opened) == ["/auth/token/valid", "/iopfl/me", "/iopfl/signout"]
+
+
+def test_an_outside_sites_token_opens_the_banks_and_nothing_else(guarded, tokens, routes):
+    opened = {}
+    for method, path in routes:
+        if not path.startswith("/iopfl/signin") and (method, path) not in PUBLIC:
+            status = ask(guarded, tokens["outside"], method, fill(path)).status_code
+            opened |= {path: status} if status not in CLOSED else {}
+    assert sorted(opened) == ["/auth/token/valid", "/iopfl/banks/{task}.iopfl", "/iopfl/me", "/iopfl/signout"]
+    assert opened["/iopfl/banks/{task}.iopfl"] == 200
+    assert ask(guarded, tokens["outside"], "GET", "/iopfl/banks/../federations/spot").status_code in CLOSED
 
 
 def test_monai_labels_own_client_signs_in(guarded, tmp_path):

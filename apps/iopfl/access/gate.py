@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from iopfl.access.auditing import Auditing
 from iopfl.access.identity import Access, Caller
 from iopfl.access.limits import Limits, find_path
-from iopfl.access.roles import FEDERATION_ROLE
+from iopfl.access.roles import FEDERATION_ROLE, OUTSIDE_ROLE
 from iopfl.access.signin import router as signin
 from iopfl.base.errors import ConfigError
 
@@ -48,6 +48,7 @@ PUBLIC = frozenset(
 _OF_EVERYBODY = frozenset({"/auth/token/valid", "/iopfl/me", "/iopfl/signout"})
 """For whoever has signed in, in whatever role."""
 _FEDERATION = "/iopfl/federations/"
+_BANKS = "/iopfl/banks/"
 _CHANGES_NOTHING = frozenset({"GET", "HEAD", "OPTIONS"})
 _CACHED = ("/ohif/", "/static/")
 """The viewer's own files: the same for everybody, and large."""
@@ -120,6 +121,8 @@ class Gate:
 def _may_enter(path: str, roles: Iterable[str]) -> bool:
     if path.startswith(_FEDERATION):
         return FEDERATION_ROLE in roles
+    if path.startswith(_BANKS) and OUTSIDE_ROLE in roles:
+        return True
     return path in _OF_EVERYBODY or settings.MONAI_LABEL_AUTH_ROLE_USER in roles
 
 

@@ -15,7 +15,7 @@ from monailabel.endpoints.user.auth import User
 from iopfl.access.audit import AuditLog
 from iopfl.access.oidc import SignInService
 from iopfl.access.realm import Realm, refuse
-from iopfl.access.roles import FEDERATION_ROLE, implied_roles
+from iopfl.access.roles import FEDERATION_ROLE, OUTSIDE_ROLE, implied_roles
 from iopfl.access.sessions import SESSION_SECONDS, Sessions
 from iopfl.access.settings import AccessSettings
 from iopfl.access.throttle import Throttle
@@ -127,5 +127,6 @@ def to_local_user(account: Account) -> User:
         "reviewer": settings.MONAI_LABEL_AUTH_ROLE_REVIEWER,
         "admin": settings.MONAI_LABEL_AUTH_ROLE_ADMIN,
         "federation": FEDERATION_ROLE,
+        "outside": OUTSIDE_ROLE,
     }
     return User(username=account.name, name=account.name, roles=implied_roles([names[account.role]]))

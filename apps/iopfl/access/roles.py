@@ -12,7 +12,12 @@ from monailabel.endpoints.user.auth import RBAC
 FEDERATION_ROLE = "federation"
 """Role of a bridge's token: it opens the federation's routes and nothing else."""
 
+OUTSIDE_ROLE = "outside"
+"""Role of an outside site's token: it gets the banks that are served, and nothing else."""
+
 for_federation = RBAC(FEDERATION_ROLE)
+for_banks = RBAC([OUTSIDE_ROLE, settings.MONAI_LABEL_AUTH_ROLE_USER])
+"""Get a bank."""
 for_user = RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER)
 """Look, and have images segmented."""
 for_annotator = RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR)

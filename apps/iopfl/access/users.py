@@ -27,7 +27,7 @@ from iopfl.base.locks import hold_one
 from iopfl.base.private_files import make_private, read_private, write_private
 
 USERS_FILE = "users.yaml"
-ROLES = ("annotator", "reviewer", "admin", "federation")
+ROLES = ("annotator", "reviewer", "admin", "federation", "outside")
 MIN_PASSWORD, MAX_PASSWORD = 12, 256
 MAX_TOKEN_DAYS = 366
 TOKEN_PREFIX = "iopfl_"

@@ -18,7 +18,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.interfaces.utils.app import app_instance
 
-from iopfl.access.roles import for_federation, for_user
+from iopfl.access.roles import for_banks, for_federation
 from iopfl.base.digest import content_digest, digest_header
 from iopfl.core.bank_exchange import SUFFIX, export_bank, import_bank
 from iopfl.core.networks import build_network
@@ -34,7 +34,7 @@ _MAX_EXPERTS = 1000
 _CHUNK = 2**20
 
 router = APIRouter(prefix="/iopfl/federations", tags=["federation"], dependencies=[Depends(for_federation)])
-banks = APIRouter(tags=["federation"], dependencies=[Depends(for_user)])
+banks = APIRouter(tags=["federation"], dependencies=[Depends(for_banks)])
 give_way_to_clinicians()
 
 
