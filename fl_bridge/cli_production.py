@@ -35,6 +35,10 @@ def add_commands(commands: Any) -> None:
         parser = _add(commands, role, _run_kit, text, f"example:\n  fl-bridge {role} kits/{role}")
         parser.add_argument("kit", type=Path, help="its start-up kit")
         parser.set_defaults(role=role)
+    update = _add(
+        commands, "update", _update, "a kit's policy as of this version", "example:\n  fl-bridge update kits/DRIVE"
+    )
+    update.add_argument("kit", type=Path, help="a start-up kit that an older version made")
     run = _add(commands, "run", _run, "the rounds, on the server's machine", "example:\n  fl-bridge run kits/server")
     stop = _add(commands, "stop", _stop, "stop the rounds after this moment", "example:\n  fl-bridge stop kits/server")
     status = _add(commands, "status", _status, "what was done, by whom", "example:\n  fl-bridge status kits/server")
@@ -65,6 +69,14 @@ def _provision(arguments: argparse.Namespace) -> int:
         print(f"  {site}: {describe_sharing(policy)}")
     print(f"each site trusts the federation's banks once, by: iopfl bank trust {kits.key}")
     print("kits hold private keys: send each over a secure way, to that site alone; keep .provision to yourself")
+    return 0
+
+
+def _update(arguments: argparse.Namespace) -> int:
+    from fl_bridge.kit_policy import update_kit
+
+    changed = update_kit(arguments.kit)
+    print(f"{arguments.kit}: {'brought up to date: ' + ', '.join(changed) if changed else 'up to date'}")
     return 0
 
 

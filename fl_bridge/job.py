@@ -1,7 +1,7 @@
 """The FLARE job of a federation: configuration alone, no code.
 
-Every site has this package installed and allows its classes
-(`class_allow_list`), so a job is a few JSON files that a site can read before it accepts them.
+Every site has this package installed and allows a few of its classes (`kit_policy`),
+so a job is a few JSON files that a site reads before it accepts them (`admission`).
 """
 
 from __future__ import annotations
@@ -100,15 +100,14 @@ def build_job(
     return job
 
 
-def allowed_classes(packages: Sequence[str] = PACKAGES) -> list[str]:
-    """What a job may name at a site or the server: FLARE's own list, and ours."""
-    return [*DEFAULT_CLASS_ALLOW_LIST, *(f"{package}." for package in (*packages, *_FLARE_PACKAGES))]
-
-
 def write_simulator_policy(folder: Path, *, packages: Sequence[str] = PACKAGES) -> Path:
-    """Write the `resources.json` that allows the classes of a job, into the simulator's `local` folder."""
+    """Write the `resources.json` that allows the classes of a job, into the simulator's `local` folder.
+
+    There a job is one's own. Between hospitals `kit_policy` allows exact classes.
+    """
     path = folder / "resources.json"
-    policy: dict[str, Any] = {"format_version": 2, "class_allow_list": allowed_classes(packages)}
+    allowed = [*DEFAULT_CLASS_ALLOW_LIST, *(f"{package}." for package in (*packages, *_FLARE_PACKAGES))]
+    policy: dict[str, Any] = {"format_version": 2, "class_allow_list": allowed}
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(policy, indent=1), encoding="utf-8")
     return path

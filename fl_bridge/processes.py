@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -17,16 +18,18 @@ from pathlib import Path
 
 import psutil
 
+from fl_bridge.kit_policy import SERVER, SITE, STARTUP, update_kit
 from fl_bridge.simulator import end_tree
 from iopfl.base.errors import ConfigError
 from iopfl.base.locks import try_hold
 
+logger = logging.getLogger(__name__)
+
 _MARK = "FL_BRIDGE_KIT"
 """Environment variable by which a kit's processes are known, those included that outlive their parent."""
-_SETTINGS = {"server": "fed_server.json", "site": "fed_client.json"}
 _MODULES = {
-    "server": "nvflare.private.fed.app.server.server_train",
-    "site": "nvflare.private.fed.app.client.client_train",
+    SERVER: ("nvflare.private.fed.app.server.server_train",),
+    SITE: ("fl_bridge.site_process", "nvflare.private.fed.app.client.client_train"),
 }
 _PR_SET_PDEATHSIG = 1
 
@@ -45,15 +48,17 @@ def run_kit(kit: Path, role: str) -> int:
         ConfigError: the folder is no such kit, or runs already.
     """
     kit = kit.absolute()
-    if not (kit / "startup" / _SETTINGS[role]).is_file():
+    if not (kit / "startup" / STARTUP[role]).is_file():
         raise ConfigError(
-            f"{kit}: expected the kit of a {role}, without startup/{_SETTINGS[role]} it is none: "
+            f"{kit}: expected the kit of a {role}, without startup/{STARTUP[role]} it is none: "
             "give a folder that fl-bridge provision made"
         )
     with try_hold(kit / "lock") as lock:
         if lock is None:
             raise ConfigError(f"{kit} runs already: stop that one first")
         end_leftovers(kit)
+        for name in update_kit(kit):  # a kit that an older version made must not run with its policy
+            logger.warning("%s: brought up to date", name)
         with _start(kit, role) as process:
             return process.wait()
 
@@ -71,9 +76,10 @@ def _start(kit: Path, role: str) -> Iterator[subprocess.Popen[bytes]]:
     (kit / "transfer").mkdir(exist_ok=True)
     for stray in ("shutdown.fl", "restart.fl", "pid.fl"):
         (kit / stray).unlink(missing_ok=True)
-    command = [sys.executable, "-u", "-m", _MODULES[role], "-m", str(kit), "-s", _SETTINGS[role], "--set"]
+    # -P: no file in the folder that it runs in is taken for a module.
+    command = [sys.executable, "-P", "-u", "-m", *_MODULES[role], "-m", str(kit), "-s", STARTUP[role], "--set"]
     command += ["secure_train=true", "org=consortium", "config_folder=config"]
-    command += [f"uid={kit.name}"] if role == "site" else []
+    command += [f"uid={kit.name}"] if role == SITE else []
     path = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, _MARK: str(kit), "PYTHONPATH": os.pathsep.join(filter(None, path))}
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, preexec_fn=_end_with_parent)

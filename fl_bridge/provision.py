@@ -13,7 +13,6 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +27,7 @@ from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
 
 from fl_bridge.federation_file import FederationFile
-from fl_bridge.job import allowed_classes
+from fl_bridge.kit_policy import update_kit
 from fl_bridge.site_policy import SitePolicy
 from iopfl.base.errors import ConfigError
 from iopfl.base.files import write_bytes
@@ -107,13 +106,15 @@ def provision(federation: FederationFile, folder: Path) -> Kits:
         shutil.copytree(source / (federation.host if site is None else name), staging)
         if site is None:
             shutil.copytree(source / ADMIN, staging / ADMIN_FOLDER)
-            _finish_server(staging, folder / name, federation)
         else:
-            _finish_site(staging, folder / name, federation, federation.sites[site])
+            federation.sites[site].write(staging / "local")
+        _write_unit(staging, name, federation, role="server" if site is None else "site")
         _protect(staging)
         staging.rename(folder / name)
         made.append(name)
     shutil.rmtree(source)
+    for name in (*made, *kept):
+        update_kit(folder / name)
     server = folder / SERVER_FOLDER
     write_bytes(server / SETTINGS, json.dumps(_settings(federation), indent=1).encode())
     certificate = x509.load_pem_x509_certificate((server / "startup" / "server.crt").read_bytes())
@@ -164,43 +165,8 @@ def _describe_project(federation: FederationFile) -> dict[str, Any]:
     }
 
 
-def _finish_server(kit: Path, home: Path, federation: FederationFile) -> None:
-    resources = _read_resources(kit)
-    # FLARE's default is the system's temporary folder, which a restart may empty and others can read.
-    resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(home / "flare" / "snapshots")
-    for component in resources["components"]:
-        if component["id"] == "job_manager":
-            component["args"]["uri_root"] = str(home / "flare" / "jobs")
-        if component["id"] == "job_scheduler":
-            component["args"]["max_jobs"] = 1
-    resources["components"] = [item for item in resources["components"] if item["id"] != "log_receiver"]
-    # A site that is gone for so long is told to be, and the round goes on without it.
-    resources["servers"][0]["heart_beat_timeout"] = 60
-    _write_resources(kit, resources)
-    _write_unit(kit, home, federation, role="server")
-
-
-def _finish_site(kit: Path, home: Path, federation: FederationFile, policy: SitePolicy) -> None:
-    resources = _read_resources(kit)
-    # Logs name files, and files patients: they do not leave the site.
-    resources["allow_log_streaming"] = False
-    resources["components"] = [item for item in resources["components"] if item["id"] != "site_log_streamer"]
-    _write_resources(kit, resources)
-    policy.write(kit / "local")
-    _write_unit(kit, home, federation, role="site")
-
-
-def _read_resources(kit: Path) -> dict[str, Any]:
-    return json.loads((kit / "local" / "resources.json.default").read_text(encoding="utf-8"))
-
-
-def _write_resources(kit: Path, resources: Mapping[str, Any]) -> None:
-    changed = {**resources, "class_allow_list": allowed_classes()}
-    (kit / "local" / "resources.json").write_text(json.dumps(changed, indent=1), encoding="utf-8")
-
-
-def _write_unit(kit: Path, home: Path, federation: FederationFile, *, role: str) -> None:
-    text = _UNIT.format(name=federation.name, role=role, kit=home.name)
+def _write_unit(kit: Path, name: str, federation: FederationFile, *, role: str) -> None:
+    text = _UNIT.format(name=federation.name, role=role, kit=name)
     (kit / f"fl-bridge-{role}.service").write_text(text, encoding="utf-8")
 
 

@@ -33,7 +33,15 @@ def test_rounds_over_mutual_tls_make_a_bank_that_is_served_everywhere(federation
     status = federation.status()
     assert status["shared"]["sites"]["south"]["reason"] == "keeps its personalized model, by its own policy"
     assert not status["running"] and status["shares_at_provisioning"]["south"] is False
+    check_that_no_site_is_named(federation)
     for site, server in federation.servers.items():
         assert status["shared"]["published"][site] == bank.label
         answer = server.post("/infer/disk?image=case00&output=json", data={"params": "{}"}).json()
         assert answer["model"] in ("global", "personalized") and answer["bank"] == bank.label
+
+
+def check_that_no_site_is_named(federation):
+    """Nothing that came to the server names a folder of a site."""
+    folders = [str(federation.folder / name).encode() for name in ("kits/north", "north", "sites/north")]
+    for path in federation.server_kit.rglob("*"):
+        assert not path.is_file() or not any(folder in path.read_bytes() for folder in folders), path

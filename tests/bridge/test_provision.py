@@ -48,7 +48,7 @@ def test_a_kit_for_every_site_and_the_server(write, tmp_path):
     for kit in ("server", "DRIVE", "St-Mary-s"):
         folder = tmp_path / "kits" / kit
         resources = json.loads((folder / "local" / "resources.json").read_text())
-        assert "fl_bridge." in resources["class_allow_list"]
+        assert not any(name.endswith(".") for name in resources["class_allow_list"]), "exact classes, no packages"
         assert resources["class_list_enforcement_mode"] == "enforce"
         components = {component["id"] for component in resources["components"]}
         assert not components & {"site_log_streamer", "log_receiver"}, "logs stay at the site"
