@@ -60,8 +60,11 @@ def running(home, *command):
 
 def test_the_kits_own_policy_lets_nobody_look_around_or_take_a_job_along(home):
     with running(home, *BRIDGE, "server", str(home / "kits" / "server")) as session:
-        asked = ["list_jobs", "ls server", "cat server local/resources.json", "pwd north", "ls north", "clone_job 1"]
-        for command in (*asked, "sys_info client north", "download_job 1", "configure_site_log all DEBUG"):
+        status, _ = submit(session, home, "honest", LabelServerTrainer("vessel"), add_code)
+        assert status == "FINISHED:FAILED_TO_RUN"
+        (job,) = (path.name for path in (home / "kits" / "server" / "flare" / "jobs").iterdir())
+        of_a_job = [f"clone_job {job}", f"download_job {job}", f"delete_job {job}"]
+        for command in (*of_a_job, "list_jobs", "ls server", "pwd north", "sys_info client north"):
             answer = str(session.api.do_command(command))
             # The server refuses what its own policy does not have, the site what it has not.
             assert "not authorized" in answer or "invalid_request" in answer, (command, answer)
