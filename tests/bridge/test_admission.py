@@ -7,8 +7,12 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from nvflare.apis.fl_constant import ReservedTopic
+from nvflare.fuel.f3.cellnet.defs import CellChannel, MessageHeaderKey, ReturnCode
+from nvflare.fuel.f3.message import Message as CellMessage
 from nvflare.private.admin_defs import Message
 from nvflare.private.defs import ERROR_MSG_PREFIX, RequestHeader
 from nvflare.private.fed.client.admin_commands import AdminCommands
@@ -158,3 +162,16 @@ def test_a_site_answers_what_a_run_needs_and_nothing_else(monkeypatch):
         "scheduler.cancel_resource",
     }  # fmt: skip
     assert {command.get_command_name() for command in commands} == {"abort", "check_status", "shutdown"}
+
+
+@pytest.mark.parametrize("topic", ["fed.event", "ObjectStreamer.Request", "RELIABLE.REQUEST", "", None])
+def test_a_jobs_process_hears_of_its_run_alone(topic):
+    heard = []
+    cell = SimpleNamespace(_register_request_cb=lambda channel, topic, cb: heard.append(cb))
+    site_process._SiteCell.register_request_cb(
+        cell, channel=CellChannel.AUX_COMMUNICATION, topic="*", cb=lambda _: "ok"
+    )
+    (answer,) = heard
+    assert answer(CellMessage({MessageHeaderKey.TOPIC: ReservedTopic.END_RUN})) == "ok"
+    refused = answer(CellMessage({MessageHeaderKey.TOPIC: topic}))
+    assert refused.get_header(MessageHeaderKey.RETURN_CODE) == ReturnCode.INVALID_REQUEST

@@ -30,7 +30,7 @@ sites:
   north: {{share_personalized: true, label_server: "http://127.0.0.1:9"}}
   south: {{share_personalized: true}}
 """
-SECRET = "the token of the label server"
+SECRET = "what opens the label server"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("hostile")
     (home / "federation.yaml").write_text(FEDERATION.format(port=free_port()))
     provision(read_federation(home / "federation.yaml"), home / "kits")
-    (home / "kits" / "north" / "local" / "token").write_text(SECRET)
+    (home / "kits" / "north" / "local" / "token.txt").write_text(SECRET)
     return home
 
 
@@ -140,21 +140,24 @@ def test_a_job_cannot_train_past_the_sites_own_settings(session, home):
     [
         "pwd north",
         "ls north -al local",
-        "cat north local/token",
-        "head north local/token",
-        "tail north local/token",
-        "grep north label local/token",
+        "cat north local/token.txt",
+        "head north local/token.txt",
+        "tail north local/token.txt",
+        "grep north opens local/token.txt",
         "sys_info client north",
-        "report_env client north",
+        "report_env north",
         "report_resources client north",
-        "configure_site_log north DEBUG",
+        "configure_site_log client north DEBUG",
         "show_scopes client north",
+        "process_info north",
+        "show_config_vars north",
+        "peers north",
         "restart client north",
         "shutdown client north",
     ],
 )
 def test_a_command_finds_nothing_at_the_site(session, home, command):
     answer = json.dumps(session.api.do_command(command), default=str)
-    for told in (SECRET, str(home), "authorization.json", "percent", '"total"'):
+    for told in (SECRET, str(home), "authorization.json", "percent", "MainThread", "retry_timeout"):
         assert told not in answer, answer
     assert session.get_connected_client_list(), "it goes on"
