@@ -12,15 +12,15 @@ import hashlib
 import json
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iopfl.base.errors import ConfigError, SitsOutError, TooFewLabelsError, WeightsError
+from iopfl.base.errors import SitsOutError, TooFewLabelsError, WeightsError
 from iopfl.base.files import write_bytes
 from iopfl.base.locks import hold_one
+from iopfl.base.names import check_name
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.personalization import PersonalizedModel
@@ -264,9 +264,7 @@ def federation_folder(folder: Path, federation: str) -> Path:
     Raises:
         ConfigError: the id could be a path.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", federation):
-        raise ConfigError(f"expected a federation id of letters, digits, _ and -, given {federation!r}")
-    return folder / federation
+    return folder / check_name(federation, "a federation id")
 
 
 def read_answer(folder: Path, order: Order) -> dict[str, Any] | None:
