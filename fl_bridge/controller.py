@@ -30,11 +30,9 @@ from fl_bridge.composing import compose_bank
 from fl_bridge.exchange import (
     BANK_PARAM,
     REASON_HEADER,
-    SITS_OUT_HEADER,
     TASK_PUBLISH,
     TASK_SHARE,
     TASK_TRAIN,
-    WITHHELD_HEADER,
     from_params,
     to_params,
 )
@@ -43,6 +41,7 @@ from fl_bridge.persistor import FederationPersistor, FederationState
 from fl_bridge.spool import Spool
 from iopfl.base.errors import IOPFLError, TrainingError, WeightsError
 from iopfl.base.locks import try_hold
+from iopfl.base.reasons import Reason
 from iopfl.core.bank_exchange import export_bank
 from iopfl.core.order import Order
 from iopfl.core.signing import Keyring
@@ -260,7 +259,7 @@ class RoundController(ModelController):
         labels: dict[str, str] = {}
 
         def accept(site: str, model: FLModel) -> None:
-            labels[site] = plain_line(model.meta.get("bank", "received"))
+            labels[site] = plain_line(model.meta.get("bank") or "received")
 
         asked = _Asked(accept)
         with tempfile.TemporaryDirectory() as folder:
@@ -307,8 +306,8 @@ class RoundController(ModelController):
         """Note why a site gives no answer; FLARE alone would log the return code and drop the reason."""
         if not is_unknown_task and result.get_return_code() != ReturnCode.OK and client_name in self._clients:
             site = self._clients[client_name]
-            reason = result.get_header(REASON_HEADER) or result.get_return_code()
-            self._asked.refuse(site, reason, SAT_OUT if result.get_header(SITS_OUT_HEADER) is True else FAILED)
-            if result.get_header(WITHHELD_HEADER) is True:
+            reason = Reason.read(result.get_header(REASON_HEADER))
+            self._asked.refuse(site, reason, SAT_OUT if reason.sits_out else FAILED)
+            if reason is Reason.WITHHELD:
                 self._asked.withheld.add(site)
         return super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)

@@ -22,11 +22,7 @@ TASK_SHARE = "share_personalized"
 TASK_PUBLISH = "publish_bank"
 
 REASON_HEADER = "fl_bridge.reason"
-"""Why a site gives no answer, one plain line."""
-SITS_OUT_HEADER = "fl_bridge.sits_out"
-"""True where that is no fault, e.g. too few labels."""
-WITHHELD_HEADER = "fl_bridge.withheld"
-"""True where the site's own policy keeps its personalized model: it must not be in any later bank."""
+"""Why a site gives no answer, a `Reason`."""
 
 BANK_PARAM = "bank"
 """The one param of `publish_bank`: the bytes of an `.iopfl` file."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +23,27 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
+from fl_bridge.checking import keep_metrics
 from fl_bridge.exchange import (
     BANK_PARAM,
     REASON_HEADER,
-    SITS_OUT_HEADER,
     TASK_PUBLISH,
     TASK_SHARE,
     TASK_TRAIN,
-    WITHHELD_HEADER,
     from_params,
     to_params,
 )
 from fl_bridge.sharing import Sharing
 from fl_bridge.site_policy import FILE, SitePolicy
 from fl_bridge.trainer import SiteTrainer
-from iopfl.base.errors import CancelledError, SitsOutError
-from iopfl.core.order import Order, Refusal
+from iopfl.base.errors import CancelledError, ConfigError, SitsOutError
+from iopfl.base.reasons import Reason, find_reason
+from iopfl.core.order import Order
 from iopfl.core.weights import Weights, floating
 
+_DIGITS = 4
+_LABEL = re.compile(r"[0-9]{1,9}-[0-9a-f]{12}")
+"""Of a bank: version and content id."""
 _KIT = "startup/client.crt"
 """What every site's kit has: without the site's policy there, nothing may leave."""
 
@@ -82,26 +87,28 @@ class SiteExecutor(Executor):
             return self._answer(task_name, shareable, abort_signal)
         except CancelledError:
             return make_reply(ReturnCode.TASK_ABORTED)
-        except _WithheldError as error:
-            return _decline(Refusal(str(error), sits_out=True), withheld=True)
         except Exception as error:
-            refusal = Refusal.of(error)
-            if not refusal.sits_out:
+            reason = find_reason(error)
+            if reason.sits_out:
+                self.log_info(fl_ctx, f"{task_name}: {error}")
+            else:
                 self.log_exception(fl_ctx, f"{task_name}: {error}")
-            return _decline(refusal)
+            return _decline(reason)
 
     def _answer(self, task_name: str, shareable: Shareable, abort_signal: Signal) -> Shareable:
         if self._problem is not None:
             raise self._problem
         if self._trainer is None:
-            raise SitsOutError(f"no trainer under the id {self.trainer_id!r} in the job's configuration")
+            raise ConfigError(f"no trainer under the id {self.trainer_id!r} in the job's configuration")
         if task_name not in (TASK_TRAIN, TASK_SHARE, TASK_PUBLISH):
             return make_reply(ReturnCode.TASK_UNKNOWN)
         model = FLModelUtils.from_shareable(shareable)
         order = Order.from_meta(model.meta)
         if task_name == TASK_PUBLISH:
             label = self._trainer.publish(np.asarray(model.params[BANK_PARAM]).tobytes())
-            return _reply({"received": torch.ones(1)}, {**order.to_meta(), "bank": label})
+            return _reply(
+                {"received": torch.ones(1)}, {**order.to_meta(), "bank": label if _LABEL.fullmatch(label) else ""}
+            )
         given = from_params(model.params, what="global weights")
 
         def cancelled() -> bool:
@@ -110,22 +117,23 @@ class SiteExecutor(Executor):
         if task_name == TASK_TRAIN:
             with self._sharing.count_round(order) if self._sharing else contextlib.nullcontext():
                 update = self._trainer.train(given, order, cancelled=cancelled)
-            about = {"samples": update.samples, "metrics": dict(update.metrics)}
+            about = {"samples": int(update.samples), "metrics": _figures(update.metrics)}
             return _reply(_difference(update.weights, given), {**order.to_meta(), **about})
         if not self._policy.share_personalized:
-            raise _WithheldError("keeps its personalized model, by its own policy")
+            raise SitsOutError(Reason.WITHHELD, reason=Reason.WITHHELD)
         ask = functools.partial(self._trainer.personalized, given, order, cancelled=cancelled)
         shared = self._sharing.share(ask, floating(given), cancelled=cancelled) if self._sharing else ask()
         about = {
-            "samples": shared.samples,
-            "metrics": dict(shared.metrics),
-            "personalized_round": shared.round_index,
+            "samples": int(shared.samples),
+            "metrics": _figures(shared.metrics),
+            "personalized_round": int(shared.round_index),
         }
         return _reply(_difference(shared.weights, given), {**order.to_meta(), **about})
 
 
-class _WithheldError(SitsOutError):
-    """The site's policy keeps its personalized model."""
+def _figures(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The known figures alone, with the digits that are looked at."""
+    return {key: round(value, _DIGITS) for key, value in keep_metrics({"metrics": metrics}).items()}
 
 
 def _difference(weights: Weights, reference: Weights) -> Weights:
@@ -137,9 +145,7 @@ def _reply(weights: Weights, meta: dict[str, object]) -> Shareable:
     return FLModelUtils.to_shareable(FLModel(params_type=ParamsType.DIFF, params=params, meta=meta))
 
 
-def _decline(refusal: Refusal, *, withheld: bool = False) -> Shareable:
+def _decline(reason: Reason) -> Shareable:
     reply = make_reply(ReturnCode.EXECUTION_RESULT_ERROR)
-    reply.set_header(REASON_HEADER, refusal.reason)
-    reply.set_header(SITS_OUT_HEADER, refusal.sits_out)
-    reply.set_header(WITHHELD_HEADER, withheld)
+    reply.set_header(REASON_HEADER, reason.value)
     return reply

@@ -23,6 +23,7 @@ from iopfl.base.digest import content_digest, digest_header
 from iopfl.base.errors import CancelledError, ConfigError, SitsOutError, TrainingError, WeightsError
 from iopfl.base.names import check_name
 from iopfl.base.private_files import read_secret
+from iopfl.base.reasons import Reason
 from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.weights import Weights, read_weights, serialize
 
@@ -122,9 +123,10 @@ class LabelServerTrainer:
                     asked = True
                     waits.progressed()
                 elif status == "stopped" and stops >= _MAX_STOPS:
-                    raise SitsOutError(f"its training was stopped at the site {stops} times")
+                    raise SitsOutError(f"its training was stopped at the site {stops} times", reason=Reason.STOPPED)
                 elif status in ("sits out", "failed") and asked:  # else of an earlier try: much may have changed
-                    raise (SitsOutError if status == "sits out" else TrainingError)(state["reason"])
+                    error = SitsOutError if status == "sits out" else TrainingError
+                    raise error(state["reason"], reason=Reason.read(state.get("says")))
                 else:
                     started = self._send("POST", url, json=options, accept=(429,), **what)
                     if started.status_code != requests.codes.too_many_requests:
@@ -132,7 +134,8 @@ class LabelServerTrainer:
                         asked = True
                         waits.progressed()
                     elif waits.is_over():
-                        raise SitsOutError(f"a training of its own ran for more than {self._policy.patience:.0f} s")
+                        message = f"a training of its own ran for more than {self._policy.patience:.0f} s"
+                        raise SitsOutError(message, reason=Reason.BUSY)
                 waits.sleep(cancelled)
         except CancelledError:
             self._send("DELETE", url, params=what["params"])
@@ -192,12 +195,13 @@ class LabelServerTrainer:
                 if response.ok or response.status_code in accept:
                     return response
                 if response.status_code not in _AGAIN:
-                    raise ConfigError(f"the label server refuses: {_detail(response)}")
+                    raise ConfigError(f"the label server refuses: {_detail(response)}", reason=Reason.REFUSED)
                 problem = f"status {response.status_code}"
             except (requests.ConnectionError, requests.Timeout) as error:
                 problem = type(error).__name__
             if waits.is_over():
-                raise TrainingError(f"the label server does not answer ({problem}) for {self._policy.patience:.0f} s")
+                message = f"the label server does not answer ({problem}) for {self._policy.patience:.0f} s"
+                raise TrainingError(message, reason=Reason.AWAY)
             logger.warning("%s: %s; trying again", self._policy.label_server, problem)
             waits.sleep(cancelled, longest=_LONGEST_WAIT)
 

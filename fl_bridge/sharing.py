@@ -26,6 +26,7 @@ from fl_bridge.site_policy import SitePolicy
 from iopfl.base.errors import ConfigError, SitsOutError
 from iopfl.base.locks import hold_one
 from iopfl.base.private_files import write_private
+from iopfl.base.reasons import Reason
 from iopfl.core.order import Order, SharedModel
 from iopfl.core.weights import Weights, floating, hash_weights, read_weights, serialize
 
@@ -61,7 +62,8 @@ class Sharing:
             is_new = mark != ledger["last_round"]
             if is_new:
                 if self._policy.max_rounds and ledger["rounds"] >= self._policy.max_rounds:
-                    raise SitsOutError(f"has trained the {self._policy.max_rounds} rounds that its policy allows")
+                    message = f"has trained the {self._policy.max_rounds} rounds that its policy allows"
+                    raise SitsOutError(message, reason=Reason.ENOUGH_ROUNDS)
                 self._write({**ledger, "rounds": ledger["rounds"] + 1, "last_round": mark})
         try:
             yield
@@ -94,17 +96,18 @@ class Sharing:
         with self._open(cancelled) as ledger:
             refusal = self._find_refusal(ledger)
             if refusal and ledger["rounds"] > ledger["shares"][-1]["rounds"]:
-                raise SitsOutError(refusal)  # a model that has changed since: not worth making
+                raise SitsOutError(refusal, reason=Reason.NOT_NOW)  # a model that has changed since: not worth making
             model = ask()
             content = hash_weights(floating(model.weights))
             if all(share["content"] != content for share in ledger["shares"]):
                 if refusal:
-                    raise SitsOutError(refusal)
+                    raise SitsOutError(refusal, reason=Reason.NOT_NOW)
                 share = {"content": content, "time": self._now(), "rounds": ledger["rounds"], "answered": False}
                 ledger["shares"].append(share)
                 self._write(ledger)
             elif ledger["shares"][-1]["content"] != content:
-                raise SitsOutError("shared this model before another, and keeps the last answer alone")
+                message = "shared this model before another, and keeps the last answer alone"
+                raise SitsOutError(message, reason=Reason.NOT_NOW)
             last = ledger["shares"][-1]
             answer = self._read_answer(content)
             if answer is None:

@@ -19,9 +19,9 @@ from iopfl.core.weights import Weights
 class SiteTrainer(Protocol):
     """What the executor asks of a site.
 
-    Both methods raise an `IOPFLError` whose message may go to the consortium,
-    `TooFewLabelsError` or `SitsOutError` to sit the round out, and
-    `CancelledError` soon after `cancelled()` is true.
+    Both methods raise an `IOPFLError`, whose reason goes to the consortium and
+    whose message does not, `TooFewLabelsError` or `SitsOutError` to sit the round
+    out, and `CancelledError` soon after `cancelled()` is true.
     """
 
     def train(self, global_weights: Weights, order: Order, *, cancelled: Callable[[], bool]) -> SiteUpdate:

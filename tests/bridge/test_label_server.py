@@ -9,14 +9,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 import requests
 import yaml
 
+from fl_bridge.exchange import BANK_PARAM, REASON_HEADER, TASK_PUBLISH, TASK_SHARE, TASK_TRAIN, to_params
 from fl_bridge.label_server import LabelServerTrainer
 from fl_bridge.site_policy import SitePolicy
 from fl_bridge.trainer import InProcessTrainer
 from iopfl.base.errors import BankError, BankTrustError, CancelledError, ConfigError, SitsOutError, TrainingError
+from iopfl.base.reasons import Reason
 from iopfl.cli.pull import pull_bank
 from iopfl.core.bank import Model, ModelBank, Role, save_bank
 from iopfl.core.bank_exchange import export_bank
@@ -29,6 +32,8 @@ from iopfl.core.weights import distance, hash_weights, serialize, snapshot
 from label_server import PACKAGES, running_server, wait_until
 
 from .conftest import TASK, write_site
+from .kit import Kit
+from .recording_filter import describe
 
 SLOW = {"local_steps": 600}
 
@@ -171,6 +176,33 @@ def test_what_is_wrong_is_refused_and_named(server, global_weights):
     assert spoofed.status_code == 400 and "leave it out" in spoofed.json()["detail"]
 
 
+def test_what_goes_wrong_at_a_label_server_tells_the_federation_no_name(server, site, global_weights, tmp_path):
+    params, order = to_params(global_weights, integers=False), order_of(global_weights, 0, "told")
+    images = {path: path.read_bytes() for path in (site / "north").glob("case*.png")}
+
+    def told(trainer, task=TASK_TRAIN, params=params, order=order, url=server.url):
+        kit = Kit(tmp_path, trainer, label_server=url, patience=60.0 if url == server.url else 0.1)
+        reply = kit.send(task, params, order.to_meta())
+        said = json.dumps(describe(reply))
+        assert "case0" not in said and str(site) not in said and url not in said
+        return Reason(reply.get_header(REASON_HEADER))
+
+    for image in images:
+        image.write_bytes(b"nothing")
+    try:
+        assert told(LabelServerTrainer("disk")) == Reason.UNREADABLE
+    finally:
+        for image, content in images.items():
+            image.write_bytes(content)
+    assert told(LabelServerTrainer("disk"), TASK_SHARE) == Reason.NO_MODEL
+    other = {"params": {"weight": np.ones(3, np.float32)}, "order": order_of(global_weights, 0, "told-other")}
+    assert told(LabelServerTrainer("disk"), **other) == Reason.REFUSED
+    assert told(LabelServerTrainer("case00")) == Reason.REFUSED
+    bank = {BANK_PARAM: np.ones(9, np.uint8)}
+    assert told(LabelServerTrainer("disk"), TASK_PUBLISH, bank) == Reason.REFUSED
+    assert told(LabelServerTrainer("disk"), url="http://127.0.0.1:9") == Reason.AWAY
+
+
 def test_a_site_waits_for_new_labels(server, site, global_weights):
     connect(server.url).train(global_weights, order_of(global_weights, 0, "new"))
     with pytest.raises(SitsOutError, match=r"waiting for new labels \(0 of 2\)"):
@@ -178,6 +210,7 @@ def test_a_site_waits_for_new_labels(server, site, global_weights):
     last = server.get("/iopfl/federations/disk").json()["federations"]
     waiting = next(state for state in last if state["federation"] == "new")
     assert (waiting["status"], waiting["reason"]) == ("sits out", "waiting for new labels (0 of 2)")
+    assert waiting["says"] == Reason.NO_NEW_LABELS, "how few there are is the site's to tell"
     assert trainings(server)[-1]["status"] == "DONE", "sitting out is no failure"
 
 

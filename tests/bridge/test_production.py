@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from iopfl.base.reasons import Reason
 from iopfl.core.bank import ModelBank
 from iopfl.core.signing import Keyring
 
@@ -31,7 +32,7 @@ def test_rounds_over_mutual_tls_make_a_bank_that_is_served_everywhere(federation
     bank = ModelBank.open(federation.server_kit / "bank", keys=Keyring(federation.server_kit / "keys"))
     assert bank.names == ["global", "ISBI_1.5", "north"], "south keeps its personalized model"
     status = federation.status()
-    assert status["shared"]["sites"]["south"]["reason"] == "keeps its personalized model, by its own policy"
+    assert status["shared"]["sites"]["south"]["reason"] == Reason.WITHHELD
     assert not status["running"] and status["shares_at_provisioning"]["south"] is False
     check_that_no_site_is_named(federation)
     for site, server in federation.servers.items():

@@ -7,7 +7,15 @@ server to an HTTP status, the bridge to a refused or failed task.
 
 
 class IOPFLError(Exception):
-    """Base of all of them."""
+    """Base of all of them.
+
+    Attributes:
+        reason: one of `reasons.Reason`, where a federation is to be told more than the error's kind.
+    """
+
+    def __init__(self, *args: object, reason: str = "") -> None:
+        super().__init__(*args)
+        self.reason = reason
 
 
 class ConfigError(IOPFLError):

@@ -6,14 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from iopfl.base.errors import (
-    ConfigError,
-    DatasetError,
-    IOPFLError,
-    SeriesError,
-    SitsOutError,
-    TooFewLabelsError,
-)
+from iopfl.base.errors import ConfigError
 from iopfl.base.names import check_name
 from iopfl.core.weights import Weights
 
@@ -85,28 +78,3 @@ class SharedModel:
     round_index: int
     samples: int
     metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a site gives no answer, in words that may leave it.
-
-    Attributes:
-        reason: one plain line.
-        sits_out: that is no fault.
-    """
-
-    reason: str
-    sits_out: bool = False
-
-    @classmethod
-    def of(cls, error: Exception) -> Refusal:
-        """What may be said of an error: a message may name a file, and a file name a patient."""
-        if isinstance(error, TooFewLabelsError | SitsOutError):
-            return cls(str(error), sits_out=True)
-        if isinstance(error, SeriesError | DatasetError):
-            what = f"images or labels cannot be read ({type(error).__name__})"
-            return cls(f"{what}; the site's own log says which")
-        if isinstance(error, IOPFLError):
-            return cls(str(error))
-        return cls(f"unexpected {type(error).__name__}; the site's own log has the details")

@@ -21,6 +21,7 @@ from iopfl.base.errors import SitsOutError, TooFewLabelsError, WeightsError
 from iopfl.base.files import write_bytes
 from iopfl.base.locks import hold_one
 from iopfl.base.names import check_name
+from iopfl.base.reasons import Reason
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.personalization import PersonalizedModel
@@ -105,7 +106,9 @@ class SiteRounds:
             kept = _read_local(folder)
             if kept is None or kept[1]["order"] != order.to_meta():
                 if kept and order.round_index <= kept[1]["order"]["round_index"]:
-                    raise SitsOutError(f"has trained round {order.round_index + 1} or a later one before")
+                    raise SitsOutError(
+                        f"has trained round {order.round_index + 1} or a later one before", reason=Reason.OLD_ROUND
+                    )
                 self._check_labels(kept[1].get("labels", []) if kept else [], min_new_labels)
                 kept = self._train(folder, global_weights, order, proximal_weight, cancelled)
                 _accumulate(folder, self._task.training.alpha)
@@ -138,7 +141,7 @@ class SiteRounds:
             _accumulate(folder, self._task.training.alpha)
             kept = _read_local(folder)
             if kept is None:
-                raise SitsOutError("has no personalized model: it trained in no round")
+                raise SitsOutError(Reason.NO_MODEL, reason=Reason.NO_MODEL)
             personalized = PersonalizedModel.load(folder / PERSONALIZED)
             content = hash_weights(personalized.weights)
             shared = _read_shared(folder, content)
@@ -177,7 +180,7 @@ class SiteRounds:
             raise TooFewLabelsError(f"waiting for labels ({len(marks)} of {needed})")
         new = len(set(marks) - set(trained_on))
         if new < min_new:
-            raise SitsOutError(f"waiting for new labels ({new} of {min_new})")
+            raise SitsOutError(f"waiting for new labels ({new} of {min_new})", reason=Reason.NO_NEW_LABELS)
 
     def _label_marks(self) -> list[str]:
         """One mark a label to train on; it changes with the label, and names nothing."""

@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 
 from iopfl.base.errors import ConfigError, TooFewLabelsError, WeightsError
 from iopfl.base.files import write_bytes
+from iopfl.base.reasons import Reason, find_reason
 from iopfl.core.networks import build_network
-from iopfl.core.order import Order, Refusal
+from iopfl.core.order import Order
 from iopfl.core.rounds import LOCAL, PROGRESS, SHARED, SiteRounds, federation_folder, read_answer
 from iopfl.core.sites import Case
 from iopfl.core.task import Task
@@ -103,7 +104,8 @@ class FederationRounds:
 
         Returns:
             `status`: missing (its global weights), ready, training, answered, sits out, failed, or stopped (by a
-            clinician or an administrator); with it `reason`, `progress`, or `samples`, `metrics` and
+            clinician or an administrator); with it `reason` for people here, `says` for the federation
+            (`Reason`), `progress`, or `samples`, `metrics` and
             `personalized_round`.
         """
         answer = self._read_answer(order, kind)
@@ -116,7 +118,8 @@ class FederationRounds:
             return {"status": "training", "id": last["id"], "progress": self._read_progress(order)}
         refusal = self._read_json(order, kind, "refusal")
         if refusal.get("order") == order.to_meta():
-            return {"status": "sits out" if refusal["sits_out"] else "failed", "reason": refusal["reason"]}
+            says = Reason.read(refusal.get("says"))
+            return {"status": "sits out" if says.sits_out else "failed", "reason": refusal["reason"], "says": says}
         if last is not None and last["status"] == "STOPPED":
             return {"status": "stopped", "reason": "the training was stopped at the site"}
         if last is not None:
@@ -144,13 +147,14 @@ class FederationRounds:
         try:
             result = self._answer(order, kind, about, datastore)
         except Exception as error:
-            refusal = Refusal.of(error)
-            kept = {"order": order.to_meta(), "reason": refusal.reason, "sits_out": refusal.sits_out}
+            says = find_reason(error)
+            reason = str(error) if says.sits_out else says  # an error's own words may name an image
+            kept = {"order": order.to_meta(), "reason": reason, "says": says}
             write_bytes(self._file(order, kind, "refusal.json"), json.dumps(kept).encode())
-            if not refusal.sits_out:
+            if not says.sits_out:
                 raise
-            print(refusal.reason, flush=True)  # noqa: T201  # read by GET /train/
-            return {"task": self.task.name, "sits_out": refusal.reason}
+            print(reason, flush=True)  # noqa: T201  # read by GET /train/
+            return {"task": self.task.name, "sits_out": reason}
         return {"task": self.task.name, **result}
 
     def last(self) -> list[dict[str, Any]]:
