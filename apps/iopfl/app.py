@@ -14,13 +14,12 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
-from monailabel.tasks.activelearning.random import Random
 
 from iopfl import __version__
 from iopfl.base.allocation import keep_blocks
 from iopfl.base.errors import ConfigError, LeaseError
 from iopfl.core.sites import IMAGE_SUFFIXES
-from iopfl.lib.activelearning import ExpertDisagreement
+from iopfl.lib.activelearning import ExpertDisagreement, RandomImage
 from iopfl.lib.annotators import find_annotator
 from iopfl.lib.datastore import FINAL
 from iopfl.lib.dicomweb import PACSDatastore
@@ -80,7 +79,7 @@ class IOPFLApp(MONAILabelApp):
     def init_strategies(self) -> dict[str, Strategy]:
         """Random, and the experts' disagreement for each task."""
         disagreement = {f"{name}_disagreement": ExpertDisagreement(self.models, name) for name in self.models.tasks}
-        return {**disagreement, "random": Random()}
+        return {**disagreement, "random": RandomImage()}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """With labels and without, for each task."""
@@ -107,18 +106,14 @@ class IOPFLApp(MONAILabelApp):
         return VersionedDatastore(
             self.studies,
             extensions=monailabel.MONAI_LABEL_DATASTORE_FILE_EXT,
-            auto_reload=monailabel.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-            read_only=monailabel.MONAI_LABEL_DATASTORE_READ_ONLY,
+            follows_folder=not monailabel.MONAI_LABEL_DATASTORE_READ_ONLY,
             **options,
         )
 
     def on_init_complete(self) -> None:
         """In the server, not in its children: what a crash left half done is done now."""
         super().on_init_complete()
-        store = self.datastore()
-        store.repair()
-        if isinstance(store, PACSDatastore):
-            store.start()
+        self.datastore().start()
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Segment, and remember who was answered what: a label that comes back may have started from it."""
@@ -156,7 +151,9 @@ class IOPFLApp(MONAILabelApp):
         if not own:
             return {}
         told: dict[str, Any] = {"version": own[-1].number}
-        if self.pacs is not None and not own[-1].is_stored:
+        if problem := store.unsettled.get(image_id):
+            told["warning"] = problem
+        elif self.pacs is not None and not own[-1].is_stored:
             told["warning"] = "the label is kept here; the PACS has not taken it yet and will be asked again"
         return told
 

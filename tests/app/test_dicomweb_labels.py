@@ -14,7 +14,7 @@ from dicomio.test_rtstruct import SQUARE, build_structure_set
 from iopfl.base.errors import PACSAwayError, SeriesError
 from iopfl.dicomio.segmentation import read_segmentation, segments_of
 from iopfl.dicomio.series import read_series
-from iopfl.lib.versions import LOG
+from iopfl.lib.label_log import LOG
 
 from .archive import (
     SERIES,

@@ -17,7 +17,8 @@ from PIL import Image
 
 from iopfl.base.errors import ConfigError, LabelVersionError, StorageError
 from iopfl.lib.final_labels import MAJORITY, STAPLE, FinalRule, find_consensus
-from iopfl.lib.versions import CONSENSUS, LOG, VersionStore
+from iopfl.lib.label_log import CONSENSUS, LOG
+from iopfl.lib.versions import VersionStore
 
 from .site import GLAND, SPOT, oblique_affine, write_picture, write_scans
 

@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-import threading
 import time
 from types import SimpleNamespace
 
@@ -112,76 +111,11 @@ def test_batch_inference_fails_when_every_image_does():
 
 
 def store_with(folder, count: int):
-    from monailabel.datastore.local import LocalDatastore
+    from iopfl.lib.folder import FolderDatastore
 
     for number in range(count):
         (folder / f"case{number}.nii.gz").write_bytes(b"")
-    return LocalDatastore(str(folder), extensions=("*.nii.gz",), auto_reload=True)
-
-
-def test_index_survives_concurrent_readers_and_writers(tmp_path):
-    (tmp_path / "images").mkdir()
-    store = store_with(tmp_path / "images", 40)
-    label = write_volume(tmp_path / "label.nii.gz")
-    stop = time.monotonic() + 2.0
-    errors = []
-
-    def repeat(action):
-        number = 0
-        try:
-            while time.monotonic() < stop:
-                action(number)
-                number += 1
-        except Exception as error:
-            errors.append(repr(error))
-
-    def add_and_remove(number):
-        store.add_image(f"new{number}", str(label), {})
-        store.remove_image(f"new{number}")
-
-    def save(number):
-        store.save_label(f"case{number % 40}", str(label), f"tag{number % 5}", {})
-
-    def read(_):
-        store.status()
-        store.datalist()
-        store.json()
-
-    threads = [threading.Thread(target=repeat, args=[a]) for a in (add_and_remove, save, read, read)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    assert store.status()["total"] == 40
-
-
-def test_files_that_others_add_are_seen_at_once(tmp_path):
-    store = store_with(tmp_path, 1)
-    assert store.list_images() == ["case0"]
-    (tmp_path / "case9.nii.gz").write_bytes(b"")
-    assert sorted(store.list_images()) == ["case0", "case9"]
-    (tmp_path / "labels" / "final" / "case9.nii.gz").write_bytes(b"")
-    assert store.get_labeled_images() == ["case9"]
-
-
-def test_what_another_process_saves_is_not_forgotten(tmp_path):
-    label = write_volume(tmp_path / "label" / "x.nii.gz")
-    (tmp_path / "images").mkdir()
-    here, there = store_with(tmp_path / "images", 2), store_with(tmp_path / "images", 2)
-    there.save_label("case0", str(label), "original", {"score": 0.5})
-    here.save_label("case1", str(label), "final", {})
-    assert there.get_label_info("case0", "original")["score"] == 0.5
-    assert here.get_label_info("case0", "original")["score"] == 0.5
-
-
-def test_index_is_replaced_not_rewritten_and_finite(tmp_path):
-    store = store_with(tmp_path, 1)
-    index = tmp_path / "datastore_v2.json"
-    before = index.stat().st_ino
-    store.update_image_info("case0", {"dice": math.nan})
-    assert index.stat().st_ino != before
-    assert "NaN" not in index.read_text()
+    return FolderDatastore(folder, extensions=["*.nii.gz"])
 
 
 class _App(SimpleNamespace):

@@ -25,7 +25,6 @@ from iopfl.compat import (
     blocking_endpoints,
     cors,
     dataset_archive,
-    datastore_races,
     dcmqi_download,
     dicom_proxy,
     file_access,
@@ -38,7 +37,6 @@ from iopfl.compat import (
     orphaned_child,
     plain_errors,
     pydicom_seg_import,
-    random_strategy,
     request_files,
     stale_sessions,
     tokens,
@@ -61,9 +59,7 @@ def apply_tasks() -> None:
     mlflow_tracking.apply()
     train_stats.apply()
     batch_infer.apply()
-    datastore_races.apply()
     image_lookup.apply()
-    random_strategy.apply()
 
 
 def apply_all() -> None:

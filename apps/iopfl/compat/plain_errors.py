@@ -8,6 +8,7 @@ Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -23,6 +24,8 @@ from iopfl.compat._patching import once
 from iopfl.compat.orphaned_child import CHILD_VARIABLE
 
 logger = logging.getLogger(__name__)
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 BUSY = "BUSY"
 RETRY_SECONDS = "10"
@@ -81,6 +84,10 @@ def apply() -> None:
 
     def refer_to_log(request: Request, error: Exception) -> JSONResponse:
         # The text of an unforeseen exception may hold paths or patient data: it stays in the log.
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            logger.error("%s %s: %s", request.method, request.url.path, error.strerror)
+            detail = f"the server's disk refuses ({error.strerror}): make room, and ask again"
+            return JSONResponse({"detail": detail}, status_code=507)
         number = uuid.uuid4().hex[:8]
         logger.error("%s %s failed (%s)", request.method, request.url.path, number, exc_info=error)
         detail = f"the server failed with {type(error).__name__}: look for {number} in its log"

@@ -10,30 +10,18 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from iopfl.base.finite import finite
 from iopfl.compat._patching import once
 
 logger = logging.getLogger(__name__)
 
-
-def finite(value: Any, *, key: str = "") -> Any:
-    """Replace what JSON cannot say: infinity and NaN become None.
-
-    3D Slicer computes with `best_metric` as soon as it connects and fails on
-    None, hence 0 for that one.
-    """
-    if isinstance(value, dict):
-        return {name: finite(item, key=str(name)) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return 0.0 if key == "best_metric" else None
-    return value
+_NEEDED = ("best_metric",)
+"""3D Slicer computes with these as soon as it connects, and fails on None."""
 
 
 def read_stats(path: str | None) -> dict[str, Any]:
@@ -45,7 +33,7 @@ def read_stats(path: str | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         logger.warning("training statistics are ignored: %s cannot be read (%s)", path, error)
         return {}
-    return finite(stats) if isinstance(stats, dict) else {}
+    return finite(stats, zeros=_NEEDED) if isinstance(stats, dict) else {}
 
 
 @once
@@ -56,13 +44,13 @@ def apply() -> None:
     from monailabel.tasks.train.basic_train import BasicTrainTask
 
     prepare_stats = handler.prepare_stats
-    handler.prepare_stats = lambda *args: finite(prepare_stats(*args))
+    handler.prepare_stats = lambda *args: finite(prepare_stats(*args), zeros=_NEEDED)
     BasicTrainTask.stats = lambda self: read_stats(self._stats_path)
     # The handler copies its own file over the one that /info reads.
     handler.shutil = _AtomicCopy()
 
     app_info = info.app_info
-    info.app_info = functools.wraps(app_info)(lambda: finite(app_info()))
+    info.app_info = functools.wraps(app_info)(lambda: finite(app_info(), zeros=_NEEDED))
 
 
 class _AtomicCopy:

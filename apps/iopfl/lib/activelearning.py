@@ -1,9 +1,10 @@
-"""Active learning: label next the image that the bank's experts disagree about most."""
+"""Active learning: label next any image, or the one that the bank's experts disagree about most."""
 
 from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,39 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from iopfl.base.errors import IOPFLError, PACSAwayError
 from iopfl.core.agreement import expert_agreement
+from iopfl.lib.datastore import CheckedDatastore
 from iopfl.lib.models import SiteModels
 
 logger = logging.getLogger(__name__)
 
 _CANDIDATES = 8
 """Images scored anew a call: the clinician is waiting. Scores are kept, so a small site is soon scored whole."""
+
+
+class RandomImage(Strategy):
+    """An unlabeled image by chance, the likelier the longer ago it was offered.
+
+    As MONAI Label's own, which looks for each image's file on the disk with each sample, and fails where all images
+    were offered within the last second.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("Random")
+
+    def __call__(self, request: Mapping[str, Any], datastore: CheckedDatastore) -> dict[str, Any] | None:
+        """Choose an image.
+
+        Returns:
+            `id` and `weight` (seconds since it was offered), or None when every image has a label.
+        """
+        unlabeled = datastore.get_unlabeled_images()
+        if not unlabeled:
+            return None
+        strategy, now = request["strategy"], int(time.time())
+        offered = (datastore.facts(image).get("strategy", {}).get(strategy, {}) for image in unlabeled)
+        weights = [max(1, now - about.get("ts", 0)) for about in offered]
+        (chosen,) = random.choices(range(len(unlabeled)), weights=weights)
+        return {"id": unlabeled[chosen], "weight": weights[chosen]}
 
 
 class ExpertDisagreement(Strategy):

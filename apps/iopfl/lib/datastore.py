@@ -6,19 +6,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from monailabel.datastore.local import LocalDatastore
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.datastore import Datastore
 
 from iopfl.base.errors import SeriesError, TooFewLabelsError
 from iopfl.core.sites import Case, find_stem, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
+from iopfl.lib.folder import FINAL, FolderDatastore
 from iopfl.lib.models import as_client_error
 
-FINAL = DefaultLabelTag.FINAL.value
 
-
-class CheckedDatastore(LocalDatastore):
+class CheckedDatastore(FolderDatastore):
     """A site folder whose submitted labels fit their image and a task."""
 
     def __init__(self, *arguments: Any, tasks: Mapping[str, Task], **options: Any) -> None:

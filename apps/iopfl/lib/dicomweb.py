@@ -7,7 +7,6 @@ then stored; while the PACS does not take it, it is offered again and again, and
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import tempfile
 import threading
@@ -15,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from pydicom import Dataset
 
@@ -23,6 +21,9 @@ from iopfl.base.errors import IOPFLError, PACSAwayError, PACSError, SeriesError
 from iopfl.core.sites import IMAGE_SUFFIXES
 from iopfl.core.task import Task
 from iopfl.lib.datastore import FINAL
+from iopfl.lib.folder_files import new_item
+from iopfl.lib.index_file import IndexFile, Item
+from iopfl.lib.label_log import LabelVersion
 from iopfl.lib.label_store import VersionedDatastore, to_info
 from iopfl.lib.pacs import OF_STUDY, PACS, FoundSeries, PACSAccess
 from iopfl.lib.pacs_cache import SeriesCache
@@ -31,7 +32,6 @@ from iopfl.lib.pacs_labels import UNREADABLE, PACSLabels
 from iopfl.lib.pacs_outbox import LabelOutbox
 from iopfl.lib.pacs_segmentations import build_label, write_label
 from iopfl.lib.refreshing import Refreshing
-from iopfl.lib.versions import LabelVersion
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ class PACSDatastore(VersionedDatastore):
             nothing is asked but what is of their study.
         options: of `VersionedDatastore`.
         """
-        # Read-only: the index follows the PACS here, not the folder.
-        super().__init__(str(folder), extensions=[f"*{suffix}" for suffix in IMAGE_SUFFIXES], read_only=True, **options)
+        extensions = [f"*{suffix}" for suffix in IMAGE_SUFFIXES]
+        super().__init__(folder, extensions=extensions, follows_folder=False, **options)
         self._pacs = PACS(access)
         self._cache = SeriesCache(folder, self._pacs, limit=cache_bytes)
         self.outbox = LabelOutbox(self._pacs, self.versions, self._build)
@@ -81,6 +81,7 @@ class PACSDatastore(VersionedDatastore):
 
     def start(self) -> None:
         """In the server, not in its children: have a first list, and store what the PACS has not taken yet."""
+        super().start()
         self._cache.remove_leftovers()
         self._list.refresh(wait=_START_SECONDS)
         threading.Thread(target=self.outbox.run, name="outbox", daemon=True).start()
@@ -111,10 +112,8 @@ class PACSDatastore(VersionedDatastore):
     def status(self) -> dict[str, Any]:
         """Counts, and how it stands with the PACS; waits for nobody."""
         self._list.refresh(wait=0)
-        objects = dict(self._datastore.objects)
-        labeled = sum(FINAL in entry.labels for entry in objects.values())
         about = {"problem": self._list.problem, "left_out": len(self._left_out), "waiting": self.outbox.count}
-        return {"total": len(objects), "completed": labeled, "label_tags": {FINAL: labeled}, "pacs": about}
+        return {**super().status(), "pacs": about}
 
     def left_out(self) -> dict[str, str]:
         """Series that are no images to segment, or whose labels cannot be read -> why."""
@@ -141,7 +140,7 @@ class PACSDatastore(VersionedDatastore):
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """Where a label lies; a final one is fetched if it is in the PACS alone."""
-        if label_tag == FINAL and label_id in self._datastore.objects and not self._is_settled(label_id):
+        if label_tag == FINAL and label_id in self._index.entries and not self._is_settled(label_id):
             with self.versions.hold(label_id):
                 self._materialize(label_id)
         return super().get_label_uri(label_id, label_tag)
@@ -169,7 +168,7 @@ class PACSDatastore(VersionedDatastore):
 
     def tasks_for(self, image_id: str) -> list[Task]:
         """The tasks of an image's modality; all where the administrator said which modality to list."""
-        entry = self._datastore.objects.get(image_id)
+        entry = self._index.entries.get(image_id)
         if self._asked or entry is None:
             return self._tasks
         return [task for task in self._tasks if task.modality == entry.image.info["Modality"]]
@@ -213,7 +212,7 @@ class PACSDatastore(VersionedDatastore):
         listed = {uid: series for uid, series in found.items() if uid not in refused}
         self._labels.update(segmentations, listed)
         self._left_out = refused
-        self._index(listed)
+        self._enter(listed)
         self._cache.keep(found)
 
     def _search(self, modalities: Iterable[str], filters: Mapping[str, Any]) -> dict[str, FoundSeries]:
@@ -226,31 +225,29 @@ class PACSDatastore(VersionedDatastore):
             logger.warning("more than %d series: narrow MONAI_LABEL_DICOMWEB_SEARCH_FILTER", _MAX_SERIES)
         return found
 
-    def _index(self, listed: dict[str, FoundSeries]) -> None:
+    def _enter(self, listed: dict[str, FoundSeries]) -> None:
         """Make MONAI Label's index that of the PACS; labels with other tags, and what is known of images, stay."""
-        with getattr(self, "_index_lock", contextlib.nullcontext()):
-            super().list_images()  # the index as it is now on disk
-            objects = self._datastore.objects
-            before = self._datastore.model_dump(include={"objects"})
-            for uid in set(objects) - set(listed):
-                del objects[uid]
+        with self._using_index() as index:
+            for uid in set(index.entries) - set(listed):
+                index.set_image(uid, None)
             for uid, series in listed.items():
-                entry = objects.setdefault(uid, ImageLabelModel(image=DataModel(ext=SUFFIX)))
-                entry.image.info |= _to_info(series)
-                self._mark(uid, entry)
-            if self._datastore.model_dump(include={"objects"}) != before:
-                self._update_datastore_file()
+                entry = index.entries.get(uid)
+                known = entry.image.info if entry else {}
+                if known != (new := {**known, **_to_info(series)}):
+                    index.set_image(uid, Item(SUFFIX, new))
+                self._mark(uid, index)
 
-    def _mark(self, image: str, entry: ImageLabelModel) -> None:
+    def _mark(self, image: str, index: IndexFile) -> None:
         """Say in the index whether an image has a final label, wherever that is."""
         history = self.versions.history(image)
         selected = self.rule.select(history)
+        label = index.entries[image].labels.get(FINAL)
         if not selected:
-            entry.labels.pop(FINAL, None)
-        elif FINAL not in entry.labels or not self.rule.is_met(history, entry.labels[FINAL].info.get("version")):
+            if label is not None:
+                index.set_label(image, FINAL, None)
+        elif label is None or not self.rule.is_met(history, label.info.get("version")):
             newest = selected[0]
-            info = {**newest.info, "name": f"{image}{SUFFIX}", **to_info(newest)}
-            entry.labels[FINAL] = DataModel(info=info, ext=SUFFIX)
+            index.set_label(image, FINAL, new_item(image, SUFFIX, {**newest.info, **to_info(newest)}))
 
     def _find(self, image: str) -> FoundSeries | None:
         """A listed series.
@@ -258,11 +255,11 @@ class PACSDatastore(VersionedDatastore):
         Raises:
             SeriesError: it is there, but no image to segment.
         """
-        if image not in self._datastore.objects:
+        if image not in self._index.entries:
             self._renew(patiently=True)
         if image in self._left_out:
             raise SeriesError(f"series {image} is left out: {self._left_out[image]}")
-        entry = self._datastore.objects.get(image)
+        entry = self._index.entries.get(image)
         if entry is None:
             return None
         info = entry.image.info
@@ -271,7 +268,7 @@ class PACSDatastore(VersionedDatastore):
     def _renew(self, *, patiently: bool = False) -> None:
         worth_it = patiently or (self._list.age > _OLD_SECONDS and not self._list.problem)
         self._list.refresh(wait=_PATIENCE_SECONDS if worth_it else _GLANCE_SECONDS)
-        if self._list.problem and not self._datastore.objects:
+        if self._list.problem and not self._index.entries:
             raise PACSAwayError(self._list.problem)
 
     def _take_in(self, image: str) -> None:
@@ -279,14 +276,11 @@ class PACSDatastore(VersionedDatastore):
 
     def _publish(self, image: str) -> None:
         """Make the version that the rule selects the final label, or, if it is in the PACS alone, only say so."""
+        super()._publish(image)
         selected = self.rule.select(self.versions.history(image))
-        if all(version.file for version in selected):
-            super()._publish(image)
-        if selected and selected[0].file:
-            return
-        with getattr(self, "_index_lock", contextlib.nullcontext()):
-            self._mark(image, self._datastore.objects[image])
-            self._update_datastore_file()
+        if not selected or not all(version.file for version in selected):
+            with self._using_index() as index:
+                self._mark(image, index)
 
     def _materialize(self, image: str) -> None:
         """Fetch what the final label is made of, and put that in place; what cannot be read counts no more."""
@@ -297,7 +291,7 @@ class PACSDatastore(VersionedDatastore):
                 break
             for version in missing:
                 self._fetch(image, version)
-        if image in self._datastore.objects:
+        if image in self._index.entries:
             self._publish(image)
 
     def _fetch(self, image: str, version: LabelVersion) -> None:
@@ -327,14 +321,6 @@ class PACSDatastore(VersionedDatastore):
                 f"version {version.number} is of {', '.join(version.tasks)}, which is not served here: serve it"
             )
         return build_label(self.versions.file(image, version), self._cache.read(series), task, version)
-
-    def _reconcile_datastore(self) -> None:
-        """What MONAI Label does when a file was removed: labels with other tags follow the folder."""
-        for image, entry in self._datastore.objects.items():
-            for tag in [tag for tag in entry.labels if tag != FINAL]:
-                if not Path(self._datastore.label_path(tag), f"{image}{entry.labels[tag].ext}").is_file():
-                    del entry.labels[tag]
-        self._update_datastore_file()
 
 
 def _to_info(series: FoundSeries) -> dict[str, Any]:

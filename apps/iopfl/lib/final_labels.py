@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iopfl.base.errors import ConfigError
-from iopfl.lib.versions import History, LabelVersion
+from iopfl.lib.label_log import History, LabelVersion
 
 MAJORITY, STAPLE = "majority", "staple"
 RULES = ("newest", "reviewer:NAME", MAJORITY, STAPLE)
@@ -55,8 +55,9 @@ class FinalRule:
 
         A consensus is of labels that have a task in common with the newest.
         """
-        if history.chosen is not None:
-            return (history.find(history.chosen),)
+        chosen = history.get(history.chosen or 0)
+        if chosen is not None and chosen.can_be_had:
+            return (chosen,)
         current = history.current
         if self.name in (MAJORITY, STAPLE):
             return _of_one_task(tuple(current.values()))

@@ -10,31 +10,35 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
-import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from monailabel.datastore.local import DataModel
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
 
 from iopfl.base.errors import IOPFLError, LabelVersionError, StorageError
-from iopfl.core.predictor import Answer, Segmentation
 from iopfl.core.sites import find_stem, find_suffix
-from iopfl.core.task import Task
-from iopfl.core.transforms import read_image, read_label
-from iopfl.core.writers import mask_name, write_mask
-from iopfl.lib.annotators import RecentAnswers, find_annotator
+from iopfl.lib.annotators import RecentAnswers, find_annotator, narrow_tasks
+from iopfl.lib.consensus import make_consensus
 from iopfl.lib.datastore import FINAL, CheckedDatastore
-from iopfl.lib.final_labels import FinalRule, common_tasks, find_consensus
-from iopfl.lib.versions import CONSENSUS, DELETED, FOLDER, UNDONE, History, LabelVersion, VersionStore
+from iopfl.lib.final_labels import FinalRule, common_tasks
+from iopfl.lib.folder_files import new_item
+from iopfl.lib.label_log import CONSENSUS, DELETED, FOLDER, UNDONE, History, LabelVersion
+from iopfl.lib.versions import VersionStore
 
 logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 15.0
+
+_CANNOT_BE_DONE = (OSError, IOPFLError, MONAILabelException)
+"""What keeps a final label from being put in place: no room, no right to write, an image that cannot be had."""
+
+_NOT_KEPT = "the label is not kept; make room on the server's disk, and submit it again"
+_UNCHANGED = "nothing was changed; make room on the server's disk, and ask again"
 
 
 class VersionedDatastore(CheckedDatastore):
@@ -44,6 +48,7 @@ class VersionedDatastore(CheckedDatastore):
         versions: all labels that ever were.
         rule: which of them are final.
         answers: what clients were answered, from which their labels may have started.
+        unsettled: images whose final label is yet to be put in place -> why, for people.
     """
 
     def __init__(self, *arguments: Any, labels: Path, rule: FinalRule, **options: Any) -> None:
@@ -57,6 +62,13 @@ class VersionedDatastore(CheckedDatastore):
         self.versions = VersionStore(labels)
         self.rule = rule
         self.answers = RecentAnswers()
+        self.unsettled: dict[str, str] = {}
+
+    def start(self) -> None:
+        """In the server, not in its children: finish what was left half done, now, and later what cannot be yet."""
+        self.versions.recover()
+        self.repair()
+        threading.Thread(target=self._keep_settling, name="settling", daemon=True).start()
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Keep a label as a version of its annotator, and let the rule say which one is final.
@@ -74,32 +86,65 @@ class VersionedDatastore(CheckedDatastore):
         """Keep a label; what `save_label` does with a final one.
 
         Returns:
-            Its version.
+            Its version; if it cannot become the final label now, as it should, `unsettled` says why.
 
         Raises:
             StorageError: the state folder cannot be written to; the label is not kept.
         """
         self._check_image(image_id)
         origin = self.answers.find(image_id, info)
-        tasks = _narrow(self.find_tasks(image_id, [label]), info, origin)
-        with self._keeping(), self.versions.hold(image_id):
-            self._take_in(image_id)
-            version = self.versions.add(
+        tasks = narrow_tasks(self.find_tasks(image_id, [label]), info, origin)
+        with self._changing(image_id, _NOT_KEPT):
+            return self.versions.add(
                 image_id, label, annotator=find_annotator(info), tasks=tasks, origin=origin, info=info
             )
-            self._publish(image_id)
-        return version
 
     @contextlib.contextmanager
-    def _keeping(self) -> Iterator[None]:
-        """Say in plain words that the disk is full, or not to be written to."""
+    def _changing(self, image: str, otherwise: str) -> Iterator[History]:
+        """Change an image's history, as it is with what somebody changed in the folder; then its final label follows.
+
+        Args:
+            image: whose history.
+            otherwise: what to say if it cannot be changed.
+
+        Raises:
+            StorageError: the disk is full, or not to be written to: nothing was changed.
+        """
         try:
-            yield
+            with self.versions.hold(image):
+                self._take_in(image)
+                yield self.versions.history(image)
+                self._settle(image)
         except OSError as error:
-            raise StorageError(
-                f"expected room for the label, but it cannot be written ({error.strerror or error}): it is not kept; "
-                "make room on the server's disk, and submit it again"
-            ) from error
+            raise StorageError(f"the disk of the state folder refuses ({_reason(error)}): {otherwise}") from error
+
+    def _settle(self, image: str) -> None:
+        """Let the final label be what the history says; where that cannot be done now, it is kept in mind."""
+        try:
+            self._publish(image)
+        except _CANNOT_BE_DONE as error:
+            self._put_off(image, error)
+        else:
+            self.unsettled.pop(image, None)
+
+    def _put_off(self, image: str, error: Exception) -> None:
+        why = f"this is kept, but the final label is still the one before, until that can be changed: {_reason(error)}"
+        if self.unsettled.get(image) != why:
+            logger.warning("%s: %s", image, why)
+        self.unsettled[image] = why
+
+    def _keep_settling(self) -> None:
+        while True:
+            time.sleep(_RETRY_SECONDS)
+            self.settle()
+
+    def settle(self) -> None:
+        """Try again what could not be done."""
+        for image in list(self.unsettled):
+            try:
+                self.history(image)
+            except _CANNOT_BE_DONE:  # it is no image any more
+                self.unsettled.pop(image, None)
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Remove a label; of a final one, all annotators' versions stay in the history, and count no more."""
@@ -107,10 +152,8 @@ class VersionedDatastore(CheckedDatastore):
             super().remove_label(label_id, label_tag)
             return
         self._check_image(label_id)
-        with self.versions.hold(label_id):
-            self._take_in(label_id)
-            self.versions.withdraw(label_id, self.versions.history(label_id).counting, why=DELETED, by=find_annotator())
-            self._publish(label_id)
+        with self._changing(label_id, _UNCHANGED) as history:
+            self.versions.withdraw(label_id, history.counting, why=DELETED, by=find_annotator())
 
     def remove_image(self, image_id: str) -> None:
         """Remove an image with its labels; the history stays."""
@@ -126,10 +169,15 @@ class VersionedDatastore(CheckedDatastore):
             ImageNotFoundException: no such image.
         """
         self._check_image(image_id)
-        if not self._is_settled(image_id):
-            with self.versions.hold(image_id):
-                self._take_in(image_id)
-                self._publish(image_id)
+        if self._is_settled(image_id):
+            self.unsettled.pop(image_id, None)
+        else:
+            try:
+                with self.versions.hold(image_id):
+                    self._take_in(image_id)
+                    self._settle(image_id)
+            except OSError as error:  # what is known can be told, even if nothing can be written
+                self._put_off(image_id, error)
         return self.versions.history(image_id)
 
     def undo(self, image_id: str, annotator: str) -> LabelVersion:
@@ -140,15 +188,14 @@ class VersionedDatastore(CheckedDatastore):
 
         Raises:
             LabelVersionError: there is none to take back.
+            StorageError: the state folder cannot be written to; nothing was changed.
         """
         self._check_image(image_id)
-        with self.versions.hold(image_id):
-            self._take_in(image_id)
-            own = self.versions.history(image_id).of(annotator)
+        with self._changing(image_id, _UNCHANGED) as history:
+            own = history.of(annotator)
             if not own:
                 raise LabelVersionError(f"nothing to undo: {annotator or 'nobody'} has no label of this image")
             self.versions.withdraw(image_id, own[-1:], why=UNDONE, by=annotator)
-            self._publish(image_id)
         return own[-1]
 
     def choose(self, image_id: str, number: int | None, reviewer: str) -> None:
@@ -156,16 +203,14 @@ class VersionedDatastore(CheckedDatastore):
 
         Raises:
             LabelVersionError: no such version, or one that was withdrawn.
+            StorageError: the state folder cannot be written to; nothing was changed.
         """
         self._check_image(image_id)
-        with self.versions.hold(image_id):
-            self._take_in(image_id)
-            history = self.versions.history(image_id)
+        with self._changing(image_id, _UNCHANGED) as history:
             if number is not None and history.find(number).number in history.withdrawn:
                 why = history.withdrawn[number]
                 raise LabelVersionError(f"version {number} does not count any more ({why}): choose another")
             self.versions.note(image_id, "chosen", number=number, by=reviewer)
-            self._publish(image_id)
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """All labeled images with their labels, except for those whose history cannot be read."""
@@ -181,7 +226,7 @@ class VersionedDatastore(CheckedDatastore):
                     self.history(image)
 
     def _check_image(self, image_id: str) -> None:
-        if image_id in self._datastore.objects or image_id in self.list_images():
+        if image_id in self._index.entries or image_id in self.list_images():
             return
         if not self.get_image_info(image_id):
             raise ImageNotFoundException(f"no image {image_id!r} in the datastore")
@@ -217,16 +262,28 @@ class VersionedDatastore(CheckedDatastore):
         return [*selected, *made]
 
     def _publish(self, image: str) -> None:
-        """Make the version that the rule selects the final label."""
-        history = self.versions.history(image)
-        selected = self.rule.select(history)
+        """Make the version that the rule selects the final label, unless it is in the PACS alone."""
         if self._is_settled(image):
             return
+        selected = self._select_whole(image)
+        if any(not version.file for version in selected):
+            return
+        history = self.versions.history(image)
         version = self._agree(image, selected) if len(selected) > 1 else next(iter(selected), None)
         if version and version.number == history.published and _stamp_of(self._final_files(image)) == history.stamp:
             return
         stamp = self._write_final(image, version)
         self.versions.note(image, "published", number=version.number if version else 0, stamp=stamp)
+
+    def _select_whole(self, image: str) -> tuple[LabelVersion, ...]:
+        """What the rule selects, once none of it has a file that is damaged or gone."""
+        while True:
+            selected = self.rule.select(self.versions.history(image))
+            broken = [v for v in selected if v.file and not self.versions.is_whole(image, v)]
+            if not broken:
+                return selected
+            for version in broken:
+                self.versions.give_up(image, version)
 
     def _agree(self, image: str, versions: Sequence[LabelVersion]) -> LabelVersion:
         """The consensus of several versions, made once; the newest of them where they cannot be brought together."""
@@ -236,64 +293,39 @@ class VersionedDatastore(CheckedDatastore):
             for version in self.versions.history(image).versions
             if version.kind == CONSENSUS and version.sources == sources and version.origin["rule"] == self.rule.name
         )
-        known = next(made, None)
+        known = next((version for version in made if self.versions.is_whole(image, version)), None)
         if known is not None:
             return known
-        files = [self.versions.file(image, version) for version in versions]
-        common = common_tasks(versions)
-        try:
-            fitting = [task for task in self.find_tasks(image, files) if not common or task.name in common]
-        except MONAILabelException as error:
-            logger.warning("%s: no consensus, the newest label counts: %s", image, error.msg)
-            return versions[0]
-        if not fitting:
-            logger.warning("%s: no consensus, the newest label counts: this server has not their task", image)
-            return versions[0]
-        task = fitting[0]
-        source = Path(self.get_image_uri(image))
-        like = read_image(source, task)
-        values = torch.tensor(task.label_values, dtype=torch.uint8)
-        labels = [values[read_label(file, task, like=like)[0].as_tensor().long()].numpy() for file in files]
-        mask = torch.from_numpy(find_consensus(labels, self.rule.name))
         with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder, mask_name(source))
-            write_mask(target, Segmentation(mask, like, Answer(task.name, "", CONSENSUS, 0.0)))
-            origin = {"rule": self.rule.name, "task": task.name}
-            about: dict[str, Any] = {"sources": sources, "origin": origin, "tasks": tuple(sorted(common))}
+            files = [self.versions.file(image, version) for version in versions]
+            target, task = make_consensus(self, image, versions, files, rule=self.rule.name, folder=Path(folder))
+            if target is None:
+                return versions[0]
+            about = {"sources": sources, "tasks": tuple(sorted(common_tasks(versions)))}
+            about["origin"] = {"rule": self.rule.name, "task": task}
             return self.versions.add(image, target, annotator="", kind=CONSENSUS, **about)
 
     def _write_final(self, image: str, version: LabelVersion | None) -> tuple[int, int]:
-        """Put a version in place, or nothing; gives the file's stamp, zeros without one."""
-        target = None
-        if version is not None:
-            source = self.versions.file(image, version)
-            target = Path(self._datastore.label_path(FINAL), f"{image}{find_suffix(source.name)}")
-            _copy_whole(source, target, datetime.fromisoformat(version.when))
-        for file in self._final_files(image):
-            if file != target:
-                file.unlink()
-        self._index_final(image, version, target.name if target else "")
+        """Put a version in place, or nothing, and say so in the index; gives the file's stamp, zeros without one."""
+        with self._using_index() as index:
+            target, ext = None, ""
+            if version is not None:
+                source = self.versions.file(image, version)
+                ext = find_suffix(source.name) or source.suffix
+                when = datetime.fromisoformat(version.when).timestamp()  # the same version has the same time
+                target = self._files.place_label(source, image, FINAL, ext, when=when)
+            for file in self._final_files(image):
+                if file != target:
+                    self._files.remove_label(image, FINAL, file.name.removeprefix(image))
+            if image in index.entries:
+                index.set_label(image, FINAL, version and new_item(image, ext, {**version.info, **to_info(version)}))
         return _stamp(target) if target else (0, 0)
-
-    def _index_final(self, image: str, version: LabelVersion | None, name: str) -> None:
-        """Say in MONAI Label's index what was put in place."""
-        with getattr(self, "_index_lock", contextlib.nullcontext()):  # `compat.datastore_races`
-            super().list_images()  # the index as it is now on disk
-            entry = self._datastore.objects[image]
-            if version is None:
-                entry.labels.pop(FINAL, None)
-            else:
-                about = {"ts": int(time.time()), "name": name, **to_info(version)}
-                entry.labels[FINAL] = DataModel(info={**version.info, **about}, ext=name.removeprefix(image))
-            self._update_datastore_file()
 
     def _final_files(self, image: str) -> list[Path]:
         """What lies in the folder of final labels for an image; the one that the index names comes first."""
-        folder = Path(self._datastore.label_path(FINAL))
-        entry = self._datastore.objects.get(image)
-        named = entry.labels[FINAL].ext if entry and FINAL in entry.labels else ""
-        suffixes = dict.fromkeys([named, *(pattern.removeprefix("*") for pattern in self._extensions)])
-        return [file for suffix in suffixes if suffix and (file := folder / f"{image}{suffix}").is_file()]
+        label = self._find_label(image, FINAL)
+        named = self._files.label(image, FINAL, label.ext) if label else None
+        return sorted(self._files.labels(image, FINAL), key=lambda file: file != named)
 
 
 def to_info(version: LabelVersion) -> dict[str, Any]:
@@ -301,32 +333,11 @@ def to_info(version: LabelVersion) -> dict[str, Any]:
     return {"version": version.number, "annotator": version.annotator, "tasks": list(version.tasks)}
 
 
-def _narrow(tasks: Sequence[Task], info: Mapping[str, Any], origin: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of the tasks whose grid and values a label fits, those that it was drawn for.
-
-    By the names that the client gave to the values, else by the answer that the label started from; all, where
-    neither tells.
-    """
-    named = info.get("label_info")
-    listed = [item for item in named if isinstance(item, Mapping)] if isinstance(named, list) else []
-    said = [(item.get("name"), item.get("idx")) for item in listed]
-    by_name = [task.name for task in tasks if said and all(pair in list(task.labels.items()) for pair in said)]
-    by_origin = [task.name for task in tasks if task.name == origin.get("task")]
-    return tuple(by_name or by_origin or [task.name for task in tasks])
-
-
-def _copy_whole(source: Path, target: Path, when: datetime) -> None:
-    """Copy a file, whole or not at all, and date it; the name it has meanwhile is no image's or label's."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        shutil.copyfile(source, temporary)
-        os.utime(temporary, (when.timestamp(), when.timestamp()))  # the same version has the same time, come what may
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _reason(error: Exception) -> str:
+    """What an error says, for people; of the system's, no path."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return getattr(error, "msg", None) or str(error)
 
 
 def _stamp(file: Path) -> tuple[int, int]:

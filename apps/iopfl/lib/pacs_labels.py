@@ -21,9 +21,10 @@ from iopfl import __version__
 from iopfl.base.errors import PACSAwayError, PACSError, SeriesError
 from iopfl.base.files import write_bytes
 from iopfl.dicomio.segmentation import find_time, referenced_series
+from iopfl.lib.label_log import FROM_PACS, GONE
 from iopfl.lib.pacs import PACS, FoundSeries
 from iopfl.lib.pacs_segmentations import UNNAMED
-from iopfl.lib.versions import FROM_PACS, GONE, VersionStore
+from iopfl.lib.versions import VersionStore
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from pydicom import Dataset, dcmread
 
 from iopfl.base.errors import IOPFLError, PACSAwayError
 from iopfl.base.files import replacing
+from iopfl.lib.label_log import RECOVERED, SUBMITTED, LabelVersion
 from iopfl.lib.pacs import PACS
-from iopfl.lib.versions import SUBMITTED, LabelVersion, VersionStore
+from iopfl.lib.versions import VersionStore
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +43,16 @@ class LabelOutbox:
         """Images and version numbers."""
         found = []
         for image in self._versions.images():
-            new = (v for v in self._versions.history(image).counting if v.kind == SUBMITTED and not v.is_stored)
-            found += [(image, version.number) for version in new]
+            new = (version for version in self._versions.history(image).counting if not version.is_stored)
+            found += [(image, version.number) for version in new if self._is_ours(image, version)]
         self._known = set(found)
         return found
+
+    def _is_ours(self, image: str, version: LabelVersion) -> bool:
+        """Whether a version was submitted here; if the log has lost that, its SEG that waits still tells."""
+        if version.kind == RECOVERED:
+            return self._versions.segmentation_file(image, version.number).is_file()
+        return version.kind == SUBMITTED
 
     def store(self, image: str, number: int) -> None:
         """Store a version, at most once: what is sent again after a failure is the same instance.

@@ -16,7 +16,7 @@ from iopfl.core.task import Task
 from iopfl.core.transforms import read_label
 from iopfl.dicomio.segmentation import Origin, build_segmentation, read_segmentation, segments_of
 from iopfl.dicomio.series import Series
-from iopfl.lib.versions import LabelVersion
+from iopfl.lib.label_log import LabelVersion
 
 UNNAMED = "unnamed"
 """Content creator of a label whose annotator did not say who they are: without one it would count as automatic."""

@@ -1,119 +1,44 @@
 """Every label that was ever submitted, kept: who drew it, when, and what became of it.
 
-A folder an image: the files of its versions, and `log.jsonl`, to which one line is added for everything
-that happens and from which nothing is ever taken. A version's file and its line are on the disk before
-a submission is answered, so that a crash loses no accepted label; a line that a crash cut off counts as not
-written. Which version is an image's final label is decided elsewhere (`final_labels`) and noted here.
+A folder an image: the files of its versions, and the log of what happened to them (`label_log`). A version's file and
+its line are on the disk before a submission is answered, so that a crash loses no accepted label. No file is ever
+written over: numbers are not used twice, whatever the log has lost. Which version is an image's final label is decided
+elsewhere (`final_labels`) and noted here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
-import json
 import logging
-import os
+import re
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from iopfl.base.errors import LabelVersionError
-from iopfl.base.files import replacing, sync_folder
+from iopfl.base.files import create, set_aside
 from iopfl.core.sites import find_suffix
+from iopfl.lib.label_log import (
+    DAMAGED,
+    FOLDER,
+    LOG,
+    RECOVERED,
+    SUBMITTED,
+    History,
+    LabelVersion,
+    read_log,
+    write_line,
+)
 
 logger = logging.getLogger(__name__)
 
-LOG = "log.jsonl"
-
-SUBMITTED, FOLDER, FROM_PACS, CONSENSUS = "submitted", "folder", "pacs", "consensus"
-"""Where a version comes from: a client; a file put into the labels' folder by hand; a SEG found in the PACS; all the
-annotators' versions together."""
-
-UNDONE, DELETED, GONE = "undone", "deleted", "gone from the PACS"
-"""Why a version does not count any more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelVersion:
-    """One label of an image, as it was when it came.
-
-    Attributes:
-        number: from 1, in the order in which they came.
-        annotator: whose it is; "" = nobody said.
-        when: UTC, ISO 8601; later than that of the versions before, except for what a PACS dates itself.
-        kind: of `SUBMITTED`, `FOLDER`, `FROM_PACS`, `CONSENSUS`.
-        file: its name in the image's folder; "" = still in the PACS alone.
-        sha256: of the file, hexadecimal; "" without one.
-        tasks: names of the tasks that it is a label for; empty = not known.
-        origin: what it started from, e.g. task, model, bank.
-        info: what the client said with it.
-        sources: of a consensus: the versions it was made of.
-        sop_instance_uid: of the SEG that holds it; "" = there is none.
-        is_stored: whether that SEG is in the PACS.
-    """
-
-    number: int
-    annotator: str
-    when: str
-    kind: str = SUBMITTED
-    file: str = ""
-    sha256: str = ""
-    tasks: tuple[str, ...] = ()
-    origin: Mapping[str, Any] = field(default_factory=dict)
-    info: Mapping[str, Any] = field(default_factory=dict)
-    sources: tuple[int, ...] = ()
-    sop_instance_uid: str = ""
-    is_stored: bool = False
-
-
-@dataclass(frozen=True)
-class History:
-    """What the log of one image says.
-
-    Attributes:
-        versions: all of them, in the order in which they came.
-        withdrawn: version number -> why it does not count any more.
-        chosen: number of the version that a reviewer chose; None = the rule decides.
-        published: number of the version that was last made the final label; 0 = none was to be; None = never.
-        stamp: modification time (ns) and size of the file it was made into.
-    """
-
-    versions: tuple[LabelVersion, ...] = ()
-    withdrawn: Mapping[int, str] = field(default_factory=dict)
-    chosen: int | None = None
-    published: int | None = None
-    stamp: tuple[int, int] = (0, 0)
-
-    def find(self, number: int) -> LabelVersion:
-        """A version by its number.
-
-        Raises:
-            LabelVersionError: there is none.
-        """
-        if not 1 <= number <= len(self.versions):
-            raise LabelVersionError(f"no version {number}: this image has {len(self.versions)} version(s), from 1")
-        return self.versions[number - 1]
-
-    def of(self, annotator: str) -> list[LabelVersion]:
-        """An annotator's versions that count, oldest first."""
-        return sorted((version for version in self.counting if version.annotator == annotator), key=_age)
-
-    @property
-    def current(self) -> dict[str, LabelVersion]:
-        """Annotator -> newest version that counts; the annotators in the order of these, the newest first."""
-        newest = {version.annotator: version for version in sorted(self.counting, key=_age)}
-        return dict(sorted(newest.items(), key=lambda item: _age(item[1]), reverse=True))
-
-    @property
-    def counting(self) -> list[LabelVersion]:
-        """The annotators' versions that were not withdrawn."""
-        return [v for v in self.versions if v.kind != CONSENSUS and v.number not in self.withdrawn]
+_SEGMENTATION = ".dcm"
+_NUMBERED = re.compile(r"(\d+)(\..+)")
 
 
 class VersionStore:
@@ -128,13 +53,17 @@ class VersionStore:
         self._held = threading.local()
 
     def images(self) -> list[str]:
-        """Images with a history that can be read."""
+        """Images with a history that can be read, or with files of one that was lost."""
         found = self._folder.iterdir() if self._folder.is_dir() else ()
-        return sorted(entry.name for entry in found if (entry / LOG).is_file() and not self.problem(entry.name))
+        kept = (entry.name for entry in found if (entry / LOG).is_file() or self._numbered(entry.name))
+        return sorted(image for image in kept if not self.problem(image))
 
     @contextlib.contextmanager
     def hold(self, image: str) -> Iterator[None]:
-        """Keep everybody else from changing an image's history; within it, holding once more is free."""
+        """Keep everybody else from changing an image's history; within it, holding once more is free.
+
+        Versions whose lines the log lost are there again once it is held.
+        """
         held = self._held.__dict__.setdefault("images", set())
         if image in held:
             yield
@@ -145,6 +74,7 @@ class VersionStore:
             fcntl.flock(lock, fcntl.LOCK_EX)
             held.add(image)
             try:
+                self._recover(image)
                 yield
             finally:
                 held.remove(image)
@@ -176,13 +106,20 @@ class VersionStore:
         if known is None or known[0] != stamp:
             history, problem = History(), ""
             try:
-                history = _replay(path)
+                history = read_log(path)
             except LabelVersionError as error:
                 problem = f"the labels of {image} cannot be read, nor others taken for it: {error}"
                 logger.warning("%s", problem)
             known = (stamp, history, problem)
             self._read[image] = known
         return known[1:]
+
+    def recover(self) -> None:
+        """Find versions again, from their files, whose lines the logs have lost."""
+        for image in self.images():
+            if self._unknown_files(image):
+                with contextlib.suppress(OSError), self.hold(image):  # with the next hold, where the disk is full
+                    pass
 
     def file(self, image: str, version: LabelVersion) -> Path:
         """Where a version's file lies.
@@ -192,12 +129,27 @@ class VersionStore:
         """
         path = self._folder / image / version.file
         if not version.file or not path.is_file():
-            raise LabelVersionError(f"version {version.number} has no file here: ask again when the PACS answers")
+            where = "ask again when the PACS answers" if version.sop_instance_uid else "it was damaged or taken away"
+            raise LabelVersionError(f"version {version.number} has no file here: {where}")
         return path
+
+    def is_whole(self, image: str, version: LabelVersion) -> bool:
+        """Whether a version's file is there, as it was when it came."""
+        path = self._folder / image / version.file
+        return bool(version.file) and path.is_file() and _digest(path) == version.sha256
+
+    def give_up(self, image: str, version: LabelVersion) -> None:
+        """Let a version whose file is not whole count no more, unless the PACS has it: then it is fetched again."""
+        logger.warning("version %d of %s: its file is damaged or gone", version.number, image)
+        set_aside(self._folder / image / version.file)
+        if version.is_stored:
+            self.note(image, "file", number=version.number, file="", sha256="")
+        else:
+            self.withdraw(image, [version], why=DAMAGED)
 
     def segmentation_file(self, image: str, number: int) -> Path:
         """Where a version's SEG lies until the PACS has it."""
-        return self._folder / image / f"{number}.dcm"
+        return self._folder / image / f"{number}{_SEGMENTATION}"
 
     def add(
         self,
@@ -211,6 +163,8 @@ class VersionStore:
     ) -> LabelVersion:
         """Keep a label; the same again from the same annotator is the version there is.
 
+        One that was found again without knowing whose it is, is of whoever brings it once more.
+
         Args:
             image: its image.
             file: the label; it is copied. None for what only the PACS has yet.
@@ -218,34 +172,38 @@ class VersionStore:
             kind: where it comes from.
             when: it was drawn; None = now.
             about: other attributes of `LabelVersion`.
+
+        Raises:
+            OSError: the disk is full, or not to be written to; nothing was kept.
         """
         history = self.history(image)
         digest = _digest(file) if file else ""
         same = history.of(annotator)[-1:] if kind in (SUBMITTED, FOLDER) else []
         if digest and same and same[0].sha256 == digest:
             return same[0]
-        number = len(history.versions) + 1
+        ownerless = (v for v in history.counting if v.kind == RECOVERED and v.sha256 == digest != "")
+        claimed = next(ownerless, None)
+        number = claimed.number if claimed else self._next_number(image, history)
+        name = f"{number}{find_suffix(file.name) or file.suffix}" if file else ""
         version = LabelVersion(
             number=number,
             annotator=annotator,
             when=(when or self._now(history)).astimezone(UTC).isoformat(),
             kind=kind,
-            file=f"{number}{find_suffix(file.name) or file.suffix}" if file else "",
+            file=claimed.file if claimed else name,
             sha256=digest,
             **about,
         )
-        if file:
-            self._keep(image, version.file, file)
-        kept = {key: value for key, value in vars(version).items() if value or key in ("number", "annotator")}
-        self.note(image, "version", **kept)
+        with self._keeping(image, version.file, None if claimed else file):
+            self._note_version(image, version)
         logger.info("label of %s: version %d (%s)", image, number, kind)
         return version
 
     def attach(self, image: str, number: int, file: Path, *, tasks: Iterable[str]) -> LabelVersion:
         """Keep the file of a version that was in the PACS alone, and what it is a label for."""
         name = f"{number}{find_suffix(file.name) or file.suffix}"
-        self._keep(image, name, file)
-        self.note(image, "file", number=number, file=name, sha256=_digest(file), tasks=list(tasks))
+        with self._keeping(image, name, file):
+            self.note(image, "file", number=number, file=name, sha256=_digest(file), tasks=list(tasks))
         return self.history(image).find(number)
 
     def withdraw(self, image: str, versions: Iterable[LabelVersion], *, why: str, by: str = "") -> None:
@@ -256,29 +214,66 @@ class VersionStore:
 
     def note(self, image: str, what: str, **values: Any) -> None:
         """Add a line to an image's log; it is on the disk when this returns."""
-        path = self._folder / image / LOG
-        line = json.dumps({"what": what, "at": datetime.now(UTC).isoformat(), **values}, default=str).encode() + b"\n"
-        is_new = not path.exists()
-        with path.open("a+b", buffering=0) as log:
-            size = log.tell()
-            if size:
-                log.seek(size - 1)
-                line = line if log.read(1) == b"\n" else b"\n" + line  # a crash cut the line before off
-            try:
-                if log.write(line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path.name)
-                os.fsync(log.fileno())
-            except OSError:  # a full disk: all of a line, or nothing
-                log.truncate(size)
-                raise
-        if is_new:
-            sync_folder(path.parent)
+        write_line(self._folder / image / LOG, what, **values)
 
-    def _keep(self, image: str, name: str, file: Path) -> None:
+    def _note_version(self, image: str, version: LabelVersion) -> None:
+        kept = {key: value for key, value in vars(version).items() if value or key in ("number", "annotator")}
+        self.note(image, "version", **kept)
+
+    @contextlib.contextmanager
+    def _keeping(self, image: str, name: str, file: Path | None) -> Iterator[None]:
+        """Keep a copy of a file, unless noting it fails."""
+        if file is None:
+            yield
+            return
         target = self._folder / image / name
-        with replacing(target) as temporary:
+        with create(target) as temporary:
             shutil.copyfile(file, temporary)
-        sync_folder(target.parent)
+        try:
+            yield
+        except OSError:
+            target.unlink(missing_ok=True)
+            raise
+
+    def _next_number(self, image: str, history: History) -> int:
+        """A number that no version and no file has or had."""
+        return 1 + max([0, *(version.number for version in history.versions), *self._numbered(image)])
+
+    def _numbered(self, image: str) -> dict[int, list[Path]]:
+        """The numbers that files of an image bear, whatever they are -> those of them that hold a label."""
+        folder, found = self._folder / image, dict[int, list[Path]]()
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if match := _NUMBERED.fullmatch(path.name):
+                files = found.setdefault(int(match[1]), [])
+                if path.name == f"{match[1]}{find_suffix(path.name)}":
+                    files.append(path)
+        return found
+
+    def _unknown_files(self, image: str) -> list[tuple[int, Path]]:
+        """Files of labels that the log does not know, with their versions' numbers."""
+        history = self.history(image)
+        files = [(number, path) for number, paths in self._numbered(image).items() for path in paths[:1]]
+        with_file = {version.number for version in history.versions if version.file}
+        return [(number, path) for number, path in sorted(files) if number not in with_file]
+
+    def _recover(self, image: str) -> None:
+        """Find versions again, from their files, whose lines the log has lost; who drew them, only those told."""
+        if self.problem(image):
+            return
+        found = self._unknown_files(image)
+        for number, path in found:
+            known, digest = self.history(image).get(number), _digest(path)
+            if known is not None and known.kind != RECOVERED:  # fetched from the PACS, before a crash
+                self.note(image, "file", number=number, file=path.name, sha256=digest)
+                continue
+            when = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat()
+            about: dict[str, Any] = {"when": when, "kind": RECOVERED, "file": path.name, "sha256": digest}
+            self._note_version(image, LabelVersion(number=number, annotator="", **about))
+            logger.warning(
+                "version %d of %s is found again by its file alone, the log has lost it: who drew it is not known",
+                number,
+                image,
+            )
 
     def _now(self, history: History) -> datetime:
         """Now, and after everything that was drawn before: clocks are set back at times."""
@@ -286,61 +281,6 @@ class VersionStore:
         return max(datetime.now(UTC), last + timedelta(microseconds=1))
 
 
-def _age(version: LabelVersion) -> tuple[datetime, int]:
-    return datetime.fromisoformat(version.when), version.number
-
-
 def _digest(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _replay(path: Path) -> History:
-    """Read a log from its first line to its last.
-
-    Raises:
-        LabelVersionError: there is something in it that this version of iopfl does not know.
-    """
-    history = History()
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # cut off by a crash, before anybody was told of it
-        try:
-            history = _apply(history, event)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise LabelVersionError(f"line {number} of the log was written by a newer iopfl: update iopfl") from error
-    return history
-
-
-def _with_tuples(version: LabelVersion) -> LabelVersion:
-    """A version as it was before JSON, which has lists alone."""
-    return replace(version, sources=tuple(version.sources), tasks=tuple(version.tasks))
-
-
-def _apply(history: History, event: dict[str, Any]) -> History:
-    what = event.pop("what")
-    event.pop("at", None)
-    match what:
-        case "version":
-            version = _with_tuples(LabelVersion(**event))
-            return replace(history, versions=(*history.versions, version))
-        case "file" | "segmentation" | "stored":
-            number = event.pop("number")
-            changes = {**event, "is_stored": True} if what == "stored" else event
-            versions = list(history.versions)
-            versions[number - 1] = _with_tuples(replace(versions[number - 1], **changes))
-            return replace(history, versions=tuple(versions))
-        case "withdrawn":
-            history = replace(history, withdrawn={**history.withdrawn, **dict.fromkeys(event["numbers"], event["why"])})
-            is_left = history.chosen not in history.withdrawn and history.counting
-            return history if is_left else replace(history, chosen=None)
-        case "restored":
-            kept = {number: why for number, why in history.withdrawn.items() if number not in event["numbers"]}
-            return replace(history, withdrawn=kept)
-        case "chosen":
-            return replace(history, chosen=event["number"])
-        case "published":
-            return replace(history, published=event["number"], stamp=tuple(event["stamp"]))
-    raise ValueError(f"no event {what!r}")

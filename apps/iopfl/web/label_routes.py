@@ -14,8 +14,8 @@ from iopfl.access.roles import for_annotator, for_reviewer, for_user
 from iopfl.base.errors import LabelVersionError
 from iopfl.lib.annotators import name_annotator, tell_annotators
 from iopfl.lib.dicomweb import PACSDatastore
+from iopfl.lib.label_log import History, LabelVersion
 from iopfl.lib.label_store import VersionedDatastore
-from iopfl.lib.versions import History, LabelVersion
 
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -50,6 +50,7 @@ def describe_all(store: Store, user: Annotated[User, Depends(for_user)]) -> Resp
     about: dict[str, Any] = {
         "rule": str(store.rule),
         "lent": [{"image": lease.image, "to": lease.annotator, "until": lease.until} for lease in leases],
+        "unsettled": [{"image": image, "reason": reason} for image, reason in sorted(store.unsettled.items())],
     }
     if isinstance(store, PACSDatastore):
         about["left_out"] = [{"image": image, "reason": reason} for image, reason in sorted(store.left_out().items())]
@@ -95,6 +96,7 @@ def _answer(image: str, store: VersionedDatastore) -> Response:
             "rule": str(store.rule),
             "final": final or None,
             "chosen": history.chosen,
+            "unsettled": store.unsettled.get(image),
             "lent": {"to": lease.annotator, "until": lease.until} if lease else None,
             "versions": [_describe(version, history) for version in history.versions],
         },

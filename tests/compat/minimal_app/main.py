@@ -22,6 +22,8 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType  # noqa: E
 from monailabel.tasks.scoring.dice import Dice  # noqa: E402
 from monailabel.tasks.train.basic_train import BasicTrainTask  # noqa: E402
 
+from iopfl.lib.folder import FolderDatastore  # noqa: E402
+
 THRESHOLD = 100
 
 
@@ -87,6 +89,9 @@ class MinimalApp(MONAILabelApp):
     def __init__(self, app_dir, studies, conf):
         self.model_dir = Path(conf["state"]) / "model"
         super().__init__(app_dir, studies, conf, name="minimal")
+
+    def init_datastore(self):
+        return FolderDatastore(self.studies, extensions=["*.nii.gz", "*.png"])
 
     def init_infers(self):
         return {"threshold": Threshold()}

@@ -1,0 +1,147 @@
+"""The files of a site folder, and its index brought in line with them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from iopfl.base.files import replacing
+from iopfl.lib.folder_names import FolderNames
+from iopfl.lib.index_file import IndexFile, Item
+
+
+class FolderFiles:
+    """Images of a folder, labels of `labels/<tag>/`: whoever changes them through this has no folder listed again.
+
+    An image's id is its file's name without the ending, which is one of a few.
+    """
+
+    def __init__(self, folder: Path, index: IndexFile, extensions: Sequence[str]) -> None:
+        """Args:
+        folder: of the images.
+        index: of the folder.
+        extensions: patterns of the names of images and labels, such as `*.png`.
+        """
+        self._folder = folder
+        self._index = index
+        self._suffixes = tuple(sorted((pattern.removeprefix("*") for pattern in extensions), key=len, reverse=True))
+        self._images = FolderNames(folder)
+        self._tags = FolderNames(folder / "labels", folders=True)
+        self._labels: dict[str, FolderNames] = {}
+
+    def image(self, image: str, ext: str) -> Path:
+        """Where an image lies."""
+        return self._folder / f"{image}{ext}"
+
+    def label(self, image: str, tag: str, ext: str) -> Path:
+        """Where a label lies."""
+        return self._folder / "labels" / tag / f"{image}{ext}"
+
+    def labels(self, image: str, tag: str) -> list[Path]:
+        """The files that are there for an image with a tag, whichever one the index names."""
+        paths = (self.label(image, tag, ext) for ext in self._suffixes)
+        return [path for path in paths if path.is_file()]
+
+    def split(self, name: str) -> tuple[str, str]:
+        """A file's name as an image's id and its ending; of another kind of file, all from the first dot."""
+        ext = next((suffix for suffix in self._suffixes if name.endswith(suffix)), "".join(Path(name).suffixes))
+        return name.removesuffix(ext), ext
+
+    def place_image(self, source: Path, image: str, ext: str) -> None:
+        """Copy an image into the folder, whole or not at all."""
+        self._place(source, self.image(image, ext), self._images)
+
+    def place_label(self, source: Path, image: str, tag: str, ext: str, *, when: float | None = None) -> Path:
+        """Copy a label into the folder of its tag, whole or not at all; `when` becomes its modification time."""
+        target = self.label(image, tag, ext)
+        self._place(source, target, self._names_of(tag), when=when)
+        return target
+
+    def remove_image(self, image: str, ext: str) -> None:
+        """Remove an image's file."""
+        self._remove(self.image(image, ext), self._images)
+
+    def remove_label(self, image: str, tag: str, ext: str) -> None:
+        """Remove a label's file."""
+        self._remove(self.label(image, tag, ext), self._names_of(tag))
+
+    def note_index(self) -> None:
+        """Take note that the index wrote files of its own beside the images."""
+        self._images.note()
+
+    def follow(self) -> None:
+        """Take in what was put into the folders, and what was taken away."""
+        added, removed = self._images.look()
+        for name in added | removed:
+            if name.endswith(self._suffixes):
+                self._match_image(self.split(name)[0])
+        self._tags.look()
+        for tag in self._tags.names | set(self._labels):
+            added, removed = self._labels.setdefault(tag, FolderNames(self._folder / "labels" / tag)).look()
+            for name in added | removed:
+                self._match_label(self.split(name)[0], tag)
+
+    def reconcile(self) -> None:
+        """Bring an index that was read anew in line with all files."""
+        self.follow()
+        listed = {self.split(name)[0] for name in self._images.names if name.endswith(self._suffixes)}
+        for image in listed.union(self._index.entries):
+            self._match_image(image)
+        for image, entry in self._index.entries.items():
+            for tag in {*entry.labels, *self._labels}:
+                self._match_label(image, tag)
+
+    def _names_of(self, tag: str) -> FolderNames:
+        if tag not in self._labels:
+            self._labels[tag] = FolderNames(self._folder / "labels" / tag)
+            self._labels[tag].look()
+        return self._labels[tag]
+
+    def _place(self, source: Path, target: Path, names: FolderNames, *, when: float | None = None) -> None:
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+            if when is not None:
+                os.utime(temporary, (when, when))
+        names.note(added=[target.name])
+
+    def _remove(self, file: Path, names: FolderNames) -> None:
+        file.unlink(missing_ok=True)
+        names.note(removed=[file.name])
+
+    def _match_image(self, image: str) -> None:
+        """Bring the entry of an image in line with its file; of two of one name it is the one that was known."""
+        entry = self._index.entries.get(image)
+        ext = self._find_ext(image, self._images.names, entry.image.ext if entry else "")
+        if ext is None:
+            if entry is not None:
+                self._index.set_image(image, None)
+        elif entry is None or entry.image.ext != ext:
+            self._index.set_image(image, new_item(image, ext))
+            for tag in self._labels:
+                self._match_label(image, tag)
+
+    def _match_label(self, image: str, tag: str) -> None:
+        entry = self._index.entries.get(image)
+        if entry is None:
+            return
+        label = entry.labels.get(tag)
+        names = self._labels[tag].names if tag in self._labels else ()
+        ext = self._find_ext(image, names, label.ext if label else "")
+        if ext is None:
+            if label is not None:
+                self._index.set_label(image, tag, None)
+        elif label is None or label.ext != ext:
+            self._index.set_label(image, tag, new_item(image, ext))
+
+    def _find_ext(self, image: str, names: Collection[str], known: str) -> str | None:
+        """The ending of an image's file among names."""
+        return next((ext for ext in (known, *self._suffixes) if ext and f"{image}{ext}" in names), None)
+
+
+def new_item(image: str, ext: str, info: Mapping[str, Any] | None = None) -> Item:
+    """What the index says of a file that is new."""
+    return Item(ext, {**(info or {}), "ts": int(time.time()), "name": f"{image}{ext}"})
