@@ -95,6 +95,17 @@ def test_a_label_that_was_there_before_its_image_is_its_label(tmp_path):
     assert store.get_labeled_images() == ["case9"]
 
 
+def test_a_tag_may_be_one_of_monai_labels_enumeration(tmp_path, label):
+    from monailabel.interfaces.datastore import DefaultLabelTag
+
+    store = open_folder(tmp_path / "images", 1)
+    store.save_label("case0", str(label), DefaultLabelTag.ORIGINAL, {"said": 1})
+    assert store.get_label_info("case0", "original") == store.get_label_info("case0", DefaultLabelTag.ORIGINAL)
+    assert store.get_label_uri("case0", DefaultLabelTag.ORIGINAL).endswith("labels/original/case0.nii.gz")
+    store.remove_label("case0", DefaultLabelTag.ORIGINAL)
+    assert not list((tmp_path / "images" / "labels").rglob("*.nii.gz"))
+
+
 def test_what_is_no_image_is_not_listed(tmp_path):
     store = open_folder(tmp_path, 1)
     for name in (".case1.png", "notes.txt", "case2.png.part"):
@@ -129,7 +140,9 @@ def test_an_index_that_is_replaced_is_read(tmp_path):
 
 
 def test_the_index_holds_no_number_that_json_has_not(tmp_path):
-    open_folder(tmp_path, 1).update_image_info("case0", {"dice": math.nan})
+    store = open_folder(tmp_path, 1)
+    store.update_image_info("case0", {"dice": math.nan})
+    assert store.get_image_info("case0")["dice"] is None
     assert "NaN" not in (tmp_path / INDEX).read_text() + (tmp_path / CHANGES).read_text()
     assert open_folder(tmp_path).get_image_info("case0")["dice"] is None
 

@@ -21,7 +21,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
-from iopfl.lib.folder_files import FolderFiles, new_item
+from iopfl.lib.folder_files import FolderFiles, new_item, plain_tag
 from iopfl.lib.index_file import Entry, IndexFile, Item
 
 FINAL, ORIGINAL = DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value
@@ -162,7 +162,7 @@ class FolderDatastore(Datastore):
         """Where the file of an image's label lies; "" = there is no such label."""
         with self._using_index():
             label = self._find_label(label_id, label_tag)
-            return os.path.realpath(self._files.label(label_id, label_tag, label.ext)) if label else ""
+            return os.path.realpath(self._files.label(label_id, plain_tag(label_tag), label.ext)) if label else ""
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
         """What is known of an image's label; empty = there is no such label."""
@@ -178,7 +178,7 @@ class FolderDatastore(Datastore):
 
     def get_label_by_image_id(self, image_id: str, tag: str) -> str:
         """Id of an image's label; "" = there is none."""
-        return self.get_labels_by_image_id(image_id).get(tag, "")
+        return self.get_labels_by_image_id(image_id).get(plain_tag(tag), "")
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
         """A ZIP archive of labeled images, their labels and the index; whoever asks removes it."""
@@ -215,6 +215,7 @@ class FolderDatastore(Datastore):
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Copy a label into the folder, whole or not at all; gives its id, which is the image's."""
+        label_tag = plain_tag(label_tag)
         with self._using_index() as index:
             self._find_image(image_id)
             ext = self._files.split(Path(label_filename).name)[1]
@@ -224,6 +225,7 @@ class FolderDatastore(Datastore):
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Remove a label."""
+        label_tag = plain_tag(label_tag)
         with self._using_index() as index:
             label = self._find_label(label_id, label_tag)
             if label is not None:
@@ -238,6 +240,7 @@ class FolderDatastore(Datastore):
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Add to what is known of a label."""
+        label_tag = plain_tag(label_tag)
         with self._using_index() as index:
             label = self._find_label(label_id, label_tag)
             if label is None:
@@ -252,4 +255,4 @@ class FolderDatastore(Datastore):
 
     def _find_label(self, image: str, tag: str) -> Item | None:
         entry = self._index.entries.get(image)
-        return entry.labels.get(tag) if entry else None
+        return entry.labels.get(plain_tag(tag)) if entry else None

@@ -142,6 +142,11 @@ class FolderFiles:
         return next((ext for ext in (known, *self._suffixes) if ext and f"{image}{ext}" in names), None)
 
 
+def plain_tag(tag: str) -> str:
+    """A tag as it is written: MONAI Label also gives members of an enumeration, which have another name as text."""
+    return str(getattr(tag, "value", tag))
+
+
 def new_item(image: str, ext: str, info: Mapping[str, Any] | None = None) -> Item:
     """What the index says of a file that is new."""
     return Item(ext, {**(info or {}), "ts": int(time.time()), "name": f"{image}{ext}"})

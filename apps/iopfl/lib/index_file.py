@@ -96,6 +96,7 @@ class IndexFile:
 
     def set_image(self, image: str, item: Item | None) -> None:
         """Note an image, or, for None, forget it and its labels; `save` writes it."""
+        item = _finite(item)
         if item is None:
             self.entries.pop(image, None)
         elif image in self.entries:
@@ -106,6 +107,7 @@ class IndexFile:
 
     def set_label(self, image: str, tag: str, item: Item | None) -> None:
         """Note the label of an image with a tag, or, for None, forget it; `save` writes it."""
+        item = _finite(item)
         _put(self.entries[image].labels, tag, item)
         self._note({"id": image, "tag": tag, "label": _to_json(item)})
 
@@ -281,7 +283,11 @@ def _put(labels: dict[str, Item], tag: str, item: Item | None) -> None:
 
 
 def _to_json(item: Item | None) -> dict[str, Any] | None:
-    return None if item is None else {"ext": item.ext, "info": finite(item.info)}  # JSON has no NaN
+    return None if item is None else {"ext": item.ext, "info": item.info}
+
+
+def _finite(item: Item | None) -> Item | None:
+    return item and Item(item.ext, finite(item.info))  # a NaN would make every listing fail
 
 
 def _to_item(values: dict[str, Any] | None) -> Any:

@@ -22,6 +22,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType  # noqa: E
 from monailabel.tasks.scoring.dice import Dice  # noqa: E402
 from monailabel.tasks.train.basic_train import BasicTrainTask  # noqa: E402
 
+from iopfl.lib.activelearning import RandomImage  # noqa: E402
 from iopfl.lib.folder import FolderDatastore  # noqa: E402
 
 THRESHOLD = 100
@@ -92,6 +93,9 @@ class MinimalApp(MONAILabelApp):
 
     def init_datastore(self):
         return FolderDatastore(self.studies, extensions=["*.nii.gz", "*.png"])
+
+    def init_strategies(self):
+        return {"random": RandomImage()}
 
     def init_infers(self):
         return {"threshold": Threshold()}
