@@ -65,10 +65,14 @@ def equipment() -> dict[str, Any]:
     }
 
 
-def describe_series(origin: Origin) -> str:
-    """What it is, cut so that the warning always fits."""
+def finish(ds: SOPClass, series: Series, origin: Origin) -> None:
+    """Say whose an object is, as its source does, and what it is; the warning always fits."""
+    source = deepcopy(series.datasets[0])
+    source.decode()  # whatever the source's character set
+    ds.copy_patient_and_study_information(source)
     what = origin.description or origin.algorithm or "segmentation"
-    return f"{what[: LONGEST - len(NOT_FOR_CLINICAL_USE) - 2]}, {NOT_FOR_CLINICAL_USE}"
+    ds.SeriesDescription = f"{what[: LONGEST - len(NOT_FOR_CLINICAL_USE) - 2]}, {NOT_FOR_CLINICAL_USE}"
+    ds.SeriesDate, ds.SeriesTime = ds.ContentDate, ds.ContentTime
 
 
 def outline_sources(series: Series) -> list[Dataset]:
@@ -127,10 +131,3 @@ def _shared_place(series: Series, plane: Plane) -> tuple[Dataset, Dataset]:
     said = find_group(series.datasets[0], 0, "PixelMeasuresSequence").get("SliceThickness")
     measures.SliceThickness = said or format_number_as_ds(distance)
     return direction, measures
-
-
-def copy_patient_and_study(source: Dataset, ds: SOPClass) -> None:
-    """Copy the source's patient and study modules as they are, whatever its character set."""
-    source = deepcopy(source)
-    source.decode()
-    ds.copy_patient_and_study_information(source)

@@ -24,7 +24,7 @@ import iopfl
 from iopfl.base.errors import SeriesError
 from iopfl.core.colors import label_colors
 from iopfl.core.task import Task
-from iopfl.dicomio.derived import LONGEST, Origin, copy_patient_and_study, describe_series, equipment, outline_sources
+from iopfl.dicomio.derived import LONGEST, Origin, equipment, finish, outline_sources
 from iopfl.dicomio.frames import find_plane
 from iopfl.dicomio.labels import Label, SegmentationError, find_time
 from iopfl.dicomio.segmentation_reading import VALUE_PREFIX, read_segmentation, referenced_series
@@ -46,7 +46,8 @@ SERIES_NUMBER = 9000
 """Of every SEG series: behind the scanner's own."""
 
 _CATEGORY = codes.cid7150.AnatomicalStructure
-_TISSUE = Code("85756007", "SCT", "Tissue")
+TISSUE = Code("85756007", "SCT", "Tissue")
+"""What a label is of which the task says no code."""
 _BLOCK = 8  # columns (x) of a mask that are reordered together
 
 
@@ -126,12 +127,10 @@ def build_segmentation(mask: np.ndarray, series: Series, segments: Sequence[Segm
         content_description=origin.description[:LONGEST] or None,
         specific_character_set="ISO_IR 192",
     )
-    copy_patient_and_study(series.datasets[0], ds)
+    finish(ds, series, origin)
     if not series.has_geometry:
         ds.PatientOrientation = series.datasets[0].get("PatientOrientation") or ""
         ds.SharedFunctionalGroupsSequence[0].pop("PixelMeasuresSequence", None)
-    ds.SeriesDescription = describe_series(origin)
-    ds.SeriesDate, ds.SeriesTime = ds.ContentDate, ds.ContentTime
     ds.ContentCreatorName = origin.annotator.replace("\\", "/").replace("=", "-")[:LONGEST]
     for number, (item, segment) in enumerate(zip(ds.SegmentSequence, segments, strict=True), start=1):
         if number != segment.value:
@@ -174,7 +173,7 @@ def _describe(number: int, segment: Segment, origin: Origin) -> SegmentDescripti
         segment_number=number,
         segment_label=segment.name[:LONGEST],
         segmented_property_category=segment.category,
-        segmented_property_type=segment.code or _TISSUE,
+        segmented_property_type=segment.code or TISSUE,
         algorithm_type=kind,
         algorithm_identification=algorithm,
         display_color=CIELabColor.from_string(segment.color),
