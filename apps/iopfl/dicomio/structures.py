@@ -1,4 +1,4 @@
-"""A radiotherapy structure set (RTSTRUCT) out of a mask: closed contours on the source's slices. Reading is in `rtstruct`.
+"""A radiotherapy structure set (RTSTRUCT) out of a mask: closed contours on its slices. Reading is in `rtstruct`.
 
 Source: PS3.3 A.19 and C.8.8.6. A contour runs halfway between the centers of pixels inside and outside. A hole is cut
 by a keyhole of no width, as C.8.8.6.3 describes, which every reader understands.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import pairwise
 
 import contourpy
 import numpy as np
@@ -80,20 +81,30 @@ def build_structure_set(mask: np.ndarray, series: Series, segments: Sequence[Seg
     return ds
 
 
-def trace(plane: np.ndarray) -> list[np.ndarray]:
-    """Closed contours of a mask (X, Y), one for each connected part, as (points, 2) voxel indices."""
+def outline(plane: np.ndarray) -> list[list[np.ndarray]]:
+    """Outlines of a mask (X, Y): of each connected part the outer one, then those of its holes.
+
+    Returns:
+        Each outline (points, 2), voxel indices, without the first point again at its end.
+    """
     padded = np.pad(plane.astype(np.float32), 1)
     filled = contourpy.contour_generator(z=padded, fill_type=contourpy.FillType.OuterOffset).filled(0.5, np.inf)
+    return [
+        [points[start : end - 1, ::-1] - 1 for start, end in pairwise(offsets)]  # (row, column) of the padded plane
+        for points, offsets in zip(*filled, strict=True)
+    ]
+
+
+def trace(plane: np.ndarray) -> list[np.ndarray]:
+    """Closed contours of a mask (X, Y), one for each connected part, with keyholes: (points, 2) voxel indices."""
     contours = []
-    for points, offsets in zip(*filled, strict=True):
-        pieces = [points[start : end - 1] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
-        contour = pieces[0]
-        for hole in pieces[1:]:
+    for contour, *holes in outline(plane):
+        for hole in holes:
             distance = np.linalg.norm(contour[:, None] - hole[None], axis=2)
             here, there = np.unravel_index(distance.argmin(), distance.shape)
             around = np.roll(hole, -int(there), axis=0)
             contour = np.concatenate([contour[: here + 1], around, around[:1], contour[here:]])
-        contours.append(contour[:, ::-1] - 1)  # contourpy gives (column, row) of the padded plane
+        contours.append(contour)
     return contours
 
 
