@@ -1,4 +1,4 @@
-"""DICOM SEG out of a mask: binary, on the source's own slices, saying what made it and that it is not for clinical use.
+"""DICOM SEG out of a mask: binary or a label map, on its own slices, with what made it, and not for clinical use.
 
 Source: PS3.3 A.51 and C.8.20. Segments are numbered from 1 without a hole, as the
 standard asks; every label of the task is described, drawn or not, so that
@@ -18,7 +18,7 @@ from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, Segmentation
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 
 import iopfl
 from iopfl.base.errors import SeriesError
@@ -84,8 +84,10 @@ def segments_of(task: Task) -> list[Segment]:
     ]
 
 
-def build_segmentation(mask: np.ndarray, series: Series, segments: Sequence[Segment], origin: Origin) -> Dataset:
-    """Build a binary SEG of a mask.
+def build_segmentation(
+    mask: np.ndarray, series: Series, segments: Sequence[Segment], origin: Origin, *, as_label_map: bool = False
+) -> Dataset:
+    """Build a SEG of a mask.
 
     Slices without any label are left out, as usual; of a wholly empty mask one stays, since a SEG has at least
     one frame.
@@ -95,9 +97,12 @@ def build_segmentation(mask: np.ndarray, series: Series, segments: Sequence[Segm
         series: what was segmented; patient, study and place are copied from it.
         segments: all labels that the mask may hold, in order of their values.
         origin: who or what made the mask.
+        as_label_map: one frame for a slice with all labels (DICOM Supplement 243) instead of one for each label; not
+            every viewer reads these.
 
     Returns:
-        An instance of Segmentation Storage in a series of its own, uncompressed Explicit VR Little Endian.
+        An instance of Segmentation Storage in a series of its own, uncompressed Explicit VR Little Endian; or of Label
+        Map Segmentation Storage, JPEG-LS Lossless, much smaller where there are many labels.
 
     Raises:
         SeriesError: the mask is not on the series' grid, or holds a value that no segment has.
@@ -115,14 +120,14 @@ def build_segmentation(mask: np.ndarray, series: Series, segments: Sequence[Segm
         pixel_array=frames,
         plane_positions=positions,
         omit_empty_frames=bool(frames.any()),
-        segmentation_type=SegmentationTypeValues.BINARY,
+        segmentation_type=SegmentationTypeValues.LABELMAP if as_label_map else SegmentationTypeValues.BINARY,
         segment_descriptions=[_describe(number, item, origin) for number, item in enumerate(segments, start=1)],
         series_instance_uid=generate_uid(),
         series_number=SERIES_NUMBER,
         sop_instance_uid=generate_uid(),
         instance_number=1,
         **equipment(),
-        transfer_syntax_uid=ExplicitVRLittleEndian,
+        transfer_syntax_uid=JPEGLSLossless if as_label_map else ExplicitVRLittleEndian,
         content_label="SEGMENTATION",
         content_description=origin.description[:LONGEST] or None,
         specific_character_set="ISO_IR 192",
@@ -132,9 +137,10 @@ def build_segmentation(mask: np.ndarray, series: Series, segments: Sequence[Segm
         ds.PatientOrientation = series.datasets[0].get("PatientOrientation") or ""
         ds.SharedFunctionalGroupsSequence[0].pop("PixelMeasuresSequence", None)
     ds.ContentCreatorName = origin.annotator.replace("\\", "/").replace("=", "-")[:LONGEST]
-    for number, (item, segment) in enumerate(zip(ds.SegmentSequence, segments, strict=True), start=1):
-        if number != segment.value:
-            item.SegmentDescription = f"{VALUE_PREFIX}{segment.value}"
+    for item in ds.SegmentSequence:
+        number = int(item.SegmentNumber)
+        if number and number != segments[number - 1].value:  # a label map describes the background too, as 0
+            item.SegmentDescription = f"{VALUE_PREFIX}{segments[number - 1].value}"
     return ds
 
 
