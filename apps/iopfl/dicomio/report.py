@@ -20,6 +20,7 @@ from highdicom.sr import (
     ObserverContext,
     PersonObserverIdentifyingAttributes,
     ReferencedSegment,
+    SourceSeriesForSegmentation,
     TrackingIdentifier,
     VolumetricROIMeasurementsAndQualitativeEvaluations,
 )
@@ -63,8 +64,9 @@ def build_report(
         An instance of Comprehensive 3D SR Storage in a series of its own, uncompressed Explicit VR Little Endian.
     """
     algorithm = _identify(origin, quality)
+    source = SourceSeriesForSegmentation(series.series_instance_uid)
     groups = [
-        _build_group(segmentation, number, segment, measured, algorithm)
+        _build_group(segmentation, source, number, segment, measured, algorithm)
         for number, (segment, measured) in enumerate(zip(segments, measurements, strict=True), start=1)
     ]
     report = MeasurementReport(
@@ -113,6 +115,7 @@ def _observe(origin: Origin) -> ObservationContext:
 
 def _build_group(
     segmentation: Dataset,
+    source: SourceSeriesForSegmentation,
     number: int,
     segment: Segment,
     measured: measuring.Measurement,
@@ -133,7 +136,9 @@ def _build_group(
         )
     return VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking,
-        referenced_segment=ReferencedSegment.from_segmentation(segmentation, number),
+        referenced_segment=ReferencedSegment(
+            segmentation.SOPClassUID, segmentation.SOPInstanceUID, number, source_series=source
+        ),
         finding_type=kind,
         finding_category=segment.category,
         algorithm_id=algorithm,
