@@ -142,7 +142,7 @@ def test_a_series_that_grows_is_downloaded_again(pacs, open_store, tmp_path):
 
 
 def test_pages_of_the_search_are_followed(pacs, open_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("iopfl.lib.pacs._PAGE", 2)
+    monkeypatch.setattr("iopfl.dicomweb.client._PAGE", 2)
     for number in range(5):
         send(pacs, tmp_path, f"page{number}")
     assert len(open_store(pacs.dicomweb_url).list_images()) == 7

@@ -135,9 +135,9 @@ def test_a_pacs_sends_a_series_and_gets_its_segmentation(
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"password_env": "IOPFL_TEST_WRONG"}, PACSError, "refused instance .* with HTTP status 401"),
-        ({"user": "", "password_env": ""}, PACSError, "HTTP status 401"),
-        ({"url": "http://127.0.0.1:1/dicom-web"}, PACSAwayError, "no answer to the STOW"),
+        ({"password_env": "IOPFL_TEST_WRONG"}, PACSError, "refused storing with status 401"),
+        ({"user": "", "password_env": ""}, PACSError, "status 401"),
+        ({"url": "http://127.0.0.1:1/dicom-web"}, PACSAwayError, "does not answer storing"),
     ],
 )
 def test_a_web_that_does_not_take_it_is_named(tmp_path, monkeypatch, pacs, changes, error, words):

@@ -6,28 +6,25 @@ got it before a crash here takes the second one for what it is, the same.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 from io import BytesIO
 from pathlib import Path
 
-import requests
-from dicomweb_client import DICOMwebClient
 from pydicom import Dataset, dcmread
 from pynetdicom.presentation import build_context
 
-from iopfl.base.errors import AssociationError, PACSAwayError, PACSError
+from iopfl.base.errors import AssociationError
 from iopfl.base.private_files import write_private
+from iopfl.dicomweb.client import DICOMweb, Endpoint
 from iopfl.dimse.peers import Peer, Timeouts, associated
 from iopfl.dimse.rules import Destination, Stow
 
 _SUFFIX = ".dcm"
-_STOW_SECONDS = (10.0, 120.0)  # to connect, to answer
-_ONE_CHUNK = 2**31  # bytes: a request of known length, which every server understands
+_STOW_SECONDS = 120.0  # to answer
 _WARNINGS = range(0xB000, 0xC000)
 
 logger = logging.getLogger(__name__)
-logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)  # it quotes what servers answer
 
 
 class Outbox:
@@ -89,27 +86,15 @@ def _send_by_dimse(ds: Dataset, peer: Peer, ae_title: str, timeouts: Timeouts | 
 
 
 def _send_by_stow(ds: Dataset, destination: Stow) -> None:
-    """STOW-RS (PS3.18, 10.5)."""
-    try:
-        with requests.Session() as session:
-            if destination.user:
-                session.auth = (destination.user, os.environ[destination.password_env])
-            if destination.token_env:
-                session.headers["Authorization"] = f"Bearer {os.environ[destination.token_env]}"
-            if destination.ca:
-                session.verify = str(destination.ca)
-            client = DICOMwebClient(destination.url, session=session, timeout=_STOW_SECONDS, chunk_size=_ONE_CHUNK)
-            client.set_http_retry_params(retry=False)  # the queue tries again, and meanwhile sends to others
-            answer = client.store_instances([ds])
-    except requests.HTTPError as error:
-        status = error.response.status_code if error.response is not None else "?"
-        raise PACSError(f"{destination}: refused instance {ds.SOPInstanceUID} with HTTP status {status}") from error
-    except (requests.RequestException, KeyError, ValueError) as error:
-        raise PACSAwayError(
-            f"{destination}: no answer to the STOW ({type(error).__name__}): check the address"
-        ) from error
-    failed = answer.get("FailedSOPSequence")
-    if failed:
-        raise PACSError(
-            f"{destination}: refused instance {ds.SOPInstanceUID} with reason {failed[0].get('FailureReason')}"
-        )
+    to = Endpoint(
+        destination.url,
+        name=str(destination),
+        headers=destination.headers,
+        verify=destination.ca or True,
+        ca_hint="ca at this destination",
+        proxy=destination.proxy,
+        attempts=1,  # the queue tries again, and meanwhile sends to others
+        wait_seconds=_STOW_SECONDS,
+    )
+    with contextlib.closing(DICOMweb(to)) as server:
+        server.store(ds)

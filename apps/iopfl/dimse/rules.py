@@ -18,6 +18,7 @@ Patterns are those of file names (`*`, `?`, `[abc]`), or regular expressions bet
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,8 @@ class Stow:
         user: to sign in with; empty = none.
         password_env: environment variable that holds the password.
         token_env: environment variable that holds a bearer token, instead.
-        ca: PEM certificates that the server's must lead to; None = the system's.
+        ca: PEM certificates that the server's must lead to; None = those that everybody trusts.
+        proxy: URL of the proxy that leads there; empty = none, whatever the environment says.
     """
 
     url: str
@@ -89,6 +91,7 @@ class Stow:
     password_env: str = ""
     token_env: str = ""
     ca: Path | None = None
+    proxy: str = ""
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -98,6 +101,8 @@ class Stow:
             raise ConfigError(
                 f"stow: expected http(s)://{parts.hostname}/... without a password in it: give user and password_env"
             )
+        if self.proxy and (urlsplit(self.proxy).scheme not in ("http", "https") or not urlsplit(self.proxy).hostname):
+            raise ConfigError(f"stow: proxy: expected http(s)://host:port, given {self.proxy!r}")
         if bool(self.user) != bool(self.password_env) or (self.user and self.token_env):
             raise ConfigError("stow: expected user and password_env, or token_env alone, or neither")
         if self.ca and not self.ca.is_file():
@@ -108,6 +113,15 @@ class Stow:
 
     def __str__(self) -> str:
         return self.url
+
+    def headers(self) -> dict[str, str]:
+        """What signs in, as it is now; empty without any."""
+        if self.token_env:
+            return {"Authorization": f"Bearer {os.environ.get(self.token_env, '')}"}
+        if self.user:
+            pair = f"{self.user}:{os.environ.get(self.password_env, '')}".encode()
+            return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+        return {}
 
 
 Destination = Peer | Stow

@@ -143,8 +143,9 @@ class StorageSCP:
             handlers += more
         context = settings.tls.server_context() if settings.tls else None
         try:
-            address, options = (settings.host, settings.port), {"ssl_context": context, "evt_handlers": handlers}
-            self._server = cast(TunedServer, ae.make_server(address, server_class=TunedServer, **options))
+            address = (settings.host, settings.port)
+            server = ae.make_server(address, ssl_context=context, evt_handlers=handlers, server_class=TunedServer)
+            self._server = cast(TunedServer, server)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another --port"
