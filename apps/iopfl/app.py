@@ -26,6 +26,7 @@ from iopfl.lib.dicomweb import PACSDatastore
 from iopfl.lib.infers import RoutedSegmentation, SiteSegmentation
 from iopfl.lib.label_store import VersionedDatastore
 from iopfl.lib.leases import LeaseStore, Offered
+from iopfl.lib.leftovers import sweep_leftovers
 from iopfl.lib.models import SiteModels
 from iopfl.lib.pacs import PACSAccess
 from iopfl.lib.scoring import ExpertAgreement, SubmittedDice
@@ -113,6 +114,7 @@ class IOPFLApp(MONAILabelApp):
     def on_init_complete(self) -> None:
         """In the server, not in its children: what a crash left half done is done now."""
         super().on_init_complete()
+        sweep_leftovers(self.models.settings, None if self.pacs else Path(self.studies))
         self.datastore().start()
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,10 +10,10 @@ import requests
 from tqdm import tqdm
 
 from iopfl.base.errors import BankError, ConfigError
-from iopfl.base.files import write_bytes
+from iopfl.base.files import Scratch, write_bytes
 from iopfl.base.private_files import read_secret
 from iopfl.core.bank import ModelBank
-from iopfl.core.bank_exchange import import_bank
+from iopfl.core.bank_exchange import SUFFIX, import_bank
 from iopfl.core.manifest import MANIFEST
 from iopfl.core.signing import Keyring
 from iopfl.core.task import Task
@@ -66,10 +65,10 @@ def pull_bank(
                 raise ConfigError(
                     f"{url}: expected a bank, the server answers {response.status_code} {_detail(response)}"
                 )
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part") as file:
-                _download(response, Path(file.name))
-                import_bank(Path(file.name), folder, keys=keys, task=task)
+            with Scratch(folder) as staging:
+                file = staging / f"{folder.name}{SUFFIX}"
+                _download(response, file)
+                import_bank(file, folder, keys=keys, task=task)
             if "ETag" in response.headers:
                 write_bytes(folder / PULLED, json.dumps({"url": url, "etag": response.headers["ETag"]}).encode())
     except requests.RequestException as error:

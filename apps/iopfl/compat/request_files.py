@@ -19,6 +19,7 @@ from typing import Any
 import anyio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from iopfl.base.files import Scratch
 from iopfl.compat._patching import guard, once
 
 
@@ -27,15 +28,15 @@ class RequestFiles:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._folder: tempfile.TemporaryDirectory | None = None
+        self._folder: Scratch | None = None
         self._others: list[Path] = []
 
     def name_file(self, suffix: str | None = None) -> Path:
         """A path that does not exist."""
         with self._lock:
             if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="iopfl-request-", ignore_cleanup_errors=True)
-            return Path(self._folder.name) / f"{uuid.uuid4().hex}{suffix or ''}"
+                self._folder = Scratch(Path(tempfile.gettempdir(), "iopfl-request"))
+            return self._folder.path / f"{uuid.uuid4().hex}{suffix or ''}"
 
     def adopt(self, path: Path) -> None:
         """Remove a file that lies elsewhere as well."""
@@ -52,7 +53,7 @@ class RequestFiles:
         for path in self._others:
             path.unlink(missing_ok=True)
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove()
 
 
 _files: ContextVar[RequestFiles] = ContextVar("files of the request")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 from iopfl.base.errors import BankError
-from iopfl.base.files import replacing, write_bytes
+from iopfl.base.files import Scratch, replacing, write_bytes
 from iopfl.base.locks import hold_folder
 from iopfl.core.bank import ModelBank
 from iopfl.core.manifest import (
@@ -89,9 +88,7 @@ def import_bank(source: Path, folder: Path, *, keys: Keyring, task: Task | None 
         BankTrustError: its signer is not trusted, or it was altered.
         BankError: no whole bank, or older than what the folder has or had.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
-        staging = Path(name)
+    with Scratch(folder) as staging:
         try:
             with zipfile.ZipFile(source) as archive:
                 if archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST:
