@@ -221,9 +221,10 @@ class FederationRounds:
 
     def _read_json(self, order: Order, kind: str, what: str) -> dict[str, Any]:
         try:
-            return json.loads(self._file(order, kind, f"{what}.json").read_bytes())
-        except FileNotFoundError:
+            kept = json.loads(self._file(order, kind, f"{what}.json").read_bytes())
+        except (FileNotFoundError, ValueError):  # a damaged one is as none: the round is carried out again
             return {}
+        return kept if isinstance(kept, dict) else {}
 
     def _file(self, order: Order, kind: str, name: str) -> Path:
         if kind not in KINDS:

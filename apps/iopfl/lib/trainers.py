@@ -47,9 +47,13 @@ class LocalTraining(TrainTask):
         return {"epochs": _EPOCHS, "seed": 0, "device": self._models.settings.device}
 
     def stats(self) -> dict[str, Any]:
-        """Progress of the training that runs, or the result of the last one."""
+        """Progress of the training that runs, or the result of the last one; nothing, where that was damaged."""
         path = self._models.stats_file(self._task.name)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            stats = json.loads(path.read_bytes())
+        except (OSError, ValueError):  # clients ask for it with everything else, and shall not fail for it
+            return {}
+        return stats if isinstance(stats, dict) else {}
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train; publish the best epoch as it comes, so that a stop loses at most the epoch at hand.
