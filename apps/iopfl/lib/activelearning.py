@@ -23,6 +23,9 @@ _CANDIDATES = 8
 """Images scored anew a call: the clinician is waiting. Scores are kept, so a small site is soon scored whole."""
 
 
+_TRIES = 64
+
+
 class RandomImage(Strategy):
     """An unlabeled image by chance, the likelier the longer ago it was offered.
 
@@ -43,6 +46,10 @@ class RandomImage(Strategy):
         if not unlabeled:
             return None
         strategy, now = request["strategy"], int(time.time())
+        # One that was never offered outweighs all that were; among many, it is found without a look at each.
+        for image in random.choices(unlabeled, k=_TRIES):
+            if strategy not in datastore.facts(image).get("strategy", {}):
+                return {"id": image, "weight": now}
         offered = (datastore.facts(image).get("strategy", {}).get(strategy, {}) for image in unlabeled)
         weights = [max(1, now - about.get("ts", 0)) for about in offered]
         (chosen,) = random.choices(range(len(unlabeled)), weights=weights)

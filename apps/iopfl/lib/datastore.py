@@ -59,6 +59,10 @@ class CheckedDatastore(FolderDatastore):
         """The tasks that an image may be labeled for."""
         return self._tasks
 
+    def images_for(self, task: Task, images: list[str]) -> list[str]:
+        """Of some images, those that may be labeled for a task."""
+        return images if task in self._tasks else []
+
     def find_subject(self, image_id: str) -> str:
         """Whose image it is; "" = to be found in the image's id."""
         return ""

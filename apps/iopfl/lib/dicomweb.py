@@ -173,6 +173,10 @@ class PACSDatastore(VersionedDatastore):
             return self._tasks
         return [task for task in self._tasks if task.modality == entry.image.info["Modality"]]
 
+    def images_for(self, task: Task, images: list[str]) -> list[str]:
+        """Of some series, those that may be labeled for a task."""
+        return [image for image in images if task in self.tasks_for(image)]
+
     def find_subject(self, image_id: str) -> str:
         """Keyed hash of the patient, so that images of one do not both train and test."""
         return self._cache.facts(image_id).subject

@@ -111,10 +111,8 @@ class Offered:
     def get_unlabeled_images(self, *arguments: Any, **options: Any) -> list[str]:
         """The images without a label that may be offered."""
         found = self._datastore.get_unlabeled_images(*arguments, **options)
-        return [image for image in found if image not in self._hidden and self._is_for_task(image)]
+        offered = [image for image in found if image not in self._hidden]
+        return offered if self._task is None else self._datastore.images_for(self._task, offered)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._datastore, name)
-
-    def _is_for_task(self, image: str) -> bool:
-        return self._task is None or self._task in self._datastore.tasks_for(image)
