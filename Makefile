@@ -1,6 +1,6 @@
 # Everything sets itself up: `make demo` and `make test` work from a bare clone on Linux with Python 3.11.
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-long lint
+.PHONY: help env tools demo test test-long lint lock sbom
 
 DATA ?=
 TASK ?=
@@ -11,21 +11,30 @@ DEMO ?= demo
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-env: ## .venv with all packages
+env: ## .venv with all that runs
 	@scripts/setup.sh
+
+tools: ## the same, and the tools of the targets below
+	@scripts/setup.sh tools
 
 demo: env ## a federation, its bank and a label server at an outside site; DATA=folder TASK=task OUTSIDE=site ROUNDS=n
 	@.venv/bin/python scripts/demo.py --folder "$(DEMO)" --data "$(DATA)" --task "$(TASK)" --outside "$(OUTSIDE)" --rounds "$(ROUNDS)"
 
-test: env ## all tests of ordinary length, 15 minutes at most
+test: tools ## all tests of ordinary length, 15 minutes at most
 	@scripts/debian.sh
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
-test-long: env ## faults, kills and the demo from a bare clone
+test-long: tools ## faults, kills and the demo from a bare clone
 	@scripts/debian.sh
 	@.venv/bin/python -m pytest -m long --timeout 3600
 
-lint: env ## ruff and mypy
+lint: tools ## ruff and mypy
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+
+lock: tools ## requirements.txt and requirements-dev.txt anew, of setup.py and pyproject.toml; versions there stay
+	@scripts/lock.sh
+
+sbom: tools ## sbom.json, a CycloneDX list of what runs
+	@.venv/bin/cyclonedx-py requirements requirements.txt --output-reproducible --output-file sbom.json

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Make the project's environment: .venv with the pinned packages and the project itself. A second call starts at once.
+# Make the project's environment: .venv with the packages of requirements.txt and the project itself; with the word
+# `tools`, those of requirements-dev.txt too. A second call starts at once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-stamp=.venv/.ready-$(cat requirements.txt setup.py | sha256sum | cut -c1-16)
+lists=(requirements.txt)
+[ "${1:-}" != tools ] || lists+=(requirements-dev.txt)
+stamp=.venv/.ready-${#lists[@]}-$(cat "${lists[@]}" setup.py | sha256sum | cut -c1-16)
 [ -e "$stamp" ] && exit 0
 
 python=${PYTHON:-python3.11}
@@ -16,9 +19,20 @@ command -v "$python" >/dev/null || python=python3
   echo "setup: $python has no ensurepip: install Debian's python3.11-venv, or another Python 3.11" >&2
   exit 2
 }
-echo "setup: making .venv; the packages are about 8 GB and take some minutes the first time"
+echo "setup: filling .venv; the packages are about 7 GB and take some minutes the first time"
 "$python" -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+pip=(.venv/bin/python -m pip --quiet --disable-pip-version-check)
+# The lists are whole, and a package that is in none is not wanted: nothing is looked for (--no-deps), and what is
+# built is built by the setuptools of the list. It comes first, since one package has no wheel.
+install=("${pip[@]}" install --no-deps --no-build-isolation --require-hashes)
+"${install[@]}" -r <(sed -n '/^setuptools==/,/^ *#/p' requirements.txt)
+"${install[@]}" "${lists[@]/#/-r}"
+"${pip[@]}" install --no-deps --no-build-isolation -e .
+
+# What an older list brought, and none of these does, goes.
+listed=$(sed -n 's/^\([[:alnum:]._-]*\)==.*/\1/p' requirements.txt requirements-dev.txt)
+mapfile -t old < <("${pip[@]}" list --format freeze | sed 's/==.*//' | tr 'A-Z_.' 'a-z--' |
+  grep -vxFf <(printf '%s\n' pip iopfl "$listed" | tr 'A-Z_.' 'a-z--'))
+[ ${#old[@]} -eq 0 ] || "${pip[@]}" uninstall --yes "${old[@]}"
 rm -f .venv/.ready-*
 touch "$stamp"

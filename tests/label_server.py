@@ -18,6 +18,8 @@ import nibabel as nib
 import numpy as np
 import requests
 
+from runtime_list import runtime_environment
+
 PACKAGES = Path(__file__).resolve().parents[1] / "apps"
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
@@ -88,11 +90,11 @@ def running_server(
 
 
 def start_process(command: Sequence[str], log_path: Path, *, env: Mapping[str, str] | None = None) -> subprocess.Popen:
-    """Start a program as a process group, with iopfl on its path and one thread for torch."""
+    """Start a program as a process group, with iopfl and what it is listed to need, and one thread for torch."""
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(PACKAGES)]))
     # A scoring process at each start would cost more than the rest of a test.
     defaults = {"OMP_NUM_THREADS": "1", "MONAI_LABEL_AUTO_UPDATE_SCORING": "false"}
-    environment = {**os.environ, **defaults, "PYTHONPATH": path, **(env or {})}
+    environment = runtime_environment({**os.environ, **defaults, "PYTHONPATH": path, **(env or {})})
     with log_path.open("wb") as log:
         return subprocess.Popen(
             list(command),

@@ -24,7 +24,13 @@ from iopfl.core.task import builtin_tasks, read_task
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, ROOT / "sample-datasets" / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *DOCS,
+    ROOT / "sample-datasets" / "README.md",
+]
 ALL = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "sample-datasets").rglob("*.md"))]
 TEXT = {page: page.read_text(encoding="utf-8") for page in ALL}
 
@@ -160,13 +166,28 @@ def test_links_lead_somewhere(page):
 def test_paths_exist(page):
     words = [word for code in [*inline(TEXT[page]), *blocks(TEXT[page], "", "sh", "bash")] for word in code.split()]
     for word in words:
-        path = word.strip(".,;:'\"")
+        path = word.strip(".,;:'\"").partition("::")[0]
         if not path.startswith(OURS):
             continue
         before, _, rest = path.partition("{")
         inner, _, after = rest.partition("}")
         for part in inner.split(","):
             assert (ROOT / f"{before}{part}{after}").exists(), f"{page.name}: {word}"
+
+
+def test_the_tests_that_hold_against_attacks_exist():
+    """And each attack has one: a line of a table without is a claim."""
+    rows = re.findall(
+        r"^\| (?!attack|---)(.*) \|$", TEXT[ROOT / "SECURITY.md"].partition("## Attacks")[2], re.MULTILINE
+    )
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(tests/\S+\.py)::(\w+)`", row.rpartition(" | ")[2])
+        assert named, row
+        for path, name in named:
+            assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), (
+                f"{path}::{name}"
+            )
 
 
 def test_every_page_of_docs_is_linked_from_another():

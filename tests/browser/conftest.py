@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: scripts/setup.sh")
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: make tools")
 
 from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
 

@@ -82,7 +82,9 @@ def test_the_demo_runs_in_a_clone(clone):
 
 
 @pytest.mark.timeout(DEMO_SECONDS + INSTALL_SECONDS)
-@pytest.mark.skipif(os.environ.get("IOPFL_TEST_INSTALL") != "1", reason="downloads 8 GB: set IOPFL_TEST_INSTALL=1")
+@pytest.mark.skipif(
+    os.environ.get("IOPFL_TEST_INSTALL") != "1", reason="downloads 4 GB, installs 7: set IOPFL_TEST_INSTALL=1"
+)
 def test_the_demo_runs_from_nothing(clone):
     run(clone, "make", "env", seconds=INSTALL_SECONDS)
     output = run(clone, ".venv/bin/python", "scripts/demo.py", "--once", "--rounds", 2, seconds=DEMO_SECONDS)
