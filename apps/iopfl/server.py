@@ -18,7 +18,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -80,11 +80,15 @@ def __getattr__(name: str) -> Any:
     return globals()["app"]
 
 
-def serve(settings: ServerSettings) -> NoReturn:
+def serve(settings: ServerSettings, *, check: Callable[[], None] = lambda: None) -> NoReturn:
     """Run a label server until it gets SIGTERM or SIGINT, then end this process with status 0.
 
     Prints its address on stdout once it answers. A request that is still being computed
     `SHUTDOWN_SECONDS` after the signal is given up, background tasks are ended at once.
+
+    Args:
+        settings: what to serve, where.
+        check: of more that must be right, which takes seconds: comes after what is quick to check.
 
     Raises:
         ConfigError: there is no app, no study folder, or the port is taken.
@@ -92,6 +96,7 @@ def serve(settings: ServerSettings) -> NoReturn:
     _check(settings)
     access = _choose_access(settings)
     listener = _listen(settings.host, settings.port)
+    check()
     port = listener.getsockname()[1]
     _configure_monailabel(settings, port)
     logging.config.dictConfig(_log_config(settings))  # before the app is made, which says what it finds damaged

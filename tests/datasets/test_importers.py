@@ -24,7 +24,7 @@ from dataset_layouts import (
 from PIL import Image
 
 from iopfl.base.errors import DatasetError
-from iopfl.datasets import IMPORTERS, import_dataset
+from iopfl.datasets import IMPORTABLE, import_dataset
 from iopfl.datasets.importers import fundus
 
 
@@ -57,7 +57,7 @@ def listing(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("name", IMPORTERS)
+@pytest.mark.parametrize("name", IMPORTABLE)
 def test_import_gives_labeled_site_folders_and_a_split_by_subject(name, source, sites):
     MAKERS[name](source)
     calls = []
@@ -80,7 +80,7 @@ def test_import_gives_labeled_site_folders_and_a_split_by_subject(name, source, 
     assert all(site in str(summary) for site in splits)
 
 
-@pytest.mark.parametrize("name", IMPORTERS)
+@pytest.mark.parametrize("name", IMPORTABLE)
 def test_an_empty_folder_is_refused_with_the_layout_expected(name, source, sites):
     with pytest.raises(DatasetError, match=r"no images of .*: expected .*unpacked download"):
         import_dataset(name, source, sites)

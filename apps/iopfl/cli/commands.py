@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from iopfl import __version__
 from iopfl.base.allocation import keep_blocks
 from iopfl.base.errors import CancelledError, ConfigError, IOPFLError
+from iopfl.datasets import IMPORTABLE
 
 _EXAMPLE = "example:\n  "
 
@@ -73,8 +74,7 @@ def _add(commands: Any, name: str, run: Callable[[Any], None], text: str, exampl
 
 
 def _add_serve(commands: Any) -> None:
-    from iopfl.server import add_arguments
-    from iopfl.server_options import add_memory
+    from iopfl.server_options import add_arguments, add_memory
 
     example = "iopfl serve --studies sites/site_d --bank bank/ --site site_d"
     parser = _add(
@@ -97,18 +97,24 @@ def _add_serve(commands: Any) -> None:
 def _serve(arguments: Any) -> None:
     from dataclasses import replace
 
-    from iopfl.core.bank import ModelBank
-    from iopfl.core.manifest import MANIFEST
+    from iopfl.core.manifest import MANIFEST, read_manifest
     from iopfl.core.signing import Keyring
     from iopfl.core.task import read_task
-    from iopfl.server import serve, settings_from
-    from iopfl.server_options import memory_conf
+    from iopfl.server_options import memory_conf, settings_from
 
-    # Opened here once, so that what is wrong is said in one line before anything listens.
     task = read_task(arguments.task) if arguments.task else None
     awaited = bool(arguments.site and task) and not (arguments.bank / MANIFEST).is_file()
     if not awaited:
-        ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))
+        read_manifest(arguments.bank)
+    from iopfl.server import serve  # imports the half of what a server needs; after mistakes that need none of it
+
+    def check_bank() -> None:
+        """Open the bank once, so that what is wrong is said in one line before anything answers."""
+        from iopfl.core.bank import ModelBank
+
+        if not awaited:
+            ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))
+
     settings = settings_from(arguments)
     task_file = Path(arguments.task).resolve() if arguments.task and Path(arguments.task).is_file() else arguments.task
     conf = {
@@ -119,7 +125,7 @@ def _serve(arguments: Any) -> None:
         "keys": str(arguments.keys.resolve()),
         **memory_conf(arguments),
     }
-    serve(replace(settings, conf={**conf, **settings.conf}))
+    serve(replace(settings, conf={**conf, **settings.conf}), check=check_bank)
 
 
 def _add_segment(commands: Any) -> None:
@@ -163,11 +169,12 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(arguments: Any) -> None:
+    predictor = _open_predictor(arguments)
+
     from tqdm import tqdm
 
     from iopfl.core.evaluation import evaluate, select_cases
 
-    predictor = _open_predictor(arguments)
     cases = select_cases(arguments.studies, predictor.task, arguments.split)
     site = arguments.studies.resolve().name
     with tqdm(total=len(cases), unit="image", disable=None) as bar:
@@ -243,9 +250,7 @@ def _add_datasets(commands: Any) -> None:
         "Bring a downloaded data set into site folders with splits.",
         "iopfl datasets import drive ~/Downloads/DRIVE -o sites/",
     )
-    from iopfl.datasets import IMPORTERS
-
-    importer.add_argument("name", help=f"one of {', '.join(IMPORTERS)}")
+    importer.add_argument("name", help=f"one of {', '.join(IMPORTABLE)}")
     importer.add_argument("folder", type=Path, help="the data set as downloaded and unpacked")
     importer.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of site folders")
 
@@ -310,14 +315,17 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
 
 
 def _open_predictor(arguments: Any) -> Any:
-    from iopfl.core.bank import ModelBank
-    from iopfl.core.memory import limit_to
-    from iopfl.core.predictor import Predictor
+    from iopfl.core.manifest import read_manifest
     from iopfl.core.signing import Keyring
     from iopfl.core.task import read_task
-    from iopfl.server import check_device
+
+    task = read_task(arguments.task) if arguments.task else None
+    read_manifest(arguments.bank)
+    from iopfl.core.bank import ModelBank  # torch, after the mistakes that need no computing to be found
+    from iopfl.core.memory import limit_to
+    from iopfl.core.predictor import Predictor
+    from iopfl.lib.settings import check_device
 
     limit_to(arguments.max_memory_gb)
-    task = read_task(arguments.task) if arguments.task else None
     bank = ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))
     return Predictor(bank, site=arguments.site, task=task, device=check_device(arguments.device))

@@ -110,7 +110,7 @@ def add_queue(actions: Any, add: Add) -> None:
 
 
 def _add_state(parser: argparse.ArgumentParser) -> None:
-    from iopfl.server import DEFAULT_STATE
+    from iopfl.server_options import DEFAULT_STATE
 
     parser.add_argument("--state", type=Path, default=DEFAULT_STATE, metavar="DIR", help="(default: %(default)s)")
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iopfl.base.errors import BankError, ConfigError
 from iopfl.base.files import write_bytes
 from iopfl.core.task import Task
-from iopfl.core.weights import Weights
+
+if TYPE_CHECKING:
+    from iopfl.core.weights import Weights
 
 FORMAT = 1
 MANIFEST = "manifest.json"

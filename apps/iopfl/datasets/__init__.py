@@ -6,17 +6,18 @@ Both write site folders as the label server reads them; see
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-from iopfl.datasets.importers import IMPORTERS, ImportSummary, import_dataset
+IMPORTABLE = ("prostate", "optic_disc_cup", "drive", "chase_db1", "stare", "hrf")
+"""Names of the data sets that `import_dataset` knows."""
+_HOMES = {"ImportSummary": "importers", "import_dataset": "importers", "write_phantoms": "phantom"}
 
-__all__ = ["IMPORTERS", "ImportSummary", "import_dataset", "write_phantoms"]
+__all__ = ["IMPORTABLE", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `write_phantoms` on first use: it needs MONAI, which takes seconds to load."""
-    if name == "write_phantoms":
-        from iopfl.datasets.phantom import write_phantoms
-
-        return write_phantoms
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import on first use: readers of images, and MONAI, take seconds to load."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

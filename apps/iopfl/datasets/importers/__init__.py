@@ -2,7 +2,7 @@
 
 An importer has two halves: `plan` finds the files, pairs images with labels
 and refuses what is incomplete, before anything is written; `convert` writes
-one pair. Adding a data set is one `Importer` in `IMPORTERS`.
+one pair. Adding a data set is one `Importer` in `IMPORTERS`, and its name in `IMPORTABLE`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iopfl.base.errors import DatasetError
+from iopfl.datasets import IMPORTABLE
 from iopfl.datasets.importers.common import Case, Importer
 from iopfl.datasets.importers.fundus import OPTIC_DISC_CUP
 from iopfl.datasets.importers.prostate import PROSTATE
@@ -28,14 +29,9 @@ from iopfl.datasets.site_folders import (
 
 logger = logging.getLogger(__name__)
 
-IMPORTERS: dict[str, Importer] = {
-    "prostate": PROSTATE,
-    "optic_disc_cup": OPTIC_DISC_CUP,
-    "drive": DRIVE,
-    "chase_db1": CHASE_DB1,
-    "stare": STARE,
-    "hrf": HRF,
-}
+IMPORTERS: dict[str, Importer] = dict(
+    zip(IMPORTABLE, (PROSTATE, OPTIC_DISC_CUP, DRIVE, CHASE_DB1, STARE, HRF), strict=True)
+)
 """What `import_dataset` knows, by name."""
 
 

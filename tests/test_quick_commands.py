@@ -1,0 +1,74 @@
+"""Commands that compute nothing answer before torch is imported, and so do mistakes in those that compute."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from iopfl.core.signing import Keyring
+from label_server import PACKAGES
+
+HEAVY = ["torch", "monai", "monailabel", "highdicom", "matplotlib", "nibabel", "scipy", "fastapi", "nvflare"]
+
+PROGRAM = """
+import contextlib, io, json, sys
+heavy, command, lines = json.loads(sys.argv[1])
+if command == "iopfl":
+    from iopfl.cli import main
+else:
+    from fl_bridge.cli import main
+for words, expected in lines:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            status = main(words)
+        except SystemExit as stopped:
+            status = stopped.code or 0
+    assert status == expected, (words, status, said.getvalue())
+    found = sorted(set(heavy) & set(sys.modules))
+    assert not found, f"{command} {' '.join(words)} imports {found}"
+"""
+
+
+def run(command: str, lines: list[tuple[list[str], int]], heavy: list[str]) -> None:
+    """Run commands one after another in one fresh process, and look at what it imported after each."""
+    words = [sys.executable, "-c", PROGRAM, json.dumps([heavy, command, lines])]
+    environment = {"PYTHONPATH": f"{PACKAGES}:{PACKAGES.parent}", "HOME": "/nonexistent"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr.splitlines()[-1]
+
+
+def test_iopfl_imports_nothing_heavy_to_answer_what_needs_no_computing(tmp_path):
+    state, keys, bank = (str(tmp_path / name) for name in ("state", "keys", "bank"))
+    other = Keyring(tmp_path / "other").public_key
+    lines = [
+        (["--version"], 0),
+        (["--help"], 0),
+        (["serve", "--help"], 0),
+        (["segment", "--help"], 0),
+        (["users", "add", "reader", "--role", "annotator", "--no-password", "--state", state], 0),
+        (["users", "list", "--state", state], 0),
+        (["users", "token", "reader", "--state", state], 0),
+        (["users", "remove", "reader", "--state", state], 0),
+        (["audit", "show", "--state", state], 0),
+        (["audit", "verify", "--state", state], 0),
+        (["bank", "key", "--keys", keys], 0),
+        (["bank", "trust", other, "--keys", keys], 0),
+        (["bank", "show", bank], 2),
+        (["serve", "--studies", str(tmp_path), "--bank", bank, "--keys", keys], 2),
+        (["segment", "image.png", "--bank", bank], 2),
+        (["evaluate", "--studies", str(tmp_path), "--bank", bank], 2),
+    ]
+    run("iopfl", lines, HEAVY)
+
+
+def test_dicom_commands_import_no_more_than_dicom(tmp_path):
+    state = str(tmp_path / "state")
+    lines = [
+        (["dicom", "listen", "--help"], 0),
+        (["dicom", "queue", "--state", state], 0),
+        (["dicom", "echo", "127.0.0.1", "1"], 2),
+        (["dicom", "rules", "check", str(tmp_path / "none.yaml")], 2),
+    ]
+    run("iopfl", lines, [name for name in HEAVY if name not in ("nibabel", "scipy")])
