@@ -127,7 +127,9 @@ class Fuzz:
         tokens: first part of an address -> token to send with it; "" = all others.
         statuses: of all answers.
         bare: the same of the same requests, each sent once more without a token.
-        failures: what may not be: a 500, a hang, a lost connection, a 503 that does not say when to come back.
+        failures: what may not be: a 500, a hang, a lost connection, a 503 that does not say when to come back, an
+            answer in words that tells where the server's folders are.
+        place: what lies above all of the server's folders; none of the requests names it.
     """
 
     server: LabelServer
@@ -137,6 +139,7 @@ class Fuzz:
     statuses: Counter[int] = field(default_factory=Counter)
     bare: Counter[int] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    place: str = ""
 
     def run(self, examples: int, *, start: int = 0) -> None:
         """Send so many requests of each mode to each route; `start` seeds them."""
@@ -238,6 +241,15 @@ class Fuzz:
             counter[status] += 1
             if status >= 500 and not (status == 503 and "retry-after" in {name.lower() for name in answer.headers}):
                 self.failures.append(f"{what}: {status} {answer.text[:300]}\n  {describe()[:1500]}")
+            elif self.place and tells(answer, self.place):
+                self.failures.append(f"{what}: tells {self.place}: {answer.text[:600]}\n  {describe()[:1500]}")
+
+
+def tells(answer: requests.Response, place: str) -> bool:
+    """Whether an answer in words, or its headers, names a place on the server."""
+    values = [value for value in answer.headers.values() for value in ([value] if isinstance(value, str) else value)]
+    is_words = any(value.startswith(("text/", "application/json")) for value in values)
+    return (is_words and place in answer.text) or any(place in value for value in values)
 
 
 def make_uploads(image: bytes) -> list[bytes]:

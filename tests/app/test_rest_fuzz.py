@@ -85,7 +85,7 @@ def unharmed(server, home, tokens):
 def test_requests_of_every_kind_are_answered_in_plain_words_and_without_a_token_not_at_all(
     server, schema, home, tokens
 ):
-    fuzz = Fuzz(server, schema, KNOWN, tokens)
+    fuzz = Fuzz(server, schema, KNOWN, tokens, place=str(home))
     fuzz.run(1)
     fuzz.run_params(100)
     fuzz.run_uploads(80, make_uploads((home / "clinic" / "eye0.png").read_bytes()))

@@ -89,7 +89,7 @@ def test_info_is_what_slicer_and_ohif_read(client):
 def test_next_sample_is_an_image_without_label(client, studies, strategy):
     sample = client.next_sample(strategy, {})
     assert sample["id"] in ("case08", "case09", "case10")
-    assert Path(sample["path"]).parent == studies
+    assert sample["path"] == f"{sample['id']}.nii.gz"  # where the server keeps it is nobody's business
     if strategy != "random":
         assert 0 <= sample["agreement"] <= 1
 

@@ -65,7 +65,7 @@ def test_ten_thousand_requests_harm_nothing(schema, site, tmp_path: Path):
     before = snapshot(tmp_path, besides=own)
     env = {"TMPDIR": str(state / "tmp")}
     with running_server(APP, folder, state=state, conf=conf_of(bank), args=["--auth", "local"], env=env) as server:
-        fuzz = Fuzz(server, schema, known, tokens)
+        fuzz = Fuzz(server, schema, known, tokens, place=str(tmp_path))
         for start in range(4):
             fuzz.run(8, start=start)
             fuzz.run_params(400, start=start)

@@ -82,6 +82,10 @@ class StorageError(IOPFLError):
     """The disk is full, or not to be written to."""
 
 
+class ImageExistsError(IOPFLError):
+    """An image of this id is there already, and stays as it is."""
+
+
 class LeaseError(IOPFLError):
     """Every image that is left is lent to somebody else."""
 

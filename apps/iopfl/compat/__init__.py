@@ -38,6 +38,7 @@ from iopfl.compat import (
     plain_errors,
     pydicom_seg_import,
     request_files,
+    server_paths,
     stale_sessions,
     tokens,
     train_stats,
@@ -84,4 +85,5 @@ def apply_all() -> None:
     offline_pages.apply()
     cors.apply()
     request_files.apply()
+    server_paths.apply()
     plain_errors.apply()

@@ -28,6 +28,8 @@ from typing import Any, NoReturn
 from fastapi import HTTPException
 from pydantic import ValidationError
 
+from iopfl.base.errors import SeriesError
+from iopfl.base.image_headers import IMAGE_SUFFIXES, read_header
 from iopfl.compat._patching import guard, once
 
 NAMES = ("image", "id", "label", "tag", "model", "method", "strategy", "session_id")
@@ -103,8 +105,10 @@ def apply() -> None:
     guard(datastore, "add_image", _check_new_image)
     guard(datastore, "save_label", lambda arguments: _check_upload(arguments["label"]))
     _check_wsi(importlib.import_module("monailabel.endpoints.wsi_infer"))
+    guard(importlib.import_module("monailabel.endpoints.infer"), "binary_to_image", _refuse_scribbles)
     sessions: Any = importlib.import_module("monailabel.utils.sessions")
     sessions.shutil = _Shutil
+    guard(sessions.Sessions, "add_session", _check_session)
     # What `shutil.unpack_archive` uses, and what later Pythons do by themselves.
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
 
@@ -215,6 +219,28 @@ def _check_upload(upload: Any) -> None:
         _refuse(f"file name must end in one of {', '.join(endings)}, not {name!r}")
 
 
+def _refuse_scribbles(arguments: dict[str, Any]) -> None:
+    """MONAI would open the image here by whatever reader takes its content; and no task of ours takes scribbles."""
+    _refuse("label must not be a .bin of scribbles: no model of this server takes any")
+
+
+def _check_session(arguments: dict[str, Any]) -> None:
+    """Check what is not an archive; that is checked when it is unpacked."""
+    if not arguments["uncompress"]:
+        _check_images_in(Path(arguments["data_file"]))
+
+
+def _check_images_in(place: Path) -> None:
+    """Check that a file, or each file of a folder, whose name says that it is an image is a whole one."""
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    for file in files:
+        if file.is_file() and file.name.lower().endswith(IMAGE_SUFFIXES):
+            try:
+                read_header(file)
+            except SeriesError as error:
+                _refuse(str(error))
+
+
 def _check_wsi(endpoints: Any) -> None:
     """Refuse what is no description of a region, where it is parsed."""
     original = endpoints.WSIInput.parse_obj
@@ -246,6 +272,10 @@ class _Shutil:
             if _unpacked_size(archive) > MAX_UNPACKED:
                 _refuse(f"expected an archive of at most {MAX_UNPACKED} bytes when unpacked")
             shutil.unpack_archive(archive, folder)
+            _check_images_in(Path(folder))
+        except HTTPException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         except BROKEN_ARCHIVE as error:
             shutil.rmtree(folder, ignore_errors=True)
             _refuse(f"expected a whole archive such as .zip or .tar.gz, but {type(error).__name__}")

@@ -31,6 +31,8 @@ BUSY = "BUSY"
 RETRY_SECONDS = "10"
 """When to ask again, as a 503 says it: a routed answer takes about as long."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 # The first that fits counts, hence subclasses first.
 STATUS_OF_ERROR: tuple[tuple[type[errors.IOPFLError], int], ...] = (
     (errors.SeriesError, 422),
@@ -39,6 +41,7 @@ STATUS_OF_ERROR: tuple[tuple[type[errors.IOPFLError], int], ...] = (
     (errors.TrainingError, 409),
     (errors.CancelledError, 409),
     (errors.LabelVersionError, 409),
+    (errors.ImageExistsError, 409),
     (errors.LeaseError, 409),
     (errors.PACSError, 502),
     (errors.StorageError, 507),
@@ -93,6 +96,13 @@ def apply() -> None:
         detail = f"the server failed with {type(error).__name__}: look for {number} in its log"
         return JSONResponse({"detail": detail}, status_code=500)
 
+    def say_what_is_full(request: Request, error: Any) -> JSONResponse:
+        if error.errno not in _FULL:
+            raise error
+        logger.error("%s %s: %s", request.method, request.url.path, error.strerror)
+        return JSONResponse({"detail": f"{error.strerror}: nothing was kept; make room on the server's disk"}, 507)
+
+    app.add_exception_handler(OSError, say_what_is_full)
     app.add_exception_handler(MONAILabelException, explain)
     app.add_exception_handler(errors.IOPFLError, explain)
     app.add_exception_handler(Exception, refer_to_log)

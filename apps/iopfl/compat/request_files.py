@@ -32,11 +32,13 @@ class RequestFiles:
         self._others: list[Path] = []
 
     def name_file(self, suffix: str | None = None) -> Path:
-        """A path that does not exist."""
+        """A path that does not exist; its name may stand in a message, so it says nothing."""
         with self._lock:
             if self._folder is None:
                 self._folder = Scratch(Path(tempfile.gettempdir(), "iopfl-request"))
-            return self._folder.path / f"{uuid.uuid4().hex}{suffix or ''}"
+            folder = self._folder.path / uuid.uuid4().hex
+            folder.mkdir()
+            return folder / f"upload{suffix or ''}"
 
     def adopt(self, path: Path) -> None:
         """Remove a file that lies elsewhere as well."""

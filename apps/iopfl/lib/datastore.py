@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 
-from iopfl.base.errors import SeriesError, TooFewLabelsError
-from iopfl.core.sites import Case, find_stem, split_cases
+from iopfl.base.errors import ImageExistsError, SeriesError, StorageError, TooFewLabelsError
+from iopfl.base.image_headers import read_header
+from iopfl.core.sites import Case, find_stem, find_suffix, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
 from iopfl.lib.folder import FINAL, FolderDatastore
@@ -22,6 +25,7 @@ class CheckedDatastore(FolderDatastore):
     def __init__(self, *arguments: Any, tasks: Mapping[str, Task], **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._tasks = list(tasks.values())
+        self._adding = threading.Lock()
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Save a label; a final one only if its grid is the image's and its values are a task's.
@@ -31,7 +35,54 @@ class CheckedDatastore(FolderDatastore):
         """
         if label_tag == FINAL:
             self.find_tasks(image_id, [Path(label_filename)])
+        else:
+            with telling_clients():
+                read_header(Path(label_filename))
         return super().save_label(image_id, label_filename, label_tag, label_info)
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Take in an image that one of the tasks can read, under an id that is free.
+
+        Raises:
+            MONAILabelException: no task can read it, or its id is none; in plain words.
+            ImageExistsError: there is one of this id.
+            StorageError: the disk does not take it. In each case nothing was kept.
+        """
+        source = Path(image_filename)
+        name = f"{image_id}{find_suffix(source.name) or source.suffix}"
+        with telling_clients():
+            if not image_id or image_id.startswith(".") or find_stem(name) != image_id:
+                raise SeriesError(
+                    f"expected an id for the image that is a file's name without its ending, not {image_id!r}"
+                )
+            self._check_free(image_id)
+            self._check_readable(source)
+        with self._adding:
+            self._check_free(image_id)
+            try:
+                return super().add_image(image_id, image_filename, image_info)
+            except OSError as error:
+                raise StorageError(
+                    f"expected room for the image, but it cannot be written ({error.strerror or error}): it is not "
+                    "kept; make room on the server's disk, and upload it again"
+                ) from error
+
+    def _check_free(self, image_id: str) -> None:
+        if image_id in self.list_images():
+            raise ImageExistsError(
+                f"there is an image {image_id!r} already, and it stays as it is: upload this one under another id"
+            )
+
+    def _check_readable(self, image: Path) -> None:
+        """Check that one of the tasks can read an image."""
+        problem = SeriesError("expected a task to read this image for, this server has none: give it a bank")
+        for task in self._tasks:
+            try:
+                read_image(image, task)
+                return
+            except SeriesError as error:
+                problem = error
+        raise problem
 
     def find_tasks(self, image_id: str, labels: Iterable[Path]) -> list[Task]:
         """The tasks that all these labels of an image fit, at least one.
@@ -66,6 +117,15 @@ class CheckedDatastore(FolderDatastore):
     def find_subject(self, image_id: str) -> str:
         """Whose image it is; "" = to be found in the image's id."""
         return ""
+
+
+@contextlib.contextmanager
+def telling_clients() -> Iterator[None]:
+    """Have MONAI Label's clients shown what is wrong with an image."""
+    try:
+        yield
+    except SeriesError as error:
+        raise as_client_error(error) from error
 
 
 def split_labeled(datastore: Datastore, task: Task) -> dict[str, list[Case]]:
