@@ -9,7 +9,8 @@ from pydicom import uid
 from dicomio import phantoms
 from iopfl.base.errors import ConfigError
 from iopfl.core.task import read_task
-from iopfl.dicomio.results import KINDS, build_results, check_kinds
+from iopfl.dicomio.result_kinds import KINDS, check_kinds
+from iopfl.dicomio.results import build_results
 from iopfl.dicomio.segmentation import Origin, segments_of
 from iopfl.dicomio.series import read_series
 

@@ -112,6 +112,35 @@ def test_a_series_comes_back_as_a_segmentation_and_the_steps_are_timed(tmp_path,
     assert not list((tmp_path / "node" / "work").iterdir())
 
 
+def test_all_that_a_rule_asks_for_arrives_in_one_association_and_again_after_a_refusal(tmp_path, model):
+    datasets, results = make_slices(5), ("seg", "report", "captures", "structures")
+    uid = datasets[0].SeriesInstanceUID
+    rule = {"results": results}
+    with storage_peer() as pacs, listening_node(tmp_path / "node", model, pacs.port, rule=rule) as listener:
+        pacs.status = 0xA700
+        send_plainly(listener.port, datasets)
+        eventually(lambda: listener.queue.get(uid) and listener.queue.get(uid).attempts, "a refusal")
+        pacs.status = 0
+        job = state_of(listener, uid, State.DONE)
+        assert [ds.Modality for ds in pacs.received] == ["SEG", "SR", *["OT"] * 5, "RTSTRUCT"]
+        assert pacs.received[0].SOPInstanceUID == job.segmentation
+        assert len(listener.outbox.paths(job.segmentation)) == 8
+        listener.outbox.keep_only(set())
+        assert not list(listener.outbox.folder.iterdir())
+
+
+def test_a_destination_that_takes_segmentations_alone_is_named(tmp_path, model):
+    datasets, rule = make_slices(2), {"results": ("seg", "report")}
+    contexts = [build_context(kind) for kind in (SegmentationStorage,)]
+    with (
+        storage_peer(contexts=contexts) as pacs,
+        listening_node(tmp_path / "node", model, pacs.port, rule=rule) as listener,
+    ):
+        send_plainly(listener.port, datasets)
+        job = state_of(listener, datasets[0].SeriesInstanceUID, State.FAILED)
+        assert "takes no Comprehensive 3D SR Storage: leave it out of the rule's results" in job.reason
+
+
 def test_every_destination_gets_it_and_one_that_is_away_holds_up_nobody(tmp_path, model, caplog):
     datasets, away = make_slices(2), free_port()
     uid = datasets[0].SeriesInstanceUID
@@ -290,7 +319,7 @@ def test_a_segmentation_that_cannot_be_read_holds_up_no_other(tmp_path, model):
     with listening_node(tmp_path, model, away) as listener:
         send_plainly(listener.port, first)
         job = state_of(listener, first[0].SeriesInstanceUID, State.SENDING)
-        listener.outbox.path(job.segmentation).write_bytes(b"broken")
+        listener.outbox.paths(job.segmentation)[0].write_bytes(b"broken")
         with storage_peer(port=away) as pacs:
             send_plainly(listener.port, second)
             state_of(listener, second[0].SeriesInstanceUID, State.DONE)

@@ -32,7 +32,8 @@ SECONDS = 60.0
 TASK = replace(GLAND, modality="MR")
 RULES = """
 rules:
-  - {{name: dimse, match: {{modality: MR, description: "*Hippo*"}}, answer: gland_routed, send_to: pacs}}
+  - {{name: dimse, match: {{modality: MR, description: "*Hippo*"}}, answer: gland_routed, send_to: pacs,
+      results: [seg, report, captures, structures]}}
   - {{name: web, match: {{modality: MR, calling: ORTHANC, min_slices: 3}}, answer: gland, send_to: [web]}}
 destinations:
   pacs: {{ae_title: ORTHANC, host: 127.0.0.1, port: {dicom_port}}}
@@ -119,6 +120,10 @@ def test_a_pacs_sends_a_series_and_gets_its_segmentation(
     series, mask = segment_here(bank, folder, kind, tmp_path / "series.nii")
     assert done["instances"] == len(series.datasets)
     assert mask.any() and (read_segmentation(ds, series, TASK.labels).mask == mask).all()
+    beside = {"SR", "OT", "RTSTRUCT"} if rule == "dimse" else set()
+    query = {"Level": "Series", "Query": {"StudyInstanceUID": series.study_instance_uid}, "Expand": True}
+    found = pacs.request("POST", "/tools/find", json=query).json()
+    assert {one["MainDicomTags"]["Modality"] for one in found} == {series.modality, "SEG", *beside}
     algorithm = ds.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
     assert algorithm.AlgorithmName == "iopfl gland" and bank.label in algorithm.AlgorithmVersion
     assert "not for clinical use" in ds.SeriesDescription
@@ -147,7 +152,7 @@ def test_a_web_that_does_not_take_it_is_named(tmp_path, monkeypatch, pacs, chang
     ds.save_as(tmp_path / "instance.dcm", enforce_file_format=True)
     right = Stow(pacs.dicomweb_url, "iopfl", "IOPFL_TEST_SECRET")
     with pytest.raises(error, match=words):
-        send(tmp_path / "instance.dcm", replace(right, **changes), ae_title=AE_TITLE)
+        send([tmp_path / "instance.dcm"], replace(right, **changes), ae_title=AE_TITLE)
     for _ in range(2):  # once more is once
-        send(tmp_path / "instance.dcm", right, ae_title=AE_TITLE)
+        send([tmp_path / "instance.dcm"], right, ae_title=AE_TITLE)
     assert find_instance(pacs, ds.SOPInstanceUID) == ds

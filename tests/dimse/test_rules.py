@@ -127,6 +127,13 @@ def test_answers_are_checked_against_those_there_are(read):
         ("password_env: IOPFL_PASSWORD", "password: secret", "destination web: unknown key password; there are stow"),
         ("IOPFL_PASSWORD", "IOPFL_NO_PASSWORD", "environment variable IOPFL_NO_PASSWORD, which is not set"),
         (", password_env: IOPFL_PASSWORD", "", "expected user and password_env"),
+        (
+            "send_to: pacs",
+            "send_to: pacs\n    results: [seg, pdf]",
+            "rule 2: results: expected results among seg, label_map",
+        ),
+        ("send_to: pacs", "send_to: pacs\n    results: report", "rule 2: results: expected one of seg or label_map"),
+        ("send_to: pacs", "send_to: pacs\n    results: 3", "rule 2: results"),
         ("rules:", "rulez:", "the file: unknown key rulez"),
         ("rules:", "rules: 3\nx:", "unknown key x"),
     ],

@@ -84,7 +84,8 @@ def _check_rules(arguments: Any) -> None:
         for rule in rules.rules:
             wanted = [f"{key} {pattern}" for key, pattern in rule.patterns.items()]
             wanted += [f"min_slices {rule.min_slices}"] if rule.min_slices > 1 else []
-            print(f"{', '.join((rule.name, *wanted))}: {rule.answer} to {', '.join(rule.send_to)}")
+            asked, what, where = (", ".join(words) for words in ((rule.name, *wanted), rule.results, rule.send_to))
+            print(f"{asked}: {rule.answer}, {what} to {where}")
         return
     instances = list_instances([arguments.series])
     first = next(iter(instances.values()))
@@ -99,7 +100,8 @@ def _check_rules(arguments: Any) -> None:
     if chosen is None:
         print("no rule matches: the series would not be segmented")
         raise SystemExit(_INCOMPLETE)
-    print(f"{chosen.name}: segmented by {chosen.answer}, sent to {', '.join(chosen.send_to)}")
+    what, where = ", ".join(chosen.results), ", ".join(chosen.send_to)
+    print(f"{chosen.name}: segmented by {chosen.answer}, {what} sent to {where}")
 
 
 def _echo(arguments: Any) -> None:

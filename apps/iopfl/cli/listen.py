@@ -183,7 +183,7 @@ def build_answer(models: SiteModels) -> Answer:
             version=f"bank {made.bank}, {made.model}",
             description=task.description or task.name,
         )
-        return Answered(result.mask.numpy(), segments_of(task), origin, made.seconds)
+        return Answered(result.mask.numpy(), segments_of(task), origin, made.seconds, made.quality)
 
     return answer
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from pydicom import Dataset
 
-from iopfl.base.errors import ConfigError
 from iopfl.core.measuring import measure
 from iopfl.dicomio.captures import build_captures
 from iopfl.dicomio.derived import Origin
@@ -15,25 +14,6 @@ from iopfl.dicomio.report import build_report
 from iopfl.dicomio.segmentation import Segment, build_segmentation
 from iopfl.dicomio.series import Series
 from iopfl.dicomio.structures import build_structure_set
-
-SEGMENTATIONS = ("seg", "label_map")
-KINDS = (*SEGMENTATIONS, "report", "captures", "structures")
-"""What may be asked for; the first is what comes unasked."""
-
-
-def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
-    """The kinds, each once, in the order of `KINDS`.
-
-    Raises:
-        ConfigError: one is unknown, both segmentations are asked for, or a report has none to refer to.
-    """
-    unknown = [str(kind) for kind in kinds if kind not in KINDS]
-    if unknown or not kinds:
-        raise ConfigError(f"expected results among {', '.join(KINDS)}, given {', '.join(unknown) or 'none'}")
-    segmentations = [kind for kind in SEGMENTATIONS if kind in kinds]
-    if len(segmentations) != 1:
-        raise ConfigError(f"expected one of {' or '.join(SEGMENTATIONS)} among the results, given {', '.join(kinds)}")
-    return tuple(kind for kind in KINDS if kind in kinds)
 
 
 def build_results(

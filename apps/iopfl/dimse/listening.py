@@ -23,7 +23,8 @@ from pydicom import Dataset
 from iopfl.base.errors import CancelledError, ConfigError, IOPFLError, PACSError, SeriesError
 from iopfl.base.locks import try_hold
 from iopfl.dicomio.files import read_dataset, reading
-from iopfl.dicomio.segmentation import Origin, Segment, build_segmentation
+from iopfl.dicomio.results import build_results
+from iopfl.dicomio.segmentation import Origin, Segment
 from iopfl.dicomio.series import check_instance, read_series, write_nifti
 from iopfl.dimse.commitment import Commitment
 from iopfl.dimse.inbox import Inbox
@@ -54,12 +55,14 @@ class Answered:
         segments: all labels that it may hold.
         origin: what made it.
         seconds: of the model, from file to mask.
+        quality: agreement of the bank's experts with the mask, 0 to 1; None where it was not computed.
     """
 
     mask: np.ndarray
     segments: Sequence[Segment]
     origin: Origin
     seconds: float = 0.0
+    quality: float | None = None
 
 
 Answer = Callable[[str, Path, Callable[[], bool]], Answered]
@@ -223,8 +226,10 @@ class Listener:
             answered = self._answer(rule.answer, image, self._stop.is_set)
         times["answered"] = time.time()
         times["model"] = times["answered"] - answered.seconds
-        ds = build_segmentation(answered.mask, series, answered.segments, answered.origin)
-        segmentation = self.outbox.add(ds)
+        results = build_results(
+            rule.results, answered.mask, series, answered.segments, answered.origin, quality=answered.quality
+        )
+        segmentation = self.outbox.add(results)
         times["segmented"] = time.time()
         if not self.inbox.is_unchanged(job):  # with what came meanwhile, and may be coming still, it is another one
             self.inbox.expect(uid)
@@ -279,8 +284,8 @@ class Listener:
                 if destination is None:
                     raise PACSError(f"there is no destination {name} in the rules any more")
                 scp = self.settings.scp
-                path = self.outbox.path(job.segmentation)
-                send(path, destination, ae_title=scp.ae_title, timeouts=scp.timeouts)
+                paths = self.outbox.paths(job.segmentation)
+                send(paths, destination, ae_title=scp.ae_title, timeouts=scp.timeouts)
                 about = {"series": job.series_instance_uid, "instance": job.segmentation, "to": str(destination)}
                 self._record(job.calling_ae_title, "dicom send", about)
             except Exception as error:  # whatever it is, it shall hold up no other segmentation

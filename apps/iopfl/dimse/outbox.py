@@ -1,6 +1,6 @@
-"""The outbox: segmentations on the disk until each destination has them, by C-STORE or STOW-RS.
+"""The outbox: what is sent of each mask, on the disk until every destination has it, by C-STORE or STOW-RS.
 
-A segmentation keeps its SOP Instance UID however often it is sent, so a PACS that
+An object keeps its SOP Instance UID however often it is sent, so a PACS that
 got it before a crash here takes the second one for what it is, the same.
 """
 
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
+from pydicom.uid import UID
 from pynetdicom.presentation import build_context
 
 from iopfl.base.errors import AssociationError
@@ -21,6 +23,7 @@ from iopfl.dimse.peers import Peer, Timeouts, associated
 from iopfl.dimse.rules import Destination, Stow
 
 _SUFFIX = ".dcm"
+_BESIDE = "_"  # between the UID of a segmentation and a number
 _STOW_SECONDS = 120.0  # to answer
 _WARNINGS = range(0xB000, 0xC000)
 
@@ -28,54 +31,71 @@ logger = logging.getLogger(__name__)
 
 
 class Outbox:
-    """The segmentations of a folder, by SOP Instance UID."""
+    """What is sent of each mask, by the SOP Instance UID of its segmentation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def add(self, ds: Dataset) -> str:
-        """Keep a segmentation; returns its SOP Instance UID."""
-        buffer = BytesIO()
-        ds.save_as(buffer, enforce_file_format=True)
-        write_private(self.path(str(ds.SOPInstanceUID)), buffer.getvalue())
-        return str(ds.SOPInstanceUID)
+    def add(self, results: Sequence[Dataset]) -> str:
+        """Keep what is sent of a mask, the segmentation first; returns its SOP Instance UID."""
+        uid = str(results[0].SOPInstanceUID)
+        for number, ds in reversed([*enumerate(results)]):  # once the segmentation is there, all is
+            buffer = BytesIO()
+            ds.save_as(buffer, enforce_file_format=True)
+            path = self.folder / f"{uid}{_BESIDE}{number:04d}{_SUFFIX}" if number else self._path(uid)
+            write_private(path, buffer.getvalue())
+        return uid
 
-    def path(self, sop_instance_uid: str) -> Path:
-        """Where a segmentation lies."""
-        return self.folder / f"{sop_instance_uid}{_SUFFIX}"
+    def paths(self, segmentation: str) -> list[Path]:
+        """Where what is sent of a mask lies, the segmentation first."""
+        return [self._path(segmentation), *sorted(self.folder.glob(f"{segmentation}{_BESIDE}*{_SUFFIX}"))]
 
-    def keep_only(self, sop_instance_uids: set[str]) -> None:
+    def _path(self, segmentation: str) -> Path:
+        return self.folder / f"{segmentation}{_SUFFIX}"
+
+    def keep_only(self, segmentations: set[str]) -> None:
         """Delete all others: those of series that are gone, or were segmented again."""
         for path in self.folder.glob(f"*{_SUFFIX}"):
-            if path.stem not in sop_instance_uids:
+            if path.stem.partition(_BESIDE)[0] not in segmentations:
                 path.unlink(missing_ok=True)
 
 
-def send(path: Path, destination: Destination, *, ae_title: str, timeouts: Timeouts | None = None) -> None:
-    """Send an instance to a destination.
+def send(paths: Sequence[Path], destination: Destination, *, ae_title: str, timeouts: Timeouts | None = None) -> None:
+    """Send instances to a destination, which may have some of them from an attempt before.
 
     Args:
-        path: of its file.
+        paths: of their files.
         destination: where to.
         ae_title: our own, for C-STORE.
         timeouts: of the association.
 
     Raises:
-        AssociationError: a DIMSE peer did not take it.
-        PACSError: a DICOMweb server did not take it (`PACSAwayError`: or did not answer).
+        AssociationError: a DIMSE peer did not take one.
+        PACSError: a DICOMweb server did not take one (`PACSAwayError`: or did not answer).
     """
-    ds = dcmread(path)
     if isinstance(destination, Peer):
-        _send_by_dimse(ds, destination, ae_title, timeouts)
+        _send_by_dimse(paths, destination, ae_title, timeouts)
     else:
-        _send_by_stow(ds, destination)
+        _send_by_stow(paths, destination)
 
 
-def _send_by_dimse(ds: Dataset, peer: Peer, ae_title: str, timeouts: Timeouts | None) -> None:
-    context = build_context(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID)
-    with associated(peer, [context], ae_title=ae_title, timeouts=timeouts) as assoc:
-        answer = assoc.send_c_store(ds)
+def _send_by_dimse(paths: Sequence[Path], peer: Peer, ae_title: str, timeouts: Timeouts | None) -> None:
+    headers = (dcmread(path, specific_tags=["SOPClassUID"]) for path in paths)
+    kinds = dict.fromkeys((ds.SOPClassUID, ds.file_meta.TransferSyntaxUID) for ds in headers)
+    contexts = [build_context(*kind) for kind in kinds]
+    with associated(peer, contexts, ae_title=ae_title, timeouts=timeouts) as assoc:
+        for path in paths:
+            ds = dcmread(path)
+            try:
+                answer = assoc.send_c_store(ds)
+            except ValueError as error:  # the peer takes objects of other kinds alone
+                name = UID(ds.SOPClassUID).name
+                raise AssociationError(f"{peer}: takes no {name}: leave it out of the rule's results") from error
+            _check_stored(answer, ds, peer)
+
+
+def _check_stored(answer: Dataset, ds: Dataset, peer: Peer) -> None:
     if "Status" not in answer:
         raise AssociationError(f"{peer}: no answer to the C-STORE: the association was lost")
     status = int(answer.Status)
@@ -85,7 +105,7 @@ def _send_by_dimse(ds: Dataset, peer: Peer, ae_title: str, timeouts: Timeouts | 
         raise AssociationError(f"{peer}: refused instance {ds.SOPInstanceUID} with the status 0x{status:04X}")
 
 
-def _send_by_stow(ds: Dataset, destination: Stow) -> None:
+def _send_by_stow(paths: Sequence[Path], destination: Stow) -> None:
     to = Endpoint(
         destination.url,
         name=str(destination),
@@ -97,4 +117,5 @@ def _send_by_stow(ds: Dataset, destination: Stow) -> None:
         wait_seconds=_STOW_SECONDS,
     )
     with contextlib.closing(DICOMweb(to)) as server:
-        server.store(ds)
+        for path in paths:
+            server.store(dcmread(path))

@@ -8,12 +8,14 @@ none matches is not segmented. `destinations` names who receives results.
         match: {modality: OP, description: "*color*", calling: "RETINA*", min_slices: 1}
         answer: vessel_routed
         send_to: [pacs, web]
+        results: [seg, report]
     destinations:
       pacs: {ae_title: ORTHANC, host: 127.0.0.1, port: 4242}
       web: {stow: "https://pacs/dicom-web", user: iopfl, password_env: PACS_PASSWORD}
 
-Patterns are those of file names (`*`, `?`, `[abc]`), or regular expressions between slashes
-(`"/^t2.*tra/"`) that may match anywhere; upper and lower case are the same.
+`results` says what is sent of a mask, by the names in `dicomio.result_kinds`; without it a SEG alone. Patterns are
+those of file names (`*`, `?`, `[abc]`), or regular expressions between slashes (`"/^t2.*tra/"`) that may match
+anywhere; upper and lower case are the same.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import yaml
 from pydicom import Dataset
 
 from iopfl.base.errors import ConfigError
+from iopfl.dicomio.result_kinds import KINDS, check_kinds
 from iopfl.dicomio.showing import show_code
 from iopfl.dimse.peers import TLS, Peer
 
@@ -137,6 +140,7 @@ class Rule:
         send_to: names of destinations.
         patterns: what the series must look like, e.g. modality -> `MR`.
         min_slices: below which the rule does not match.
+        results: kinds of what is sent.
     """
 
     name: str
@@ -144,6 +148,7 @@ class Rule:
     send_to: tuple[str, ...]
     patterns: Mapping[str, str] = field(default_factory=dict)
     min_slices: int = 1
+    results: tuple[str, ...] = KINDS[:1]
 
     def find_mismatch(self, facts: Facts) -> str | None:
         """Why the rule does not match, without what people write into descriptions; None = it does."""
@@ -233,7 +238,7 @@ def _build_rules(values: Any, folder: Path) -> Rules:
 
 def _build_rule(values: Any, number: int, destinations: Mapping[str, Destination]) -> Rule:
     where = f"rule {number}"
-    given = _keys(values, where, required=("answer", "send_to"), optional=("name", "match"))
+    given = _keys(values, where, required=("answer", "send_to"), optional=("name", "match", "results"))
     match = _keys(given.get("match") or {}, f"{where}, match", optional=(*_PATTERNS, "min_slices"))
     patterns = {key: str(value) for key, value in match.items() if key != "min_slices"}
     for key, pattern in patterns.items():
@@ -251,7 +256,15 @@ def _build_rule(values: Any, number: int, destinations: Mapping[str, Destination
     if unknown:
         raise ConfigError(f"{where}: send_to: no destination {unknown[0]!r}; there are {', '.join(destinations)}")
     name = _name(given.get("name", str(number)), where)
-    return Rule(name, str(given["answer"]), tuple(dict.fromkeys(send_to)), patterns, min_slices)
+    results = _build_results(given.get("results") or KINDS[:1], where)
+    return Rule(name, str(given["answer"]), tuple(dict.fromkeys(send_to)), patterns, min_slices, results)
+
+
+def _build_results(values: Any, where: str) -> tuple[str, ...]:
+    try:
+        return check_kinds([values] if isinstance(values, str) else list(values))
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"{where}: results: {error}") from error
 
 
 def _build_destination(name: str, values: Any, folder: Path) -> Destination:
