@@ -19,6 +19,7 @@ from fl_bridge.label_server import LabelServerTrainer
 from fl_bridge.site_policy import SitePolicy
 from fl_bridge.trainer import InProcessTrainer
 from iopfl.base.errors import BankError, BankTrustError, CancelledError, ConfigError, SitsOutError, TrainingError
+from iopfl.base.private_files import write_private
 from iopfl.base.reasons import Reason
 from iopfl.cli.pull import pull_bank
 from iopfl.core.bank import Model, ModelBank, Role, save_bank
@@ -334,7 +335,7 @@ def test_a_redirect_is_not_followed_with_the_token(global_weights, tmp_path):
         def log_message(self, *arguments):
             pass
 
-    (tmp_path / "token").write_text("a-token")
+    write_private(tmp_path / "token", b"a-token")
     with ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         trainer = LabelServerTrainer("disk")
