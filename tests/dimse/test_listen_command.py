@@ -91,10 +91,10 @@ def test_a_rule_that_no_bank_answers_is_refused(place, tmp_path, capsys):
 
 def test_rules_are_checked_and_say_what_a_series_would_take(place, tmp_path, capsys):
     status, out, _ = run(capsys, "rules", "check", place / "rules.yaml")
-    assert (status, out) == (0, "glands, modality MR, min_slices 3: gland_routed to pacs\n")
+    assert (status, out) == (0, "glands, modality MR, min_slices 3: gland_routed, seg to pacs\n")
     write(make_slices(3), tmp_path / "whole")
     status, out, _ = run(capsys, "rules", "check", place / "rules.yaml", tmp_path / "whole")
-    assert (status, out) == (0, "glands: segmented by gland_routed, sent to pacs\n")
+    assert (status, out) == (0, "glands: segmented by gland_routed, seg sent to pacs\n")
     write(make_slices(2), tmp_path / "short")
     status, out, _ = run(capsys, "rules", "check", place / "rules.yaml", tmp_path / "short")
     assert status == 1 and "not glands: 2 slices, at least 3 expected" in out and "no rule matches" in out
