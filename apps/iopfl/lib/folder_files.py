@@ -48,7 +48,8 @@ class FolderFiles:
 
     def split(self, name: str) -> tuple[str, str]:
         """A file's name as an image's id and its ending; of another kind of file, all from the first dot."""
-        ext = next((suffix for suffix in self._suffixes if name.endswith(suffix)), "".join(Path(name).suffixes))
+        ext = next((suffix for suffix in self._suffixes if name.endswith(suffix)), None)
+        ext = "".join(Path(name).suffixes) if ext is None else ext
         return name.removesuffix(ext), ext
 
     def place_image(self, source: Path, image: str, ext: str) -> None:
