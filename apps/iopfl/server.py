@@ -61,9 +61,11 @@ def build_app(access: AccessSettings | None = None) -> FastAPI:
     from iopfl.access.identity import Access
     from iopfl.lib.rounds import ROUND_KEY
     from iopfl.web import router
+    from iopfl.web.work_routes import Leaving
 
     app.include_router(router)
     install(app, Access(access))
+    app.add_middleware(Leaving)  # outermost: it hears of a closed connection first
     compat.background_processes.stay_ready_after(lambda request: ROUND_KEY in request)
 
     return app

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"iopfl: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("iopfl: stopped", file=sys.stderr)
         return 130
     return 0
 
@@ -139,6 +140,7 @@ def _add_segment(commands: Any) -> None:
 def _segment(arguments: Any) -> None:
     from tqdm import tqdm
 
+    from iopfl.cli.passes import PassBar
     from iopfl.core.writers import mask_name, write_mask
 
     predictor = _open_predictor(arguments)
@@ -147,7 +149,8 @@ def _segment(arguments: Any) -> None:
     if double:
         raise ConfigError(f"several images would write {', '.join(double)}: give them different names, or folders each")
     for image, target in zip(tqdm(arguments.images, unit="image", disable=None), targets, strict=True):
-        result = predictor.segment(image, arguments.model, with_quality=arguments.quality)
+        with PassBar(image.name) as bar:
+            result = predictor.segment(image, arguments.model, with_quality=arguments.quality, progress=bar.show)
         write_mask(target, result)
         params = result.answer.to_params()
         if arguments.json:

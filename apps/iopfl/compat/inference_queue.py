@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from iopfl.base.running import running
 from iopfl.compat._patching import once
 from iopfl.compat.plain_errors import busy
 
@@ -89,7 +90,8 @@ def apply() -> None:
 
     @functools.wraps(original)
     def infer(self: Any, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        with queue.turn(str(request.get("client_id") or "")):
+        who = str(request.get("client_id") or "")
+        with running.follow(str(request.get("model")), str(request.get("image")), who), queue.turn(who):
             return original(self, request, datastore)
 
     MONAILabelApp.infer = infer

@@ -168,8 +168,10 @@ class Predictor:
             CancelledError: `cancelled` said so.
         """
         started = time.monotonic()
+        work = Work(progress, cancelled)
+        work.count(0)  # who waited for long may have gone
         image = read_image(path, self.task)
-        volume, work = self._prepare(image), Work(progress, cancelled)
+        volume = self._prepare(image)
         details: dict[str, Any] = {}
         slabs: Iterable[Tensor]
         if kind == "routed":

@@ -10,7 +10,8 @@ from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from iopfl.base.errors import ConfigError, IOPFLError
+from iopfl.base.errors import CancelledError, ConfigError, IOPFLError
+from iopfl.base.running import running
 from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
 from iopfl.core.writers import mask_name, write_mask
@@ -74,9 +75,15 @@ class SiteSegmentation(InferTask):
         image = Path(request["image"])
         name = self._task.name
         try:
-            with self._models.lock(name):
+            with running.follow(name, image.name) as mine, self._models.lock(name):
                 predictor = self._models.predictor(name)
-                result = predictor.segment(image, self.kind(request), with_quality=_is_on(request.get("quality")))
+                result = predictor.segment(
+                    image,
+                    self.kind(request),
+                    with_quality=_is_on(request.get("quality")),
+                    progress=mine.progress,
+                    cancelled=mine.cancelled,
+                )
             # MONAI Label deletes the file once it is sent.
             suffix = find_suffix(mask_name(image, request.get("result_extension"))) or ".nii.gz"
             with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as file:
@@ -86,6 +93,8 @@ class SiteSegmentation(InferTask):
             except BaseException:
                 target.unlink(missing_ok=True)
                 raise
+        except CancelledError:
+            raise  # the server's 409
         except IOPFLError as error:
             raise as_client_error(error) from error
         answer = result.answer

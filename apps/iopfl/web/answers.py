@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from iopfl.base.running import running
 from iopfl.core.predictor import Predictor, Segmentation
 from iopfl.core.transforms import read_label
 
@@ -56,19 +57,28 @@ class Answers:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(waiting)
 
-    def segment(self, models: SiteModels, task: str, image: Path, model: str) -> Segmentation:
+    def segment(self, models: SiteModels, task: str, image: Path, model: str, *, name: str = "") -> Segmentation:
         """Segment an image with one of `MODELS`, or take what was made of it before.
 
+        Args:
+            models: of the site.
+            task: its name.
+            image: the file.
+            model: one of `MODELS`.
+            name: of the image, for the list of what is being computed.
+
         Raises:
+            CancelledError: it was stopped, or who asked has left.
             IOPFLError: the image cannot be read, or the site has no such model.
             BusyError: too many requests wait already.
         """
 
         def compute(predictor: Predictor) -> tuple[Segmentation, int]:
-            found = predictor.segment(image, MODELS[model])
+            found = predictor.segment(image, MODELS[model], progress=mine.progress, cancelled=mine.cancelled)
             return found, found.image.nbytes + found.mask.nbytes
 
-        return self._get(models, ("answer", task, str(image), model), image, compute)
+        with running.follow(task, name) as mine:
+            return self._get(models, ("answer", task, str(image), model), image, compute)
 
     def reference(self, models: SiteModels, task: str, label: Path, like: Tensor) -> Tensor:
         """A clinician's label as the task's label values, (X, Y, Z) uint8.

@@ -35,6 +35,7 @@ from iopfl.web.federation_routes import banks
 from iopfl.web.federation_routes import router as federation
 from iopfl.web.label_routes import router as labels
 from iopfl.web.ohif import router as ohif
+from iopfl.web.work_routes import router as work
 
 STATIC = Path(__file__).parent / "static"
 _FILES = {"style.css": "text/css", "page.css": "text/css", "page.js": "text/javascript"}
@@ -146,7 +147,7 @@ def _segment(task: str, image: str, model: str) -> Segmentation:
     if image not in datastore.list_images():
         raise HTTPException(404, f"no image {image!r} in this server's datastore: choose one of its list")
     try:
-        return answers.segment(app.models, task, Path(datastore.get_image_uri(image)), model)
+        return answers.segment(app.models, task, Path(datastore.get_image_uri(image)), model, name=image)
     except BusyError as error:
         raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
 
@@ -215,3 +216,4 @@ router.include_router(ohif)
 router.include_router(dicom_proxy)
 router.include_router(federation)
 router.include_router(banks)
+router.include_router(work)

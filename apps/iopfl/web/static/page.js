@@ -31,11 +31,11 @@ class Refused extends Error {
   constructor(message, code) { super(message); this.code = code; }
 }
 
-async function load(path, parameters = {}) {
+async function load(path, parameters = {}, options = {}) {
   const query = new URLSearchParams(parameters).toString();
   let response;
   try {
-    response = await fetch(`iopfl/${path}${query ? `?${query}` : ""}`);
+    response = await fetch(`iopfl/${path}${query ? `?${query}` : ""}`, options);
   } catch {
     throw new Refused("The label server does not answer. Is it still running, and is this computer connected to it?", 0);
   }
@@ -47,6 +47,7 @@ async function load(path, parameters = {}) {
   throw new Refused(`${openings[response.status] ?? "The server could not do that"}: ${detail}`, response.status);
 }
 const loadJson = async (...what) => (await load(...what)).json();
+let asking = new AbortController(); // ends what is being asked for
 let pictures = []; // addresses of what is shown, given back when another image is
 
 async function loadPicture(...what) {
@@ -181,6 +182,8 @@ const about = (model) => ({ task: state.task, image: state.image, model });
 
 async function show() {
   const mine = ++shown;
+  asking.abort(); // nobody waits any more for what was asked for before
+  asking = new AbortController();
   const models = [state.model, ...(state.beside && state.beside !== state.model ? [state.beside] : [])];
   const address = new URLSearchParams({ task: state.task, image: state.image, model: state.model, beside: state.beside });
   history.replaceState(null, "", `?${address}`);
@@ -200,7 +203,8 @@ async function show() {
   try {
     for (const one of figures) {
       work(`Computing: ${MODELS[one.model][0].toLowerCase()}. A first answer takes a few seconds, a volume longer.`);
-      one.answer = await loadJson("answer", about(one.model));
+      watchWork(mine);
+      one.answer = await loadJson("answer", about(one.model), { signal: asking.signal });
       if (mine !== shown) return;
       if (one === figures[0]) showAnswer(one.answer, figures);
       await draw(one);
@@ -220,7 +224,28 @@ async function show() {
 function work(text) {
   find("state").textContent = text;
   find("state").classList.toggle("working", Boolean(text));
+  find("progress").hidden = true;
 }
+
+/** Say how far the answer is, and offer to stop it. */
+async function watchWork(mine) {
+  for (;;) {
+    await new Promise((done) => setTimeout(done, 1000));
+    if (mine !== shown || !find("state").classList.contains("working")) return;
+    const all = await loadJson("work").catch(() => []);
+    const found = all.find((one) => one.yours && one.task === state.task && one.image === state.image);
+    if (mine !== shown || !find("state").classList.contains("working")) return;
+    find("progress").hidden = !found;
+    if (!found) continue;
+    const expected = found.expected == null ? "" : `, about ${duration(found.expected)} in all`;
+    find("passes").textContent = found.passes
+      ? `${found.done} of ${found.passes} passes (${Math.floor(found.percent)} %), ${duration(found.elapsed)} so far${expected}`
+      : `waiting for its turn, ${duration(found.elapsed)} so far`;
+    find("stop").onclick = () => load(`work/${found.id}`, {}, { method: "DELETE" }).catch(tell);
+  }
+}
+
+const duration = (seconds) => (seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`);
 
 async function draw(one) {
   const slice = state.slice ?? one.answer.best_slice;

@@ -17,10 +17,11 @@ class Card extends HTMLElement {
     this.tools = this.makeTools();
     this.sending = this.makeSending();
     this.session = this.makeSession();
+    this.stop = make('button', { type: 'button', onclick: () => state.stop?.() }, 'Stop');
     this.overlay = make('div');
     this.root ??= this.attachShadow({ mode: 'open' }); // OHIF's styles stay outside
     const styles = make('link', { rel: 'stylesheet', href: '/ohif/iopfl/card.css' });
-    const foot = make('section', { className: 'foot' }, this.session.ended, ...this.notes, this.sending.box); // always in view
+    const foot = make('section', { className: 'foot' }, this.session.ended, ...this.notes, this.stop, this.sending.box); // always in view
     this.root.replaceChildren(styles, this.session.box, this.overlay, this.answer, this.tools.box, foot);
     this.unsubscribe = subscribe(() => this.show());
     this.show();
@@ -36,6 +37,7 @@ class Card extends HTMLElement {
       if (note.textContent !== text) note.textContent = text;
       note.hidden = !text;
     });
+    this.stop.hidden = !state.stop;
     this.showSession();
     this.showOverlay();
     const { labelmap } = state;

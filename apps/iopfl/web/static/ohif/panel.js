@@ -15,6 +15,7 @@ import { loadHistory } from './submit.js';
 import { followTraining, orderTraining, withBars } from './training.js';
 import { findUser, whoami } from './user.js';
 import { awaitImages, findDisplaySet, hasImages } from './viewports.js';
+import { follow } from './work.js';
 import './card.js';
 
 const SETTLED_MILLISECONDS = 300; // of the viewports' layout
@@ -158,7 +159,7 @@ function repair(Shipped, services, element) {
       const { infer, next_sample: nextSample } = client;
       client.server_url = new URL('/', window.location.href);
       client.infer = (model, image, params) => attempt(`${model} is computing. A first answer takes some seconds, a large series longer.`,
-        () => this.run(model, image, () => infer.call(client, model, image, { ...params, client_id: whoami() }, null, '.nrrd', 'all')))
+        () => this.run(model, image, () => follow(model, image, infer.call(client, model, image, { ...params, client_id: whoami() }, null, '.nrrd', 'all'))))
         .then((isDone) => ({ status: isDone ? 200 : 0, data: null }));
       client.next_sample = async (strategy, params) => {
         const response = await nextSample.call(client, strategy, { ...params, client_id: whoami() });

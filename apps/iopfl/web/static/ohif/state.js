@@ -10,6 +10,7 @@ export const state = {
   labelmap: null, // what is being looked at, see labelmaps.js
   overlay: null, // a segmentation of the PACS that lies over the images, see segs.js
   work: '', // what is going on
+  stop: null, // ends that, where it can be ended
   problem: '', // what went wrong
   done: '', // what went well
   training: '', // where a training is
