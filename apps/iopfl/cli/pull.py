@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -56,7 +57,7 @@ def pull_bank(
     before = _read_pulled(folder)
     if before.get("url") == url and (folder / MANIFEST).is_file():
         headers["If-None-Match"] = before["etag"]
-    options = {"headers": headers, "stream": True, "timeout": _TIMEOUT, "allow_redirects": False}
+    options: dict[str, Any] = {"headers": headers, "stream": True, "timeout": _TIMEOUT, "allow_redirects": False}
     try:
         with _session() as session, session.get(url, verify=str(ca) if ca else True, **options) as response:
             if response.status_code == requests.codes.not_modified:

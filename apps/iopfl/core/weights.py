@@ -111,7 +111,7 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
     for key in sorted(weights):
         value = weights[key].detach().cpu().contiguous()
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

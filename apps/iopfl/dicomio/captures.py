@@ -29,7 +29,8 @@ SERIES_NUMBER = 9002
 
 _NARROWEST = 512  # pixels of a picture: below that the words cannot be read
 _WINDOW = (1.0, 99.5)  # percentiles of a volume that become black and white
-_FONT = ImageFont.load_default(12)
+_FONT_SIZE = 12
+_FONT = ImageFont.load_default(_FONT_SIZE)
 
 
 def build_captures(
@@ -62,7 +63,7 @@ def build_captures(
     words = _say(origin, quality, segments, bool(mask.any()))
     black, white = _find_window(series)
     source, series_uid = outline_sources(series)[0], generate_uid()
-    captures = []
+    captures: list[Dataset] = []
     for number, z in enumerate(shown.tolist(), start=1):
         plane = series.array[:, :, z].astype(np.float32).swapaxes(0, 1)  # (Y, X) or (Y, X, 3)
         gray = (np.clip((plane - black) / max(white - black, 1e-6), 0, 1) * 255).round().astype(np.uint8)
@@ -119,7 +120,7 @@ def draw(
             corners = [tuple(point) for point in (points + 0.5) * scale]
             pen.line([*corners, corners[0]], fill=segment.color, width=max(1, scale))
     words = [part for text in words for part in textwrap.wrap(text, int(picture.width / _FONT.getlength("n")))]
-    line = _FONT.size + 4
+    line = _FONT_SIZE + 4
     whole = Image.new("RGB", (picture.width, picture.height + round(line * (len(words) + 1)) + 8))
     whole.paste(picture)
     pen = ImageDraw.Draw(whole)
@@ -152,8 +153,8 @@ def _find_window(series: Series) -> tuple[float, float]:
     return float(black), float(white)
 
 
-def _orient(series: Series) -> list[str] | str:
+def _orient(series: Series) -> list[str]:
     """Patient Orientation: where rows and columns lead; not known of a photograph."""
     if not series.has_geometry:
-        return str(series.datasets[0].get("PatientOrientation") or "")
+        return list(series.datasets[0].get("PatientOrientation") or [])
     return list(aff2axcodes(series.affine, labels=(("L", "R"), ("P", "A"), ("F", "H")))[:2])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from highdicom.sr import (
     AlgorithmIdentification,
+    CodedConcept,
     Comprehensive3DSR,
     DeviceObserverIdentifyingAttributes,
     LanguageOfContentItemAndDescendants,
@@ -36,7 +37,7 @@ from iopfl.dicomio.series import Series
 
 SERIES_NUMBER = 9001
 
-_ENGLISH = Code("en-US", "RFC5646", "English (United States)")
+_ENGLISH = CodedConcept("en-US", "RFC5646", "English (United States)")
 _MILLILITER = Code("ml", "UCUM", "milliliter")
 _PIXELS = Code("{pixels}", "UCUM", "pixels")
 
@@ -120,7 +121,7 @@ def _build_group(
     segment: Segment,
     measured: measuring.Measurement,
     algorithm: AlgorithmIdentification | None,
-) -> MeasurementsAndQualitativeEvaluations:
+) -> MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations:
     """TID 1411 of a segment, or TID 1501 of a label without a voxel."""
     if measured.volume is None:
         sizes = [Measurement(codes.SCT.Area, measured.voxels, _PIXELS)]

@@ -15,7 +15,7 @@ import numpy as np
 from highdicom import SOPClass
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
-from pydicom.valuerep import format_number_as_ds
+from pydicom.valuerep import DA, TM, format_number_as_ds
 
 import iopfl
 from iopfl.base.errors import SeriesError
@@ -64,7 +64,7 @@ def build_structure_set(mask: np.ndarray, series: Series, segments: Sequence[Seg
         software_versions=equipment()["software_versions"],
         specific_character_set="ISO_IR 192",
     )
-    ds.ContentDate, ds.ContentTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    ds.ContentDate, ds.ContentTime = DA(now.date()), TM(now.time().replace(microsecond=0))
     finish(ds, series, origin)
     ds.OperatorsName = ""
     ds.StructureSetLabel = "IOPFL"

@@ -1,8 +1,7 @@
 """A datastore that keeps every label that it took.
 
 `labels/final` holds what the rule makes the final label of an image (`final_labels`): a copy of one of its versions
-in the state folder (`versions`). A file that somebody puts there by hand becomes a version of its own, one
-that somebody takes away counts as deleted.
+in the state folder (`versions`). A file put there by hand becomes a version, one taken away counts as deleted.
 """
 
 from __future__ import annotations
@@ -301,24 +300,25 @@ class VersionedDatastore(CheckedDatastore):
             target, task = make_consensus(self, image, versions, files, rule=self.rule.name, folder=Path(folder))
             if target is None:
                 return versions[0]
-            about = {"sources": sources, "tasks": tuple(sorted(common_tasks(versions)))}
+            about: dict[str, Any] = {"sources": sources, "tasks": tuple(sorted(common_tasks(versions)))}
             about["origin"] = {"rule": self.rule.name, "task": task}
             return self.versions.add(image, target, annotator="", kind=CONSENSUS, **about)
 
     def _write_final(self, image: str, version: LabelVersion | None) -> tuple[int, int]:
         """Put a version in place, or nothing, and say so in the index; gives the file's stamp, zeros without one."""
         with self._using_index() as index:
-            target, ext = None, ""
+            target = item = None
             if version is not None:
                 source = self.versions.file(image, version)
                 ext = find_suffix(source.name) or source.suffix
                 when = datetime.fromisoformat(version.when).timestamp()  # the same version has the same time
                 target = self._files.place_label(source, image, FINAL, ext, when=when)
+                item = new_item(image, ext, {**version.info, **to_info(version)})
             for file in self._final_files(image):
                 if file != target:
                     self._files.remove_label(image, FINAL, file.name.removeprefix(image))
             if image in index.entries:
-                index.set_label(image, FINAL, version and new_item(image, ext, {**version.info, **to_info(version)}))
+                index.set_label(image, FINAL, item)
         return _stamp(target) if target else (0, 0)
 
     def _final_files(self, image: str) -> list[Path]:
