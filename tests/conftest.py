@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from recording import Recorder, recorder
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -65,3 +68,17 @@ def ball_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         nib.save(nib.Nifti1Image(image, affine), folder / f"ball{number}.nii.gz")
         nib.save(nib.Nifti1Image(label, affine), folder / "labels" / "final" / f"ball{number}.nii.gz")
     return folder
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    """The proxy that the environment names for everything, beside an account for every host: nobody's to use."""
+    with recorder() as stranger:
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, stranger.url)
+            monkeypatch.setenv(name.upper(), stranger.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        (tmp_path / "netrc").write_text("default login nobody password guessed\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        yield stranger

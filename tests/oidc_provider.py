@@ -223,7 +223,7 @@ def _build(provider: Provider) -> Flask:
         user = provider.tokens.get(request.headers.get("Authorization", "").removeprefix("Bearer "))
         return (jsonify(provider.claims(user, "userinfo")), 200) if user else ("", 401)
 
-    @app.get("/elsewhere")
+    @app.route("/elsewhere", methods=["GET", "POST"])
     def elsewhere():
         return redirect(request.args["to"])
 

@@ -196,6 +196,8 @@ def _choose_access(settings: ServerSettings) -> AccessSettings:
         mode=mode,
         state=state,
         client_secret=read_secret(settings.oidc_secret_file) if settings.oidc_secret_file else "",
+        oidc_ca=settings.oidc_ca.resolve() if settings.oidc_ca else None,
+        oidc_proxy=settings.oidc_proxy,
         hosts=frozenset({settings.host, *settings.allow_hosts}) if is_open else None,
         max_upload_mb=settings.max_upload_mb,
         proxies=read_proxies(),

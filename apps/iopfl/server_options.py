@@ -30,6 +30,8 @@ class ServerSettings:
         oidc_issuer: address of the hospital's sign-in service; "" = MONAI_LABEL_AUTH_REALM_URI.
         oidc_client: the name that this server is registered by there; "" = MONAI_LABEL_AUTH_CLIENT_ID.
         oidc_secret_file: holds what this server proves that with; None = it is a public client.
+        oidc_ca: PEM file of the authority that signed the sign-in service's certificate; None = the public ones count.
+        oidc_proxy: URL of the proxy that leads to it; "" = none, whatever the environment says.
         allow_hosts: names by which a server without sign-in and HTTPS may be called, besides addresses and the host's.
         max_upload_mb: most that one request may bring.
     """
@@ -48,6 +50,8 @@ class ServerSettings:
     oidc_issuer: str = ""
     oidc_client: str = ""
     oidc_secret_file: Path | None = None
+    oidc_ca: Path | None = None
+    oidc_proxy: str = ""
     allow_hosts: tuple[str, ...] = ()
     max_upload_mb: int = MAX_UPLOAD_MB
 
@@ -74,6 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--oidc-issuer", default="", metavar="URL", help="the hospital's OpenID Connect service, e.g. a Keycloak realm")
     add("--oidc-client", default="", metavar="ID", help="this server's client id there (default: monailabel-app)")
     add("--oidc-secret-file", type=Path, metavar="FILE", help="holds the client's secret, if it has one")
+    add(
+        "--oidc-ca", type=Path, metavar="FILE", help="authority of the service's certificate, if it is not a public one"
+    )
+    add("--oidc-proxy", default="", metavar="URL", help="proxy that leads there; none of the environment is used")
     text = "without sign-in and HTTPS: a name, besides addresses, by which it may be called; several times for several"
     add("--allow-host", action="append", default=[], metavar="NAME", help=text)
     text = "most that one request may bring (default: %(default)s)"
@@ -108,6 +116,8 @@ def settings_from(arguments: argparse.Namespace) -> ServerSettings:
         oidc_issuer=arguments.oidc_issuer,
         oidc_client=arguments.oidc_client,
         oidc_secret_file=arguments.oidc_secret_file,
+        oidc_ca=arguments.oidc_ca,
+        oidc_proxy=arguments.oidc_proxy,
         allow_hosts=tuple(arguments.allow_host),
         max_upload_mb=arguments.max_upload_mb,
     )

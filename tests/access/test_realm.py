@@ -15,6 +15,7 @@ from iopfl.access import realm as realms  # noqa: E402
 from iopfl.access.oidc import SignInService  # noqa: E402
 from iopfl.access.realm import Realm  # noqa: E402
 from oidc_provider import CLIENT, PASSWORD, SECRET, running_provider  # noqa: E402
+from recording import recorder  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +84,30 @@ def test_a_password_is_exchanged_for_a_token(is_public):
     with pytest.raises(HTTPException, match="does not answer") as refusal:
         service.exchange_password("anna", PASSWORD)
     assert refusal.value.status_code == 503
+
+
+def test_no_proxy_and_no_account_of_the_environment_gets_what_the_sign_in_service_is_told(stranger):
+    with running_provider(anna=["monailabel-user"]) as provider:
+        service = SignInService(Realm(provider.issuer, 2), client=CLIENT, secret=SECRET)
+        tokens = service.exchange_password("anna", PASSWORD)
+        bearer = {"Authorization": f"Bearer {tokens['access_token']}"}
+        about = service.realm.get(service.realm.configuration()["userinfo_endpoint"], headers=bearer)
+        assert about["preferred_username"] == service.read_token(tokens["access_token"]).username == "anna"
+        assert stranger.asked == []
+        with recorder() as ours:  # no proxy, as it passes nothing on: but it is the one that is asked
+            by_proxy = SignInService(Realm(provider.issuer, 2, proxy=ours.url), client=CLIENT, secret=SECRET)
+            with pytest.raises(HTTPException, match="does not answer"):
+                by_proxy.exchange_password("anna", PASSWORD)
+        assert stranger.asked == [] and ours.asked == [f"GET {provider.issuer}/.well-known/openid-configuration None"]
+
+
+def test_the_sign_in_service_leads_to_no_other_server(stranger):
+    with running_provider(anna=["monailabel-user"]) as provider:
+        service = SignInService(Realm(provider.issuer, 2), client=CLIENT, secret=SECRET)
+        away = f"{provider.issuer}/elsewhere?to={stranger.url}"
+        service.realm.configuration().update(jwks_uri=away, token_endpoint=away)
+        for ask in (lambda: service.read_token(provider.access_token("anna")),
+                    lambda: service.exchange_password("anna", PASSWORD)):  # fmt: skip
+            with pytest.raises(HTTPException, match="does not answer"):
+                ask()
+        assert stranger.asked == []

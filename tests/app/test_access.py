@@ -359,6 +359,8 @@ def test_an_address_that_somebody_claims_to_have_is_not_believed(guarded):
         (["--auth", "local"], "iopfl users add NAME --role admin"),
         (["--auth", "oidc", "--oidc-issuer", "http://sso.hospital.example"], "expected an https"),
         (["--auth", "oidc", "--oidc-issuer", "https://x", "--oidc-secret-file", "nowhere"], "expected a secret"),
+        (["--auth", "oidc", "--oidc-issuer", "https://x", "--oidc-ca", "nowhere"], "expected certificates in PEM"),
+        (["--auth", "oidc", "--oidc-issuer", "https://x", "--oidc-proxy", "proxy:3128"], "expected http://host:port"),
         (["--ssl-certfile", "nowhere"], "expected a certificate in PEM"),
         (["--max-upload-mb", "0"], "1 MB or more"),
     ],

@@ -37,6 +37,12 @@ def test_series_of_the_tasks_modality_are_the_images(pacs, open_store, tmp_path)
     assert open_store(pacs.dicomweb_url, filters={"PatientID": "P-1"}, state="one").list_images() == [SERIES[1]]
 
 
+def test_no_proxy_and_no_account_of_the_environment_gets_an_image(pacs, stranger, open_store):
+    store = open_store(pacs.dicomweb_url)
+    assert Path(store.get_image_uri(SERIES[0])).is_file() and store.get_image_info(SERIES[1])
+    assert stranger.asked == []
+
+
 def test_an_image_is_downloaded_once_whoever_asks(pacs, open_store):
     store = open_store(pacs.dicomweb_url)
     asked = Counter()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 
 import pytest
 
@@ -15,69 +13,15 @@ from iopfl.dicomweb import session
 from iopfl.dicomweb.client import DICOMweb, Endpoint
 from iopfl.dimse.outbox import send
 from iopfl.dimse.rules import Stow
+from recording import Recorder, recorder
 
 BOTH = ["find", "store"]
-
-
-class Recorder:
-    """A server that takes down what it is asked, and answers with what a test wants."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.status, self.headers, self.body = 200, {"Content-Type": "application/dicom+json"}, b"[]"
-        self.url = ""
-
-
-@contextmanager
-def recorder() -> Iterator[Recorder]:
-    ours = Recorder()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            ours.asked.append(f"{self.command} {self.path} {self.headers.get('Authorization')}")
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self.send_response(ours.status)
-            for name, value in {**ours.headers, "Content-Length": str(len(ours.body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(ours.body)
-
-        do_POST = do_CONNECT = do_GET  # noqa: N815  # as http.server calls them
-
-        def log_message(self, *_) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    ours.url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        yield ours
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture
 def pacs() -> Iterator[Recorder]:
     with recorder() as pacs:
         yield pacs
-
-
-@pytest.fixture
-def stranger() -> Iterator[Recorder]:
-    with recorder() as stranger:
-        yield stranger
-
-
-@pytest.fixture
-def surroundings(stranger, tmp_path, monkeypatch) -> None:
-    """An environment that names a proxy and an account for everything."""
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.setenv(name, stranger.url)
-        monkeypatch.setenv(name.upper(), stranger.url)
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    (tmp_path / "netrc").write_text("default login nobody password guessed\n")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
 def ask(what: str, url: str) -> None:
@@ -89,7 +33,7 @@ def ask(what: str, url: str) -> None:
 
 
 @pytest.mark.parametrize("what", BOTH)
-def test_no_proxy_and_no_account_of_the_environment_is_used(pacs, stranger, surroundings, what):
+def test_no_proxy_and_no_account_of_the_environment_is_used(pacs, stranger, what):
     pacs.body = b"[]" if what == "find" else b"{}"
     ask(what, pacs.url)
     assert stranger.asked == []
@@ -97,14 +41,14 @@ def test_no_proxy_and_no_account_of_the_environment_is_used(pacs, stranger, surr
 
 
 @pytest.mark.parametrize("proxy", [False, True], ids=["directly", "by the proxy that was configured"])
-def test_the_listeners_stow_goes_where_the_rule_file_says(tmp_path, pacs, stranger, surroundings, monkeypatch, proxy):
+def test_the_listeners_stow_goes_where_the_rule_file_says(tmp_path, pacs, stranger, monkeypatch, proxy):
     monkeypatch.setenv("IOPFL_TEST_TOKEN", "secret")
     (ds,) = make_slices(1)
     ds.save_as(tmp_path / "instance.dcm", enforce_file_format=True)
     with recorder() as ours:
         pacs.body = ours.body = b"{}"
         to = Stow(pacs.url, token_env="IOPFL_TEST_TOKEN", proxy=ours.url if proxy else "")
-        send(tmp_path / "instance.dcm", to, ae_title="IOPFL")
+        send([tmp_path / "instance.dcm"], to, ae_title="IOPFL")
         assert stranger.asked == []
         assert (len(ours.asked), len(pacs.asked)) == ((1, 0) if proxy else (0, 1))
         assert (ours.asked or pacs.asked)[0].endswith("Bearer secret")

@@ -43,7 +43,8 @@ class Access:
         if self.mode != "off":
             _ = self.sessions  # what is lost or damaged of it is said when the server starts
         if self.mode == "oidc":
-            realm = Realm(settings.MONAI_LABEL_AUTH_REALM_URI, settings.MONAI_LABEL_AUTH_TIMEOUT)
+            issuer, timeout = settings.MONAI_LABEL_AUTH_REALM_URI, settings.MONAI_LABEL_AUTH_TIMEOUT
+            realm = Realm(issuer, timeout, ca=chosen.oidc_ca, proxy=chosen.oidc_proxy)
             client = settings.MONAI_LABEL_AUTH_CLIENT_ID
             self.service = SignInService(realm, client=client, secret=chosen.client_secret)
 

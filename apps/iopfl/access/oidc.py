@@ -131,7 +131,7 @@ class SignInService:
             code_challenge_method="S256",
             default_timeout=self.realm.timeout,
         )
-        session.max_redirects = 0
+        self.realm.bind(session)
         return session
 
     def _method(self) -> str:

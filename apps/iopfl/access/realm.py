@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -42,11 +43,14 @@ class Realm:
     Args:
         issuer: its address, as it stands in its tokens.
         timeout: seconds to wait for it.
+        ca: PEM file of the authority that signed its certificate; None = the public ones count.
+        proxy: URL of the proxy that leads there; "" = none, whatever the environment says.
     """
 
-    def __init__(self, issuer: str, timeout: float) -> None:
+    def __init__(self, issuer: str, timeout: float, *, ca: Path | None = None, proxy: str = "") -> None:
         self.issuer = issuer.rstrip("/")
         self.timeout = timeout
+        self._ca, self._proxy = ca, proxy
         self._configuration: dict[str, Any] | None = None
         self._keys: dict[str | None, jwt.PyJWK | str] = {}
         self._fetched = self._failed = float("-inf")
@@ -95,12 +99,24 @@ class Realm:
         Raises:
             requests.RequestException, ValueError: there is no answer, or another one.
         """
-        response = requests.get(url, timeout=self.timeout, **options)
+        with requests.Session() as session:
+            self.bind(session)
+            response = session.get(url, timeout=self.timeout, **options)
         response.raise_for_status()
         values = response.json()
         if not isinstance(values, dict):
             raise ValueError("expected a JSON object")
         return values
+
+    def bind(self, session: requests.Session) -> None:
+        """Have a session speak with the service alone: what it says decides who gets in, and it is told secrets.
+
+        Neither a proxy nor a `.netrc` of the environment is used, and no redirect followed.
+        """
+        session.trust_env = False
+        session.max_redirects = 0
+        session.verify = str(self._ca) if self._ca else True
+        session.proxies = {"http": self._proxy, "https": self._proxy} if self._proxy else {}
 
     def _verify(self, token: str, keys: list[jwt.PyJWK | str], checks: Mapping[str, Any]) -> dict[str, Any]:
         for key in keys:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,8 @@ class AccessSettings:
             (`iopfl users`); `oidc`, those of the hospital's sign-in service.
         state: the state folder.
         client_secret: what this server proves to the sign-in service with; "" = it is a public client.
+        oidc_ca: PEM file of the authority that signed that service's certificate; None = the public ones count.
+        oidc_proxy: URL of the proxy that leads to it; "" = none.
         hosts: names by which a server that asks for no sign-in may be called, besides IP addresses and
             `localhost`; None = any: its cookie, or its certificate, is for its own names as it is.
         max_upload_mb: most that one request may bring, in MB of 2^20 bytes.
@@ -43,6 +46,8 @@ class AccessSettings:
     mode: str
     state: Path
     client_secret: str = field(default="", repr=False)
+    oidc_ca: Path | None = None
+    oidc_proxy: str = ""
     hosts: frozenset[str] | None = None
     max_upload_mb: int = MAX_UPLOAD_MB
     proxies: tuple[str, ...] = ()
@@ -52,6 +57,13 @@ class AccessSettings:
             raise ConfigError(f"authentication is one of {', '.join(MODES)}, not {self.mode!r}")
         if self.max_upload_mb < 1:
             raise ConfigError(f"the most that a request may bring is 1 MB or more, not {self.max_upload_mb}")
+        if self.oidc_ca is not None:
+            try:
+                ssl.create_default_context(cafile=self.oidc_ca)
+            except OSError as error:  # of which SSLError is one
+                raise ConfigError(f"--oidc-ca {self.oidc_ca}: expected certificates in PEM, {error}") from error
+        if self.oidc_proxy and not re.fullmatch(r"https?://[^/]+/?", self.oidc_proxy):
+            raise ConfigError("--oidc-proxy: expected http://host:port")  # with a password in it, perhaps
 
     @classmethod
     def from_environment(cls, default_state: Path) -> AccessSettings:
