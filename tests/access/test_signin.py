@@ -307,6 +307,19 @@ def test_a_browser_is_known_for_its_own_user_and_by_its_own_server_alone(tmp_pat
     assert enter(browser).status_code == 429
 
 
+@pytest.mark.parametrize("content", [b"", b"anna: {role: annotator, passw"])
+def test_users_that_are_damaged_while_the_server_runs_let_nobody_in_and_tell_a_stranger_nothing(
+    tmp_path, users, browser, caplog, content
+):
+    header = {"Authorization": f"Bearer {users.make_token('anna', 1)}"}
+    (tmp_path / userfile.USERS_FILE).write_bytes(content)
+    answers = [browser.get("/data", headers=header), browser.post("/auth/token", data=FORM), enter(browser)]
+    for answer in answers:
+        assert answer.status_code == 503 and "nobody can sign in just now" in answer.text
+        assert str(tmp_path) not in answer.text and userfile.USERS_FILE not in answer.text
+    assert caplog.text.count("bring it back from a backup") == 3
+
+
 # ---- signing out with a token ----
 
 

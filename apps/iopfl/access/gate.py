@@ -6,6 +6,7 @@ Roles are checked once more by the routes themselves (`access.roles`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -26,7 +27,9 @@ from iopfl.access.identity import Access, Caller
 from iopfl.access.limits import Limits, find_path
 from iopfl.access.roles import FEDERATION_ROLE, OUTSIDE_ROLE
 from iopfl.access.signin import router as signin
-from iopfl.base.errors import ConfigError
+from iopfl.base.errors import AccessError
+
+logger = logging.getLogger(__name__)
 
 SIGN_IN = "/iopfl/signin"
 PUBLIC = frozenset(
@@ -49,6 +52,7 @@ _OF_EVERYBODY = frozenset({"/auth/token/valid", "/iopfl/me", "/iopfl/signout"})
 """For whoever has signed in, in whatever role."""
 _FEDERATION = "/iopfl/federations/"
 _BANKS = "/iopfl/banks/"
+_LATER = "nobody can sign in just now: the administrator finds the reason in the server's log"
 _CHANGES_NOTHING = frozenset({"GET", "HEAD", "OPTIONS"})
 _CACHED = ("/ohif/", "/static/")
 """The viewer's own files: the same for everybody, and large."""
@@ -65,6 +69,7 @@ def install(app: FastAPI, access: Access) -> None:
     """Put limits, audit and gate in front of an app, outermost first. CORS stays before the gate: it asks no token."""
     app.include_router(signin)
     app.add_exception_handler(RequestValidationError, _explain_invalid)
+    app.add_exception_handler(AccessError, _explain_later)
     app.state.access = access
     outer = [Middleware(Limits, settings=access.settings), *app.user_middleware]
     app.user_middleware[:] = [*outer, Middleware(Auditing, access=access), Middleware(Gate, access=access)]
@@ -114,8 +119,9 @@ class Gate:
             if self._access.mode == "local":  # a fraction of a millisecond: no thread is worth it
                 return self._access.identify(headers, cookies)
             return await anyio.to_thread.run_sync(self._access.identify, headers, cookies, limiter=self._threads)
-        except ConfigError as error:
-            raise HTTPException(503, str(error), headers={"Retry-After": "60"}) from error
+        except AccessError as error:
+            logger.error("%s", error)
+            raise HTTPException(503, _LATER, headers={"Retry-After": "60"}) from error
 
 
 def _may_enter(path: str, roles: Iterable[str]) -> bool:
@@ -158,6 +164,12 @@ def _to_sign_in(scope: Scope, path: str) -> Response:
 
 def _explain(status: int, detail: Any, headers: Any = None) -> Response:
     return JSONResponse({"detail": detail}, status, headers=headers)
+
+
+def _explain_later(request: Request, error: Exception) -> Response:
+    """Say to a stranger nothing of what is damaged, nor where it lies."""
+    logger.error("%s", error)
+    return _explain(503, _LATER, {"Retry-After": "60"})
 
 
 def _explain_invalid(request: Request, error: Any) -> Response:

@@ -58,7 +58,7 @@ class Access:
 
         Raises:
             HTTPException: 401, nobody that is known here; 503, the sign-in service does not answer.
-            ConfigError: the file of users cannot be read.
+            AccessError: what says who may sign in cannot be read.
         """
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
@@ -81,7 +81,7 @@ class Access:
         """Make invalid what a request signs in with, whoever may have copied it.
 
         Raises:
-            ConfigError: that cannot be written down, and so has not been done.
+            OSError, AccessError: that cannot be written down, and so has not been done.
         """
         scheme, _, token = headers.get("authorization", "").partition(" ")
         token = token.strip()

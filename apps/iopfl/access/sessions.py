@@ -19,7 +19,7 @@ from typing import Any
 
 import jwt
 
-from iopfl.base.errors import ConfigError, LostKeyError
+from iopfl.base.errors import AccessError, ConfigError, LostKeyError
 from iopfl.base.locks import hold_one
 from iopfl.base.private_files import make_private, read_or_make_key, read_private, replace_key, write_private
 
@@ -117,7 +117,9 @@ class Sessions:
             write_private(self._ended_file, b"{}")
             logger.warning("%s. A new key was made, and everybody has to sign in anew", error)
         except OSError as error:
-            raise ConfigError(f"{self._key_file.parent} cannot be read or written to ({error.strerror})") from error
+            raise AccessError(f"{self._key_file.parent} cannot be read or written to ({error.strerror})") from error
+        except ConfigError as error:
+            raise AccessError(str(error)) from error
         self._key, self._ended, self._seen = key, ended, self._stamp()
 
     def _stamp(self) -> tuple[Any, ...]:

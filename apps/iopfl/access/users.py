@@ -22,7 +22,7 @@ import yaml
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
-from iopfl.base.errors import ConfigError
+from iopfl.base.errors import AccessError, ConfigError
 from iopfl.base.locks import hold_one
 from iopfl.base.private_files import make_private, read_private, write_private
 
@@ -224,7 +224,7 @@ class Users:
         except FileNotFoundError:
             self._accounts, self._seen = {}, None
         except OSError as error:
-            raise ConfigError(
+            raise AccessError(
                 f"{self._file} cannot be read ({error.strerror}): "
                 "run iopfl users as the account that the server runs under, and give the file to that account"
             ) from error
@@ -271,8 +271,10 @@ def _from_yaml(file: Path) -> dict[str, Account]:
                 raise ValueError(f"role {account.role!r}")
             found[account.name] = account
         return found
+    except ConfigError as error:  # others can read the file, and that cannot be mended
+        raise AccessError(str(error)) from error
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(
+        raise AccessError(
             f"{file}: expected what iopfl users writes, found something else ({type(error).__name__}): "
             "bring it back from a backup, or move it away and add the users again"
         ) from error

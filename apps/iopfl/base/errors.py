@@ -26,6 +26,10 @@ class LostKeyError(ConfigError):
     """A key that was made here is gone, cut short, or another one."""
 
 
+class AccessError(ConfigError):
+    """What says who may sign in cannot be read: for the administrator's eyes, not for those of who asks."""
+
+
 class DatasetError(IOPFLError):
     """A site folder, a download or a split is not as documented."""
 
