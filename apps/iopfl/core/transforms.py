@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from iopfl.base.errors import SeriesError
 from iopfl.base.image_headers import ImageHeader
 from iopfl.core.grids import Grid
 from iopfl.core.image_files import is_picture, read_voxels
+from iopfl.core.label_names import has_names, merge, name_values
 from iopfl.core.memory import check_room
 from iopfl.core.task import Task
 
@@ -63,19 +64,38 @@ def read_image(path: Path, task: Task) -> MetaTensor:
     return image
 
 
-def read_label(path: Path, task: Task, *, like: Tensor) -> MetaTensor:
-    """Read a label and map the task's values to class indices.
+class LabelFile(NamedTuple):
+    """A label read for a task.
 
-    Args:
-        path: label file.
-        task: says which values there are.
-        like: the image it belongs to, (C, X, Y, Z).
+    Attributes:
+        classes: (1, X, Y, Z) class indices 0 .. K-1, as float32 for the transforms.
+        is_as_stored: whether the file itself holds the task's values on the image's grid.
+    """
+
+    classes: MetaTensor
+    is_as_stored: bool
+
+
+def read_label(path: Path, task: Task, *, like: Tensor) -> MetaTensor:
+    """Read a label and map it to class indices: `open_label` of what comes without names.
 
     Returns:
         (1, X, Y, Z) class indices 0 .. K-1, as float32 for the transforms.
+    """
+    return open_label(path, task, like=like).classes
+
+
+def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> LabelFile:
+    """Read a label and map it to class indices: by the names of its segments, else by the task's values.
+
+    Args:
+        path: label file.
+        task: says which labels there are.
+        like: the image it belongs to, (C, X, Y, Z).
+        said: a client's `label_info`, where the label came with one.
 
     Raises:
-        SeriesError: unreadable, of another shape than the image, or with values the task does not have.
+        SeriesError: unreadable, of another shape than the image, or with names or values the task does not have.
     """
     shape = tuple(like.shape[1:])
 
@@ -89,20 +109,31 @@ def read_label(path: Path, task: Task, *, like: Tensor) -> MetaTensor:
     if label.shape[0] != 1 or label.shape[1:] != shape:
         _refuse_grid(path, shape, label.shape[1:])
     values = _find_values(label.as_tensor())
-    if not set(values) <= set(task.label_values):
-        raise SeriesError(
-            f"label {path.name}: task {task.name} has values {sorted(task.label_values)}, "
-            f"the label holds {[round(value, 3) for value in values][:8]}; map them, or give a task with these labels"
-        )
     classes: MetaTensor = torch.zeros_like(label)
-    for index, value in enumerate(task.label_values):
-        classes[label == value] = index
+    if has_names(said) and any(values):
+        names = name_values(said, [value for value in values if value], path.name)
+        drawn = [(names[int(value)], label[0].as_tensor() == value) for value in values if value]
+        classes[0] = merge(drawn, task, path.name).to(classes.dtype)
+        is_as_stored = bool((torch.tensor(task.label_values)[classes.as_tensor().long()] == label.as_tensor()).all())
+    else:
+        _fill_by_values(classes, label, values, task, path)
+        is_as_stored = True
     if isinstance(like, MetaTensor):
         source = Path(str(like.meta.get("filename_or_obj", "")))
         if not is_picture(path) and not is_picture(source):
             _check_same_place(path, classes, like)
         classes.affine = like.affine  # headers differ in the last digits
-    return classes
+    return LabelFile(classes, is_as_stored)
+
+
+def _fill_by_values(classes: Tensor, label: Tensor, values: Sequence[float], task: Task, path: Path) -> None:
+    if not set(values) <= set(task.label_values):
+        raise SeriesError(
+            f"label {path.name}: task {task.name} has values {sorted(task.label_values)}, "
+            f"the label holds {[round(value, 3) for value in values][:8]}; map them, or give a task with these labels"
+        )
+    for index, value in enumerate(task.label_values):
+        classes[label == value] = index
 
 
 def _refuse_grid(path: Path, expected: tuple[int, ...], given: Sequence[int]) -> NoReturn:

@@ -7,11 +7,9 @@ import inspect
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
-
-from iopfl.core.task import Task
 
 _KEPT = 1000
 _LONGEST = 64
@@ -82,20 +80,6 @@ class RecentAnswers:
             return {key: _printable(said[key]) for key in _ORIGIN if isinstance(said.get(key), str)}
         with self._lock:
             return dict(self._answers.get((find_annotator(info), _client(info), image), {}))
-
-
-def narrow_tasks(tasks: Sequence[Task], info: Mapping[str, Any], origin: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of the tasks whose grid and values a label fits, those that it was drawn for.
-
-    By the names that the client gave to the values, else by the answer that the label started from; all, where
-    neither tells.
-    """
-    named = info.get("label_info")
-    listed = [item for item in named if isinstance(item, Mapping)] if isinstance(named, list) else []
-    said = [(item.get("name"), item.get("idx")) for item in listed]
-    by_name = [task.name for task in tasks if said and all(pair in list(task.labels.items()) for pair in said)]
-    by_origin = [task.name for task in tasks if task.name == origin.get("task")]
-    return tuple(by_name or by_origin or [task.name for task in tasks])
 
 
 def _telling_user(find: Callable) -> Callable:

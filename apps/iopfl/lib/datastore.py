@@ -17,6 +17,7 @@ from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
 from iopfl.lib.folder import FINAL, FolderDatastore
 from iopfl.lib.models import as_client_error
+from iopfl.lib.submissions import Submission, take_submission
 
 
 class CheckedDatastore(FolderDatastore):
@@ -105,6 +106,25 @@ class CheckedDatastore(FolderDatastore):
         if not found:
             raise as_client_error(problem) from problem
         return found
+
+    def take(
+        self, image_id: str, label: Path, info: Mapping[str, Any], origin: Mapping[str, Any], folder: Path
+    ) -> Submission:
+        """Find out for which tasks a label of an image was drawn: `take_submission`.
+
+        Raises:
+            MONAILabelException: what does not fit.
+            StorageError: there is no room to write it with the task's values.
+        """
+        image = Path(self.get_image_uri(image_id))
+        with telling_clients():
+            try:
+                return take_submission(image, self.tasks_for(image_id), label, info, origin, folder)
+            except OSError as error:
+                raise StorageError(
+                    f"expected room for the label, but it cannot be written ({error.strerror or error}): it is not "
+                    "kept; make room on the server's disk, and submit it again"
+                ) from error
 
     def tasks_for(self, image_id: str) -> list[Task]:
         """The tasks that an image may be labeled for."""

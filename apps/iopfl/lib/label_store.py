@@ -21,7 +21,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEx
 
 from iopfl.base.errors import IOPFLError, LabelVersionError, StorageError
 from iopfl.core.sites import find_stem, find_suffix
-from iopfl.lib.annotators import RecentAnswers, find_annotator, narrow_tasks
+from iopfl.lib.annotators import RecentAnswers, find_annotator
 from iopfl.lib.consensus import make_consensus
 from iopfl.lib.datastore import FINAL, CheckedDatastore
 from iopfl.lib.final_labels import FinalRule, common_tasks
@@ -92,11 +92,11 @@ class VersionedDatastore(CheckedDatastore):
         """
         self._check_image(image_id)
         origin = self.answers.find(image_id, info)
-        tasks = narrow_tasks(self.find_tasks(image_id, [label]), info, origin)
-        with self._changing(image_id, _NOT_KEPT):
-            return self.versions.add(
-                image_id, label, annotator=find_annotator(info), tasks=tasks, origin=origin, info=info
-            )
+        with tempfile.TemporaryDirectory() as folder:
+            taken = self.take(image_id, label, info, origin, Path(folder))
+            about = {"annotator": find_annotator(info), "tasks": taken.tasks, "origin": origin, "info": info}
+            with self._changing(image_id, _NOT_KEPT):
+                return self.versions.add(image_id, taken.file, **about)
 
     @contextlib.contextmanager
     def _changing(self, image: str, otherwise: str) -> Iterator[History]:

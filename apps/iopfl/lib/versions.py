@@ -161,7 +161,7 @@ class VersionStore:
         when: datetime | None = None,
         **about: Any,
     ) -> LabelVersion:
-        """Keep a label; the same again from the same annotator is the version there is.
+        """Keep a label; the same again from the same annotator, for the same tasks, is the version there is.
 
         One that was found again without knowing whose it is, is of whoever brings it once more.
 
@@ -179,7 +179,7 @@ class VersionStore:
         history = self.history(image)
         digest = _digest(file) if file else ""
         same = history.of(annotator)[-1:] if kind in (SUBMITTED, FOLDER) else []
-        if digest and same and same[0].sha256 == digest:
+        if digest and same and same[0].sha256 == digest and same[0].tasks == about.get("tasks", same[0].tasks):
             return same[0]
         ownerless = (v for v in history.counting if v.kind == RECOVERED and v.sha256 == digest != "")
         claimed = next(ownerless, None)

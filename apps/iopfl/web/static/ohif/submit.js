@@ -24,7 +24,7 @@ async function send(labelmap) {
   const sent = labelmap.read();
   const body = new FormData();
   body.append('params', JSON.stringify({
-    label_info: labelmap.task.labels.map(({ name, value }) => ({ name, idx: value })),
+    // The values are the task's own: names beside them would be taken for segments in the order of a scene.
     model: labelmap.answeredBy || labelmap.task.name,
     client_id: whoami(),
   }));

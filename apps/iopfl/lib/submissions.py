@@ -1,0 +1,105 @@
+"""What a label that somebody sends is: of which tasks, and with the task's own values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iopfl.base.errors import SeriesError
+from iopfl.core.image_files import is_picture
+from iopfl.core.label_names import find_label, has_names, names_in
+from iopfl.core.predictor import Answer, Segmentation
+from iopfl.core.sites import find_suffix
+from iopfl.core.task import Task
+from iopfl.core.transforms import LabelFile, open_label, read_image
+from iopfl.core.writers import write_mask
+
+_ROUTED = "_routed"
+_NO_TASK = "expected a task to label this image for, this server has none: give it a bank"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A label as it is kept.
+
+    Attributes:
+        file: the label, with the values of its tasks on the image's grid.
+        tasks: names of the tasks that it was drawn for, at least one.
+    """
+
+    file: Path
+    tasks: tuple[str, ...]
+
+
+def take_submission(
+    image: Path, tasks: Sequence[Task], label: Path, info: Mapping[str, Any], origin: Mapping[str, Any], folder: Path
+) -> Submission:
+    """Find out for which tasks a label was drawn, and give it their values if it has others.
+
+    The names of what is drawn decide: in the file, or as `label_info` beside it. Where they leave several tasks, or
+    there are none, the model that the client says, or the answer that the label started from.
+
+    Args:
+        image: that it is of.
+        tasks: that the image may be labeled for.
+        label: the file that came.
+        info: what came with it.
+        origin: the answer that it started from, as far as that is known.
+        folder: where a label with other values is written anew.
+
+    Raises:
+        SeriesError: it fits no task, or not the one that was meant; the message is of that one.
+    """
+    said = info.get("label_info")
+    asked = str(info.get("model") or "").removesuffix(_ROUTED)
+    meant = next((name for name in (asked, str(origin.get("task"))) if name in {task.name for task in tasks}), "")
+    fitting: dict[str, tuple[Task, LabelFile, Tensor]] = {}
+    problems = [((False, -1), SeriesError(_NO_TASK))]
+    likes: list[Tensor] = []
+    for task in tasks:
+        rank = (task.name == meant, 0)  # whether it was meant, and how near it is
+        try:
+            like = read_image(image, task)
+            rank = (task.name == meant, 1 + sum(bool(find_label(name, task)) for name in names_in(said)))
+            read = open_label(label, task, like=like, said=said)
+        except SeriesError as error:
+            problems.append((rank, error))
+        else:
+            likes.append(like)
+            fitting[task.name] = (task, read, _to_values(read, task))
+    is_refused = bool(meant) and asked == meant and meant not in fitting and not has_names(said)
+    if not fitting or is_refused:
+        raise max(problems, key=lambda problem: problem[0])[1]
+    first = meant if meant in fitting else next(iter(fitting))
+    task, read, mask = fitting[first]
+    same = [name for name, (_, _, other) in fitting.items() if torch.equal(other, mask)]
+    chosen = _narrow(same, [entry[0] for entry in fitting.values()], said, meant)
+    if read.is_as_stored:
+        return Submission(label, chosen)
+    target = folder / f"label{_plain_suffix(label)}"
+    like = likes[list(fitting).index(first)]
+    write_mask(target, Segmentation(mask, like, Answer(task.name, "", "", 0.0)))  # type: ignore[arg-type]
+    return Submission(target, chosen)
+
+
+def _narrow(names: Sequence[str], tasks: Sequence[Task], said: Any, meant: str) -> tuple[str, ...]:
+    """Of the tasks that read the same in a label, those that it was drawn for."""
+    if meant in names:
+        return (meant,)
+    told = names_in(said)
+    by_scene = [t.name for t in tasks if t.name in names and any(find_label(name, t) for name in told)]
+    return tuple(by_scene or names)
+
+
+def _to_values(read: LabelFile, task: Task) -> Tensor:
+    return torch.tensor(task.label_values, dtype=torch.uint8)[read.classes[0].as_tensor().long()]
+
+
+def _plain_suffix(label: Path) -> str:
+    suffix = find_suffix(label.name) or ".nii.gz"
+    return suffix if not is_picture(label) or suffix in (".png", ".bmp") else ".tif"

@@ -1,0 +1,141 @@
+"""Labels are stored under the names that come with them, whatever order and numbers a viewer gives its segments."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from .site import GLAND, oblique_affine, write_scans
+from .test_versions import IMAGE, SHAPE, final, open_store
+
+ODD = replace(GLAND, name="odd", labels={"core": 4, "rim": 7})
+PAIR = replace(GLAND, name="pair", labels={"anterior": 1, "posterior": 2})
+PLACES = {
+    "anterior": np.s_[2:6],
+    "posterior": np.s_[8:12],
+    "core": np.s_[14:17],
+    "rim": np.s_[18:20],
+    "gland": np.s_[21:24],
+    "lesion": np.s_[25:27],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _patched() -> None:
+    from iopfl.compat import apply_tasks
+
+    apply_tasks()
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory) -> Path:
+    return write_scans(tmp_path_factory.mktemp("names") / "site_a", labeled=0, unlabeled=9)
+
+
+@pytest.fixture(scope="module")
+def store(studies):
+    """Of three tasks."""
+    return open_store(studies, task=GLAND, more={"odd": ODD, "pair": PAIR})
+
+
+def export(folder: Path, scene, drawn, suffix: str = ".nii.gz") -> Path:
+    """What 3D Slicer exports: the n-th segment of the scene has the value n."""
+    mask = np.zeros(SHAPE, np.uint8)
+    for number, name in enumerate(scene, 1):
+        if name in drawn:
+            mask[PLACES[name]] = number
+    path = folder / f"label{suffix}"
+    nib.save(nib.Nifti1Image(mask, oblique_affine()), path)
+    return path
+
+
+def listed(scene, first: int = 1):
+    return [{"name": name, "idx": number} for number, name in enumerate(scene, first)]
+
+
+def submit(store, label: Path, scene, first: int = 1, **info):
+    return store.submit(IMAGE, label, {"client_id": "ann", "label_info": listed(scene, first), **info})
+
+
+def stored(studies: Path) -> dict[str, int]:
+    """Value at each place, of those that have one."""
+    mask = final(studies)
+    found = {name: set(np.unique(mask[place]).tolist()) for name, place in PLACES.items()}
+    assert all(len(values) == 1 for values in found.values())
+    return {name: values.pop() for name, values in found.items() if values != {0}}
+
+
+@pytest.mark.parametrize("task", [PAIR, ODD], ids=["1, 2", "4, 7"])
+@pytest.mark.parametrize("first", [1, 2, 5])
+def test_names_decide_in_every_order_of_the_segments(store, studies, tmp_path, task, first):
+    for count in (1, 2):
+        for drawn in itertools.combinations(task.labels, count):
+            for scene in [*itertools.permutations(task.labels), drawn, ("lesion", *drawn), ("gland", *task.labels)]:
+                version = submit(store, export(tmp_path, scene, drawn), scene, first)
+                assert version.tasks == (task.name,)
+                assert stored(studies) == {name: task.labels[name] for name in drawn}
+
+
+def test_the_drawn_names_say_which_task_even_against_the_model_that_is_chosen(store, studies, tmp_path):
+    scene = ("gland", "core", "rim", "anterior", "posterior")  # as /info lists them
+    for task in (GLAND, ODD, PAIR):
+        for name in task.labels:
+            version = submit(store, export(tmp_path, scene, [name]), scene, model="pair_routed")
+            assert (version.tasks, stored(studies)) == ((task.name,), {name: task.labels[name]})
+
+
+@pytest.mark.parametrize("scene", [("lesion", "posterior"), ("anterior", "lesion"), ("posterior", "gland")])
+def test_a_foreign_name_is_refused_with_the_labels_there_are(store, tmp_path, scene):
+    from monailabel.interfaces.exception import MONAILabelException
+
+    before = len(store.history(IMAGE).versions)
+    with pytest.raises(MONAILabelException) as refused:
+        submit(store, export(tmp_path, scene, scene), scene, model="pair")
+    assert "task pair has the labels anterior, posterior" in refused.value.msg
+    assert repr((set(scene) - set(PAIR.labels)).pop()) in refused.value.msg
+    assert len(store.history(IMAGE).versions) == before
+
+
+def test_other_clients_say_the_value_itself(store, studies, tmp_path):
+    for task in (GLAND, ODD):
+        mask = np.zeros(SHAPE, np.uint8)
+        for name, value in task.labels.items():
+            mask[PLACES[name]] = value
+        nib.save(nib.Nifti1Image(mask, oblique_affine()), tmp_path / "label.nii.gz")
+        told = [{"name": name, "idx": value} for name, value in task.labels.items()]
+        version = store.submit(IMAGE, tmp_path / "label.nii.gz", {"label_info": told})
+        assert (version.tasks, stored(studies)) == ((task.name,), dict(task.labels))
+
+
+def test_values_without_names_are_those_of_the_model_that_is_said(store, studies, tmp_path):
+    from monailabel.interfaces.exception import MONAILabelException
+
+    label = export(tmp_path, ("anterior", "posterior"), ("posterior",))  # 2 is the gland's value too
+    assert store.submit(IMAGE, label, {}).tasks == ("gland", "pair")
+    assert store.submit(IMAGE, label, {"model": "pair"}).tasks == ("pair",)
+    assert store.submit(IMAGE, label, {"model": "gland_routed"}).tasks == ("gland",)
+    with pytest.raises(MONAILabelException, match=r"task odd has values \[0, 4, 7\]"):
+        store.submit(IMAGE, label, {"model": "odd"})
+
+
+def test_a_value_without_a_name_is_refused(store, tmp_path):
+    from monailabel.interfaces.exception import MONAILabelException
+
+    label = export(tmp_path, ("anterior", "posterior", "gland"), ("gland",))
+    with pytest.raises(MONAILabelException, match="holds 3, and with it came 'anterior', 'posterior'"):
+        submit(store, label, ("anterior", "posterior"))
+
+
+def test_a_region_leaves_its_rest_to_the_label_that_is_not_drawn(studies, tmp_path):
+    disc = replace(PAIR, name="disc", labels={"rim": 1, "cup": 2}, regions={"disc": ("rim", "cup"), "cup": ("cup",)})
+    store = open_store(studies, task=disc)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[5:20], mask[8:12] = 1, 2
+    nib.save(nib.Nifti1Image(mask, oblique_affine()), tmp_path / "label.nii.gz")
+    submit(store, tmp_path / "label.nii.gz", ("disc", "cup"))
+    assert np.array_equal(final(studies), mask)
