@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 import socket
@@ -165,6 +166,40 @@ def test_segment_writes_masks_on_the_images_grid_and_json_lines(run, home, model
         assert line["task"] == "gland" and line["seconds"] > 0
     if "routed" in model:
         assert sum(lines[0]["routing_weights"].values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_sizes_of_a_worklist_are_a_table_that_agrees_with_the_masks(run, home):
+    status, out, _ = run(
+        "segment site_a/case00.nii.gz site_a/case01.nii.gz --bank bank -o masks --json --csv sizes.csv"
+    )
+    assert status == 0
+    with (home / "sizes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(row["image"], row["label"]) for row in rows] == [(line["image"], "gland") for line in lines]
+    for row, line in zip(rows, lines, strict=True):
+        mask = nib.load(home / line["mask"])
+        volume = np.count_nonzero(mask.dataobj) * abs(np.linalg.det(mask.affine[:3, :3])) / 1000
+        assert float(row["volume_ml"]) == pytest.approx(volume, rel=1e-3)
+        assert line["measurements"]["gland"]["long_axis_mm"] == float(row["long_axis_mm"])
+        assert (row["bank"], row["pixels"]) == (line["bank"], "")
+
+
+def test_a_batch_goes_on_after_a_file_that_is_no_image_and_its_status_tells(run, home):
+    (home / "no_image.nii.gz").write_bytes(b"x")
+    (home / "none.nii.gz").write_bytes(b"x")
+    status, out, err = run("segment no_image.nii.gz site_a/case00.nii.gz none.nii.gz --bank bank -o masks2 --json")
+    assert status == 1
+    failed, done, _ = [json.loads(line) for line in out.splitlines()]
+    assert failed["image"] == "no_image.nii.gz" and failed["error"].startswith("no_image.nii.gz: ")
+    assert (home / done["mask"]).is_file()
+    said = [line for line in err.splitlines() if line.startswith("iopfl: ")]
+    assert [line.split(":")[1].strip() for line in said[:2]] == ["no_image.nii.gz", "none.nii.gz"]
+    assert said[2:] == ["iopfl: 2 of 3 images were not segmented"]
+    assert sorted(path.name for path in (home / "masks2").iterdir()) == ["case00.nii.gz"]
+    assert run("segment no_image.nii.gz none.nii.gz --bank bank -o masks2")[0] == 2
+    status, _, err = run("segment no_image.nii.gz --bank bank -o masks2")
+    assert (status, len(err.splitlines())) == (2, 1)
 
 
 def test_other_json_is_json(run):

@@ -73,6 +73,7 @@ def test_an_answer_says_which_model_it_came_from(client, model, kind):
     assert answer["params"]["model"] == kind
     assert answer["slices"] == 1
     assert [label["name"] for label in answer["labels"]] == ["rim", "cup"]
+    assert {label["long_axis_unit"] for label in answer["labels"]} == {"pixels"}
     assert set(answer["reference"]["dice"]) == {"disc", "cup"}
     assert ("quality" in answer["params"]) == (kind == "routed")
 
@@ -82,7 +83,9 @@ def test_routing_weights_are_shares_of_the_experts(client):
     assert list(answer["params"]["routing_weights"]) == ["global", "north", "south"]
     assert sum(answer["params"]["routing_weights"].values()) == pytest.approx(1, abs=1e-3)
     assert answer["slices"] == 5
-    assert answer["labels"][0]["unit"] == "mL"
+    assert (answer["labels"][0]["unit"], answer["labels"][0]["long_axis_unit"]) == ("mL", "mm")
+    size = answer["params"]["measurements"][answer["labels"][0]["name"]]
+    assert answer["labels"][0]["amount"] == pytest.approx(size["volume_ml"], abs=1e-4)
 
 
 def test_every_slice_of_a_volume_has_a_picture_in_its_proportions(client):

@@ -16,7 +16,9 @@ from typing import Any, NoReturn
 
 from iopfl import __version__
 from iopfl.base.allocation import keep_blocks
-from iopfl.base.errors import CancelledError, ConfigError, IOPFLError
+from iopfl.base.errors import CancelledError, IOPFLError
+from iopfl.cli.models import add_keys, add_model, open_predictor
+from iopfl.cli.segment import add_segment
 from iopfl.datasets import IMPORTABLE
 
 _EXAMPLE = "example:\n  "
@@ -51,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"iopfl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
-    _add_segment(commands)
+    add_segment(commands, _add)
     _add_evaluate(commands)
     _add_bank(commands)
     _add_datasets(commands)
@@ -92,7 +94,7 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--site", default="", help="this site's name in the bank; none for an outside site")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add_memory(parser)
-    _add_keys(parser)
+    add_keys(parser)
 
 
 def _serve(arguments: Any) -> None:
@@ -129,50 +131,17 @@ def _serve(arguments: Any) -> None:
     serve(replace(settings, conf={**conf, **settings.conf}), check=check_bank)
 
 
-def _add_segment(commands: Any) -> None:
-    example = "iopfl segment case1.nii.gz case2.nii.gz --bank bank/ --model routed -o masks/"
-    parser = _add(commands, "segment", _segment, "Segment images; masks keep each image's grid.", example)
-    parser.add_argument("images", nargs="+", type=Path, help="NIfTI, NRRD, PNG, JPEG, TIFF or BMP")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the masks")
-    _add_model(parser)
-
-
-def _segment(arguments: Any) -> None:
-    from tqdm import tqdm
-
-    from iopfl.cli.passes import PassBar
-    from iopfl.core.writers import mask_name, write_mask
-
-    predictor = _open_predictor(arguments)
-    targets = [arguments.output / mask_name(image) for image in arguments.images]
-    double = sorted({target.name for target in targets if targets.count(target) > 1})
-    if double:
-        raise ConfigError(f"several images would write {', '.join(double)}: give them different names, or folders each")
-    for image, target in zip(tqdm(arguments.images, unit="image", disable=None), targets, strict=True):
-        with PassBar(image.name) as bar:
-            result = predictor.segment(image, arguments.model, with_quality=arguments.quality, progress=bar.show)
-        write_mask(target, result)
-        params = result.answer.to_params()
-        if arguments.json:
-            print(json.dumps({"image": str(image), "mask": str(target), **params}), flush=True)
-        else:
-            quality = f", quality {params['quality']:.2f}" if "quality" in params else ""
-            print(
-                f"{target}: {params['model']} of bank {params['bank']}{quality}, {params['seconds']:.1f} s", flush=True
-            )
-
-
 def _add_evaluate(commands: Any) -> None:
     example = "iopfl evaluate --studies sites/site_d --bank bank/ --model routed"
     text = "Score a model on a site's labeled images, each on its own grid."
     parser = _add(commands, "evaluate", _evaluate, text, example)
     parser.add_argument("--studies", type=Path, required=True, metavar="SITE_FOLDER", help="images and labels/final/")
     parser.add_argument("--split", default="test", help="train, validation, test or all (default: %(default)s)")
-    _add_model(parser)
+    add_model(parser)
 
 
 def _evaluate(arguments: Any) -> None:
-    predictor = _open_predictor(arguments)
+    predictor = open_predictor(arguments)
 
     from tqdm import tqdm
 
@@ -208,7 +177,7 @@ def _add_bank(commands: Any) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     from iopfl.cli.bank import add_actions
 
-    add_actions(lambda name, run, text, example: _add(actions, name, run, text, example), _add_keys)
+    add_actions(lambda name, run, text, example: _add(actions, name, run, text, example), add_keys)
 
 
 def _add_dicom(commands: Any) -> None:
@@ -216,7 +185,7 @@ def _add_dicom(commands: Any) -> None:
 
     text = "Receive, segment and send DICOM, and ask other DICOM nodes (DIMSE)."
     parser = _add(commands, "dicom", lambda _: None, text, "iopfl dicom echo pacs.hospital 104 -aec ORTHANC")
-    add_actions(parser.add_subparsers(required=True, metavar="ACTION"), _add, _add_keys)
+    add_actions(parser.add_subparsers(required=True, metavar="ACTION"), _add, add_keys)
 
 
 def _add_users(commands: Any) -> None:
@@ -286,49 +255,3 @@ def _follow(bar: Any) -> Callable[[int, int], None]:
         bar.update(done - bar.n)
 
     return progress
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model answers."""
-    from iopfl.server_options import add_memory
-
-    kinds = ("global", "personalized", "average", "published", "routed")
-    parser.add_argument(
-        "--bank",
-        type=Path,
-        required=True,
-        help="folder of a bank; one to come from a federation, with --site and --task",
-    )
-    parser.add_argument("--task", help="task of the bank: a name or a YAML file (default: the bank's)")
-    parser.add_argument("--model", choices=kinds, help="default: what the site's validation labels favour")
-    parser.add_argument("--site", help="whose personalized model (default: none, an outside site)")
-    parser.add_argument("--quality", action="store_true", help="agreement of the experts with each answer")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    add_memory(parser)
-    _add_keys(parser)
-
-
-def _add_keys(parser: argparse.ArgumentParser) -> None:
-    from iopfl.core.signing import default_keys
-
-    parser.add_argument(
-        "--keys", type=Path, default=default_keys(), help="folder of the keyring (default: %(default)s)"
-    )
-
-
-def _open_predictor(arguments: Any) -> Any:
-    from iopfl.core.manifest import read_manifest
-    from iopfl.core.signing import Keyring
-    from iopfl.core.task import read_task
-
-    task = read_task(arguments.task) if arguments.task else None
-    read_manifest(arguments.bank)
-    from iopfl.core.bank import ModelBank  # torch, after the mistakes that need no computing to be found
-    from iopfl.core.memory import limit_to
-    from iopfl.core.predictor import Predictor
-    from iopfl.lib.settings import check_device
-
-    limit_to(arguments.max_memory_gb)
-    bank = ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))
-    return Predictor(bank, site=arguments.site, task=task, device=check_device(arguments.device))

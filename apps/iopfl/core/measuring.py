@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,12 @@ class Measurement:
     volume: float | None
     long_axis: float
 
+    def to_params(self) -> dict[str, float]:
+        """As plain values, by names that say the unit."""
+        if self.volume is None:
+            return {"pixels": self.voxels, "long_axis_pixels": round(self.long_axis, 1)}
+        return {"volume_ml": round(self.volume, 4), "long_axis_mm": round(self.long_axis, 2)}
+
 
 def measure(mask: np.ndarray, labels: Mapping[str, int], affine: np.ndarray | None) -> list[Measurement]:
     """Measure each label of a mask, in the order of `labels`.
@@ -57,6 +63,11 @@ def measure(mask: np.ndarray, labels: Mapping[str, int], affine: np.ndarray | No
         Measurement(name, counts[value], None if affine is None else counts[value] * voxel, longest[value])
         for name, value in labels.items()
     ]
+
+
+def find_affine(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:
+    """The affine of an image that has millimeters; None for a picture: one slice, and an affine that says nothing."""
+    return None if shape[-1] == 1 and np.array_equal(affine, np.eye(4)) else affine
 
 
 def _long_axis(plane: np.ndarray, in_plane: np.ndarray) -> float:

@@ -23,6 +23,7 @@ from iopfl.core.adaptation import AdaptedSeries, Place, RoutingAdapter, sample_i
 from iopfl.core.agreement import expert_agreement
 from iopfl.core.bank import ModelBank
 from iopfl.core.inference import count_windows, predict_instances, predict_slabs
+from iopfl.core.measuring import Measurement, find_affine, measure
 from iopfl.core.networks import build_network
 from iopfl.core.published import adapt_published, predict_published
 from iopfl.core.routing import RoutedNetwork, route_network
@@ -52,6 +53,7 @@ class Answer:
         zooms: magnifications that the answer averages over, for `routed`.
         reason: why this model answered, where there was a choice.
         metrics: validation Dice behind that choice.
+        measurements: size of each label.
     """
 
     task: str
@@ -64,6 +66,7 @@ class Answer:
     zooms: tuple[float, ...] = ()
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    measurements: Sequence[Measurement] = ()
 
     def to_params(self) -> dict[str, Any]:
         """As plain values, without what does not apply."""
@@ -71,6 +74,8 @@ class Answer:
         for key in ("routing_weights", "metrics"):
             if key in values:
                 values[key] = {name: round(float(number), 4) for name, number in values[key].items()}
+        if self.measurements:
+            values["measurements"] = {size.label: size.to_params() for size in self.measurements}
         values["seconds"] = round(self.seconds, 3)
         return values
 
@@ -195,6 +200,8 @@ class Predictor:
         mask = self._prepare.mask(slabs, like=image)
         if samples is not None:
             details["quality"] = self.quality(volume, samples.instances(self.task))
+        affine = find_affine(image.affine.numpy(), mask.shape)
+        details["measurements"] = measure(mask.numpy(), self.task.labels, affine)
         seconds = time.monotonic() - started
         answer = Answer(task=self.task.name, bank=self.bank.label, model=kind, seconds=seconds, **details)
         return Segmentation(mask, image, answer)

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import torch
 from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -170,16 +169,15 @@ def _find_reference(task: str, image: str, segmentation: Segmentation) -> tuple[
 
 
 def _measure(segmentation: Segmentation, task: Task) -> list[dict[str, Any]]:
-    """How much of each label there is: mL in a volume, percent of a picture."""
-    is_volume = segmentation.mask.shape[-1] > 1
-    voxel = float(nib.affines.voxel_sizes(segmentation.image.affine.numpy()).prod()) / 1000
-    found = []
-    for name, color in label_colors(task).items():
-        count = int((segmentation.mask == task.labels[name]).sum())
-        amount = count * voxel if is_volume else 100 * count / segmentation.mask.numel()
-        found.append(
-            {"name": name, "color": color, "amount": amount, "unit": "mL" if is_volume else "% of the picture"}
-        )
+    """How much of each label there is: mL and mm in a volume, percent and pixels of a picture."""
+    colors, found = label_colors(task), []
+    for size in segmentation.answer.measurements:
+        if size.volume is None:
+            amount, units = 100 * size.voxels / segmentation.mask.numel(), ("% of the picture", "pixels")
+        else:
+            amount, units = size.volume, ("mL", "mm")
+        about = {"name": size.label, "color": colors[size.label], "amount": amount, "unit": units[0]}
+        found.append({**about, "long_axis": size.long_axis, "long_axis_unit": units[1]})
     return found
 
 

@@ -341,10 +341,13 @@ function showLabels(figures) {
   const answers = figures.map((one) => one.answer);
   const [{ labels, reference }] = answers;
   const row = (head, values) => make("tr", {}, make("th", { scope: "row" }, ...head), ...values.map((value) => make("td", { className: "number" }, value)));
-  const rows = labels.map((label, index) => {
+  const rows = labels.flatMap((label, index) => {
     const swatch = make("span", { className: "swatch" });
     swatch.style.background = label.color;
-    return row([swatch, `${label.name}, ${label.unit}`], answers.map((answer) => answer.labels[index].amount.toFixed(1)));
+    return [
+      row([swatch, `${label.name}, ${label.unit}`], answers.map((answer) => answer.labels[index].amount.toFixed(1))),
+      row([`long axis, ${label.long_axis_unit}`], answers.map((answer) => answer.labels[index].long_axis.toFixed(1))),
+    ];
   });
   for (const region of Object.keys(reference.dice)) {
     const swatch = make("span", { className: "swatch dashed" });

@@ -33,10 +33,19 @@ function describeWeights(weights) {
   return section('Whose knowledge made this mask', make('ul', { className: 'bars' }, ...rows), small(`The mark is the uniform average, ${percent(even)}.`));
 }
 
+/** Volume and long axis of each label, or pixels of a photograph. */
+function describeSizes(sizes) {
+  if (!sizes.length) return null;
+  const say = ({ volume_ml: volume, long_axis_mm: axis, pixels, long_axis_pixels: reach }) =>
+    volume == null ? `${pixels} pixels, ${reach.toFixed(0)} across` : `${volume.toFixed(2)} mL, ${axis.toFixed(1)} mm`;
+  const rows = sizes.flatMap(([name, size]) => [make('dt', {}, name), make('dd', {}, say(size))]);
+  return section('Size as computed', make('dl', {}, ...rows), small('Volume, and the long axis in one slice. They do not follow what you draw.'));
+}
+
 /** Elements that say where a mask comes from and how far to trust it; `evidence`: quality below which the experts disagree. */
 export function describeAnswer(answer, evidence) {
   if (!answer) return [small('No mask yet: choose a model above and run it, or draw one.')];
   const facts = [['Answered by', KINDS[answer.model] ?? answer.model], ['Bank version', answer.bank], ['From file to mask', `${answer.seconds.toFixed(1)} s`]];
   const list = make('dl', {}, ...facts.flatMap(([name, value]) => [make('dt', {}, name), make('dd', {}, value)]));
-  return [section('This mask', describeQuality(answer.quality, evidence), list), describeWeights(Object.entries(answer.routing_weights ?? {}))].filter(Boolean);
+  return [section('This mask', describeQuality(answer.quality, evidence), list), describeSizes(Object.entries(answer.measurements ?? {})), describeWeights(Object.entries(answer.routing_weights ?? {}))].filter(Boolean);
 }

@@ -1,0 +1,63 @@
+"""Which model answers: the options of the commands that segment, and what they open."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from iopfl.core.predictor import Predictor
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model answers."""
+    from iopfl.server_options import add_memory
+
+    kinds = ("global", "personalized", "average", "published", "routed")
+    parser.add_argument(
+        "--bank",
+        type=Path,
+        required=True,
+        help="folder of a bank; one to come from a federation, with --site and --task",
+    )
+    parser.add_argument("--task", help="task of the bank: a name or a YAML file (default: the bank's)")
+    parser.add_argument("--model", choices=kinds, help="default: what the site's validation labels favour")
+    parser.add_argument("--site", help="whose personalized model (default: none, an outside site)")
+    parser.add_argument("--quality", action="store_true", help="agreement of the experts with each answer")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    add_memory(parser)
+    add_keys(parser)
+
+
+def add_keys(parser: argparse.ArgumentParser) -> None:
+    """Where the keyring is."""
+    from iopfl.core.signing import default_keys
+
+    parser.add_argument(
+        "--keys", type=Path, default=default_keys(), help="folder of the keyring (default: %(default)s)"
+    )
+
+
+def open_predictor(arguments: Any) -> Predictor:
+    """Open the bank that the options name.
+
+    Raises:
+        BankError: it cannot be opened, or is signed by somebody unknown.
+        ConfigError: the task or the device is none.
+    """
+    from iopfl.core.manifest import read_manifest
+    from iopfl.core.signing import Keyring
+    from iopfl.core.task import read_task
+
+    task = read_task(arguments.task) if arguments.task else None
+    read_manifest(arguments.bank)
+    from iopfl.core.bank import ModelBank  # torch, after the mistakes that need no computing to be found
+    from iopfl.core.memory import limit_to
+    from iopfl.core.predictor import Predictor
+    from iopfl.lib.settings import check_device
+
+    limit_to(arguments.max_memory_gb)
+    bank = ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))
+    return Predictor(bank, site=arguments.site, task=task, device=check_device(arguments.device))

@@ -1,0 +1,98 @@
+"""`iopfl segment`: masks of image files, one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from iopfl.base.errors import ConfigError, SeriesError
+from iopfl.cli.models import add_model, open_predictor
+
+_SOME_FAILED = 1
+"""Exit status where some images were segmented and others were not."""
+_COLUMNS = ("image", "task", "bank", "model", "quality", "label", "volume_ml", "long_axis_mm")
+_IN_PIXELS = ("pixels", "long_axis_pixels")
+"""Of photographs, which have no millimeters."""
+
+WriteSizes = Callable[[Path, dict[str, Any]], None]
+
+
+def add_segment(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add `iopfl segment`."""
+    example = "iopfl segment case1.nii.gz case2.nii.gz --bank bank/ --model routed -o masks/"
+    text = "Segment images; masks keep each image's grid. Exit status 1: some images could not be segmented."
+    parser = add(commands, "segment", _segment, text, example)
+    parser.add_argument("images", nargs="+", type=Path, help="NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF or BMP")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the masks")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write volume and long axis of each label there")
+    add_model(parser)
+
+
+def _segment(arguments: Any) -> None:
+    from tqdm import tqdm
+
+    from iopfl.cli.passes import PassBar
+    from iopfl.core.writers import mask_name, write_mask
+
+    predictor = open_predictor(arguments)
+    targets = [arguments.output / mask_name(image) for image in arguments.images]
+    double = sorted({target.name for target in targets if targets.count(target) > 1})
+    if double:
+        raise ConfigError(f"several images would write {', '.join(double)}: give them different names, or folders each")
+    failures: list[SeriesError] = []
+    with _open_table(arguments.csv) as write_sizes:
+        for image, target in zip(tqdm(arguments.images, unit="image", disable=None), targets, strict=True):
+            try:
+                with PassBar(image.name) as bar:
+                    result = predictor.segment(
+                        image, arguments.model, with_quality=arguments.quality, progress=bar.show
+                    )
+                write_mask(target, result)
+            except SeriesError as error:  # of this image: the others go on
+                failures.append(error)
+                if arguments.json:
+                    print(json.dumps({"image": str(image), "error": str(error)}), flush=True)
+                if len(arguments.images) > 1:
+                    print(f"iopfl: {error}", file=sys.stderr, flush=True)
+                continue
+            params = result.answer.to_params()
+            write_sizes(image, params)
+            _say(image, target, params, as_json=arguments.json)
+    if len(failures) == len(arguments.images) == 1:
+        raise failures[0]
+    if failures:
+        print(f"iopfl: {len(failures)} of {len(arguments.images)} images were not segmented", file=sys.stderr)
+        raise SystemExit(2 if len(failures) == len(arguments.images) else _SOME_FAILED)
+
+
+def _say(image: Path, target: Path, params: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"image": str(image), "mask": str(target), **params}), flush=True)
+        return
+    quality = f", quality {params['quality']:.2f}" if "quality" in params else ""
+    print(f"{target}: {params['model']} of bank {params['bank']}{quality}, {params['seconds']:.1f} s", flush=True)
+
+
+@contextlib.contextmanager
+def _open_table(path: Path | None) -> Iterator[WriteSizes]:
+    """Give what writes an image's sizes, a line for each label, as soon as they are known."""
+    if path is None:
+        yield lambda image, params: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, (*_COLUMNS, *_IN_PIXELS), extrasaction="ignore")
+        table.writeheader()
+
+        def write(image: Path, params: dict[str, Any]) -> None:
+            for label, size in params["measurements"].items():
+                table.writerow({**params, "image": str(image), "label": label, **size})
+            file.flush()
+
+        yield write
