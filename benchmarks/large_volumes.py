@@ -1,0 +1,239 @@
+"""Large volumes: memory and seconds of an answer from the command, the label server and the DICOM listener.
+
+    python benchmarks/large_volumes.py --slices 600
+
+A CT of 512 x 512 voxels of 0.8 mm a slice, five labels and a bank of four random experts, through a 2.5D network (the
+prostate's) and a 3D one (the hippocampus's, at 1 mm), by one model and by the mixture. A row is the peak memory and the
+CPU seconds of the process that answered, from its start or the first instance to the mask or the segmentation; beside
+them stand the model's own passes, some of which are timed in a process of their own, and what the answer took beyond
+those. Rows that are there are kept: interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "apps"), str(ROOT), str(Path(__file__).parent)]
+
+import nibabel as nib  # noqa: E402
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+import requests  # noqa: E402
+import torch  # noqa: E402
+
+from app.site import APP, conf_of, make_site_bank  # noqa: E402
+from dimse.nodes import HERE, make_slices, storage_peer  # noqa: E402
+from iopfl.core.adaptation import count_views  # noqa: E402
+from iopfl.core.bank import ModelBank  # noqa: E402
+from iopfl.core.inference import count_windows  # noqa: E402
+from iopfl.core.task import Task, read_task  # noqa: E402
+from iopfl.core.transforms import Preprocessing, read_image  # noqa: E402
+from iopfl.dimse.peers import Peer  # noqa: E402
+from iopfl.dimse.queue import State, list_jobs  # noqa: E402
+from iopfl.dimse.scu import Caller, list_instances, send  # noqa: E402
+from label_server import running_server, start_process, stop_process, wait_until  # noqa: E402
+from orthanc import free_port  # noqa: E402
+
+LABELS = {f"organ_{number}": number for number in range(1, 6)}
+BASES = {"2.5D": "prostate", "3D": "hippocampus"}
+SITES = ("site_a", "site_b", "site_c")
+WAYS = ("command", "server", "listener")
+SPACING = (0.8, 0.8, 1.0)
+TIMED = 24
+"""Passes that are measured, of which the first are not counted: caches fill."""
+LONGEST = 4 * 3600.0
+
+
+def main() -> None:
+    """Measure what is not measured yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=512, help="pixels of an edge (default: %(default)s)")
+    parser.add_argument("--slices", type=int, default=600, help="(default: %(default)s)")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--models", nargs="*", choices=("plain", "routed"), default=["plain", "routed"])
+    parser.add_argument("--networks", nargs="*", choices=list(BASES), default=list(BASES))
+    parser.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("results/large_volumes.json"))
+    parser.add_argument("--passes", metavar="TASK_FILE", help=argparse.SUPPRESS)  # the process that times them
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    torch.set_num_threads(arguments.threads)
+    if arguments.passes:
+        print(json.dumps(_time_passes(Path(arguments.passes))))
+        return
+    rows = json.loads(arguments.out.read_text()) if arguments.out.is_file() else []
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {arguments.threads} thread(s) each")
+    print(f"{'':<42}{'peak GB':>9}{'CPU s':>9}{'passes':>8}{'their s':>9}{'beyond':>8}{'wall s':>9}")
+    for network in arguments.networks:
+        for model in arguments.models:
+            for way in arguments.ways:
+                shape = [arguments.size, arguments.size, arguments.slices]
+                key = {"network": network, "model": model, "way": way, "shape": shape, "threads": arguments.threads}
+                row = next((row for row in rows if key.items() <= row.items()), None)
+                if row is None:
+                    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+                        row = key | _measure(Path(folder), stack, **key)
+                    rows.append(row)
+                    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+                    arguments.out.write_text(json.dumps(rows, indent=1))
+                name = f"{way}, {network}, {model}, {'x'.join(map(str, shape))}"
+                beyond = row["cpu_seconds"] / row["pass_seconds"] - 1
+                print(
+                    f"{name:<42}{row['peak_bytes'] / 1e9:>9.2f}{row['cpu_seconds']:>9.0f}{row['passes']:>8}"
+                    f"{row['pass_seconds']:>9.0f}{beyond:>8.0%}{row['wall_seconds']:>9.0f}",
+                    flush=True,
+                )
+
+
+def _measure(
+    folder: Path, stack: ExitStack, *, network: str, model: str, way: str, shape: list[int], threads: int
+) -> Any:
+    task = replace(
+        read_task(BASES[network]), name="organs", labels=LABELS, codes={}, regions={}, modality="CT", subject=""
+    )
+    bank = make_site_bank(folder / "bank", task, sites=SITES)
+    studies = folder / "studies"
+    studies.mkdir()
+    image = studies / "abdomen.nii.gz"
+    _write_volume(image, shape)
+    run: Callable[..., Any] = {"command": _by_command, "server": _by_server, "listener": _by_listener}[way]
+    cost = run(folder, stack, bank, image, task, "routed" if model == "routed" else "global", shape)
+    words = [sys.executable, __file__, "--passes", str(folder / "bank"), "--threads", str(threads)]
+    timed = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    volume = Preprocessing(task)(read_image(image, task))
+    windows = count_windows(volume, task)
+    passes = windows * (count_views(task, windows) if model == "routed" else 1)
+    if model == "routed":  # the experts' votes
+        settings = task.adaptation
+        looks = len(settings.shares) + (len(settings.zooms) - 1 if task.spacing is None and passes > windows else 0)
+        passes += looks * (len(SITES) + 1) * settings.max_instances
+    return {**cost, "passes": passes, "pass_seconds": passes * timed}
+
+
+def _write_volume(path: Path, shape: list[int]) -> None:
+    """Bright blobs of Hounsfield units in noise."""
+    random = np.random.default_rng(0)
+    voxels = np.empty(shape, np.int16, order="F")
+    for z in range(shape[2]):
+        voxels[..., z] = random.normal(40, 30, shape[:2])
+    affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1])
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+
+
+def _time_passes(bank: Path) -> float:
+    """CPU seconds of one pass of the plain network over a slice or a window."""
+    from iopfl.core.signing import Keyring
+
+    opened = ModelBank.open(bank, keys=Keyring(bank.parent / "keys"))
+    task, plain = opened.task, opened.build(opened.experts[0]).eval()
+    window = torch.randn(4, task.in_channels, *task.size)
+    if task.spatial_dims == 2:
+        window = window.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        for _ in range(2):
+            plain(window).softmax(1)
+        started = _cpu_of(psutil.Process())
+        for _ in range(TIMED // 4):
+            plain(window).softmax(1)
+    return (_cpu_of(psutil.Process()) - started) / TIMED
+
+
+def _cpu_of(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def _peak_of(process: psutil.Process) -> int:
+    """VmHWM, in bytes."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _by_command(folder: Path, stack: ExitStack, bank: Any, image: Path, task: Task, model: str, shape: Any) -> Any:
+    words = [sys.executable, "-m", "iopfl.cli", "segment", str(image), "--bank", str(bank.folder), "-o", str(folder)]
+    words += ["--model", model, "--keys", str(folder / "keys")]
+    started = time.monotonic()
+    process = subprocess.Popen(words)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"iopfl segment ended with {status}")
+    return {
+        "peak_bytes": usage.ru_maxrss * 1024,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "system_seconds": usage.ru_stime,
+        "wall_seconds": time.monotonic() - started,
+    }
+
+
+def _by_server(folder: Path, stack: ExitStack, bank: Any, image: Path, task: Task, model: str, shape: Any) -> Any:
+    server = stack.enter_context(running_server(APP, image.parent, state=folder / "state", conf=conf_of(bank)))
+    process = psutil.Process(server.pid)
+    before, started = process.cpu_times(), time.monotonic()
+    name = f"{task.name}_routed" if model == "routed" else task.name
+    address = f"{server.url}/infer/{name}?image=abdomen&output=image"
+    asked = {"params": json.dumps({"answer_from": "global"})}
+    requests.post(address, data=asked, timeout=LONGEST).raise_for_status()
+    return _cost(process, before, started)
+
+
+def _by_listener(folder: Path, stack: ExitStack, bank: Any, image: Path, task: Task, model: str, shape: Any) -> Any:
+    pacs = stack.enter_context(storage_peer()).peer
+    answer = f"{task.name}_routed" if model == "routed" else task.name
+    rules = {
+        "rules": [{"answer": answer, "send_to": ["pacs"]}],
+        "destinations": {"pacs": {"ae_title": pacs.ae_title, "host": pacs.host, "port": pacs.port}},
+    }
+    (folder / "rules.yaml").write_text(json.dumps(rules))
+    port, log = free_port(), folder / "listen.log"
+    words = ["--rules", folder / "rules.yaml", "--bank", bank.folder, "--keys", folder / "keys", "--state", folder]
+    words += ["--port", port, "--quiet-seconds", 2]
+    listener = start_process([sys.executable, "-m", "iopfl.cli", "dicom", "listen", *map(str, words)], log)
+    stack.callback(stop_process, listener)
+    wait_until(lambda: "listens on" in log.read_text(), 300, what=f"the listener, see {log}")
+    process = psutil.Process(listener.pid)
+    before, started = process.cpu_times(), time.monotonic()
+    files = []
+    (folder / "series").mkdir()
+    for number, ds in enumerate(make_slices(shape[2], size=shape[0])):
+        files.append(folder / "series" / f"{number:04d}.dcm")
+        ds.RescaleSlope, ds.RescaleIntercept, ds.Modality = 1, -1024, "CT"
+        ds.save_as(files[-1], enforce_file_format=True)
+    if not all(sent.is_taken for sent in send(Caller(Peer("IOPFL", HERE, port)), list_instances(files))):
+        raise RuntimeError("an instance was not taken")
+
+    def finished() -> bool:
+        jobs = list_jobs(folder / "dimse" / "queue")
+        failed = [job.reason for job in jobs if job.state in (State.REFUSED, State.FAILED)]
+        if failed:
+            raise RuntimeError(failed[0])
+        return any(job.state is State.DONE for job in jobs)
+
+    wait_until(finished, LONGEST, what="the segmentation")
+    return _cost(process, before, started)
+
+
+def _cost(process: psutil.Process, before: Any, started: float) -> dict[str, float]:
+    after = process.cpu_times()
+    return {
+        "peak_bytes": _peak_of(process),
+        "cpu_seconds": after.user + after.system - before.user - before.system,
+        "system_seconds": after.system - before.system,
+        "wall_seconds": time.monotonic() - started,
+    }
+
+
+if __name__ == "__main__":
+    main()
