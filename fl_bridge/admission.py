@@ -20,6 +20,7 @@ from nvflare.lighter.tool_consts import NVFLARE_SIG_FILE, NVFLARE_SUBMITTER_CRT_
 
 from fl_bridge.exchange import TASK_PUBLISH, TASK_SHARE, TASK_TRAIN
 from fl_bridge.kit_policy import DEQUANTIZER, EXECUTOR, PERCENTILE, QUANTIZER, TRAINER
+from iopfl.base.archives import read_entry
 from iopfl.base.errors import ConfigError
 from iopfl.base.names import is_name
 
@@ -125,7 +126,7 @@ def _read_configuration(content: bytes) -> Any:
                 raise _refuse(f"it has other files than {CONFIGURATION}; code of its own is not run here")
             if any(entry.file_size > _MAX_BYTES for entry in files):
                 raise _refuse(f"it has files of more than {_MAX_BYTES} bytes")
-            return json.loads(archive.read(CONFIGURATION))
+            return json.loads(read_entry(archive, CONFIGURATION, limit=_MAX_BYTES))
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, RecursionError) as error:
         raise _refuse("it is no whole zip file of JSON") from error
     except ValueError as error:

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 from fastapi import HTTPException
 from pydantic import ValidationError
 
+from iopfl.base.archives import check_methods
 from iopfl.base.errors import SeriesError
 from iopfl.base.image_headers import IMAGE_SUFFIXES, read_header
 from iopfl.compat._patching import guard, once
@@ -287,6 +288,7 @@ def _unpacked_size(archive: str) -> int:
     """Bytes in an archive, or at least enough of them to be too many."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as packed:
+            check_methods(packed)
             return sum(member.file_size for member in packed.infolist())
     size = 0
     with tarfile.open(archive) as packed:

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from iopfl.base.archives import read_entry
 from iopfl.base.errors import BankError
 from iopfl.base.files import Scratch, replacing, write_bytes
 from iopfl.base.locks import hold_folder
@@ -91,11 +92,12 @@ def import_bank(source: Path, folder: Path, *, keys: Keyring, task: Task | None 
     with Scratch(folder) as staging:
         try:
             with zipfile.ZipFile(source) as archive:
-                if archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST:
+                content = read_entry(archive, MANIFEST, limit=_MAX_MANIFEST)
+                if len(content) > _MAX_MANIFEST:
                     raise BankError(
                         f"{source.name}: its manifest is larger than {_MAX_MANIFEST} bytes: no bank of iopfl"
                     )
-                manifest = Manifest.from_json(archive.read(MANIFEST), what=source.name)
+                manifest = Manifest.from_json(content, what=source.name)
                 # Nothing of a stranger's file touches the disk before its signer is known.
                 seal = {"signature": manifest.signature, "signer": manifest.signer, "what": source.name}
                 keys.check(manifest.signed_content(), **seal)
