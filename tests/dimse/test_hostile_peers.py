@@ -50,6 +50,36 @@ def test_connections_that_ask_for_nothing_keep_nobody_out(tmp_path, said, half_c
         assert threading.active_count() <= before + 4, "they have no threads"
 
 
+def test_a_connection_that_ends_as_it_gets_an_association_ends_nothing_else(tmp_path, lines, monkeypatch):
+    original = acceptor.TunedServer.finish_request
+
+    def end_at_once(self, request, address):
+        monkeypatch.setattr(acceptor.TunedServer, "finish_request", original)
+        request.close()
+
+    with running_scp(tmp_path) as node, socket.create_connection((HERE, node.port)) as connection:
+        monkeypatch.setattr(acceptor.TunedServer, "finish_request", end_at_once)
+        connection.sendall(REQUEST)
+        connection.settimeout(20)
+        assert connection.recv(1) == b""
+        assert echo(Caller(node.peer)) < lobby.PATIENCE_SECONDS
+    assert "a connection failed" not in lines()
+
+
+def test_what_goes_wrong_with_one_connection_ends_no_other(tmp_path, lines, monkeypatch):
+    original = lobby.read_request
+
+    def fail(pdu):
+        monkeypatch.setattr(lobby, "read_request", original)
+        raise ValueError("whatever nobody thought of")
+
+    with running_scp(tmp_path) as node, socket.create_connection((HERE, node.port)) as connection:
+        monkeypatch.setattr(lobby, "read_request", fail)
+        connection.sendall(REQUEST)
+        eventually(lambda: "a connection failed (ValueError)" in lines(), "the failure")
+        assert echo(Caller(node.peer)) < lobby.PATIENCE_SECONDS
+
+
 def test_of_too_many_connections_the_oldest_goes(tmp_path, lines, monkeypatch):
     monkeypatch.setattr(lobby, "_MOST", 8)
     folder = make_certificates(tmp_path / "certificates")

@@ -28,7 +28,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it onto `path` on success, remove it otherwise."""
-    with _beside(path) as temporary:
+    with beside(path, suffix=path.suffix) as temporary:
         yield temporary
         _finish(temporary)
         temporary.replace(path)
@@ -41,7 +41,7 @@ def create(path: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: `path` is there already; it stays as it is.
     """
-    with _beside(path) as temporary:
+    with beside(path, suffix=path.suffix) as temporary:
         yield temporary
         _finish(temporary)
         path.hardlink_to(temporary)
@@ -158,12 +158,17 @@ def _hold(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A temporary file in the same folder, held by this process, and removed if it is still there at the end."""
+def beside(path: Path, *, suffix: str = "") -> Iterator[Path]:
+    """A temporary file of mode 0600 in the same folder, held by this process, and removed if still there at the end.
+
+    Args:
+        path: what it is for.
+        suffix: what its name ends in, for who goes by that.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     held = None
     while held is None:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}{_OURS}", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}{_OURS}", suffix=suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         held = _hold(temporary)  # a sweep may have been faster

@@ -12,11 +12,11 @@ import logging
 import os
 import secrets
 import stat
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from iopfl.base.errors import ConfigError, LostKeyError
-from iopfl.base.files import sync_folder
+from iopfl.base.files import beside, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,8 @@ def make_private(folder: Path) -> None:
 def write_private(path: Path, content: bytes) -> None:
     """Write a file of mode 0600, whole or not at all, and on the disk when this returns."""
     make_private(path.parent)
-    temporary = _write_beside(path, content)
-    try:
+    with _written_beside(path, content) as temporary:
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -149,13 +146,11 @@ def fingerprint(key: bytes) -> str:
 
 def _make_key(path: Path) -> None:
     make_private(path.parent)
-    temporary = _write_beside(path, secrets.token_bytes(KEY_BYTES))
-    try:
+    with (
+        _written_beside(path, secrets.token_bytes(KEY_BYTES)) as temporary,
+        contextlib.suppress(FileExistsError),  # another process was first: its key counts
+    ):
         path.hardlink_to(temporary)
-    except FileExistsError:
-        pass  # another process was first: its key counts
-    finally:
-        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -168,11 +163,12 @@ def _read_fingerprint(path: Path) -> str | None:
     return text if len(text) == 16 else None
 
 
-def _write_beside(path: Path, content: bytes) -> Path:
-    """A temporary file beside `path`; `mkstemp` makes it 0600."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return Path(name)
+@contextlib.contextmanager
+def _written_beside(path: Path, content: bytes) -> Iterator[Path]:
+    """A temporary file beside `path`, on the disk, that `sweep` knows."""
+    with beside(path) as temporary:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary

@@ -29,6 +29,7 @@ IDLE_SECONDS = 1.0
 STUCK_SECONDS = 5.0
 """The same for a peer that takes no answers, or gives none to what it was asked."""
 
+_PAUSE_SECONDS = 0.1
 _ENDING = 16  # associations that are ending, above those that may be
 
 
@@ -125,7 +126,11 @@ class TunedServer(ThreadedAssociationServer):
         )
         try:
             while not self._stopping.is_set():
-                self.lobby.turn()
+                try:
+                    self.lobby.turn()
+                except Exception as error:  # of one connection: the others, and those to come, are taken all the same
+                    logger.error("a connection failed (%s)", type(error).__name__)
+                    self._stopping.wait(_PAUSE_SECONDS)
         finally:
             self.lobby.close()
             self.server_close()

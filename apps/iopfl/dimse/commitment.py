@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pynetdicom import build_context, build_role, evt
 from pynetdicom.association import Association
@@ -161,7 +162,7 @@ class Commitment:
             finally:
                 os.close(descriptor)
             sync_folder(path.parent)
-        except OSError:
+        except (OSError, InvalidDicomError, AttributeError, ValueError):  # gone, or damaged on the disk
             return NO_SUCH_INSTANCE
         return 0
 

@@ -12,6 +12,7 @@ and leaves `min_free` bytes of the disk to everything else.
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import hashlib
 import logging
@@ -189,14 +190,15 @@ class Inbox:
             arrivals = self._arrivals.get(series_instance_uid)
             instances, content = self.listing(series_instance_uid)
             if job is None or not instances:
+                if job is not None and job.instances:
+                    logger.error("series %s is gone from the inbox: send it again", series_instance_uid)
                 self.queue.remove(series_instance_uid)
                 self._arrivals.pop(series_instance_uid, None)
                 return None
             first, last = (_epoch(arrivals.first), _epoch(arrivals.last)) if arrivals else (0.0, 0.0)
             times = {"first": first, "last": last, "complete": time.time()} if arrivals else dict(job.times)
-            job = self.queue.put(
-                replace(job, state=State.SEGMENTING, content=content, instances=instances, times=times)
-            )
+            most = max(instances, job.instances)
+            job = self.queue.put(replace(job, state=State.SEGMENTING, content=content, instances=most, times=times))
             self._arrivals.pop(series_instance_uid, None)  # not before: a full disk must not have it forgotten
             return job
 
@@ -243,11 +245,13 @@ class Inbox:
         with self._lock:
             if self.queue.get(job.series_instance_uid) is not job or (finished and job.state not in FINISHED):
                 return False
-            files = self.files(job.series_instance_uid)
-            self.room.stored -= sum(path.stat().st_size for path in files)
-            shutil.rmtree(self.folder(job.series_instance_uid), ignore_errors=True)
+            folder, gone = self.folder(job.series_instance_uid), self._incoming / job.series_instance_uid
+            self.room.stored -= sum(path.stat().st_size for path in folder.glob(f"*{_SUFFIX}"))
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(gone)  # first: of a deletion that is cut off, no half is taken for the series
             self.queue.remove(job.series_instance_uid)
             self._arrivals.pop(job.series_instance_uid, None)
+            shutil.rmtree(gone, ignore_errors=True)
             return True
 
     def _open_job(self, instance: Instance) -> Job:
@@ -294,14 +298,21 @@ class Inbox:
     def _recover(self) -> None:
         """Go on where a process ended: wait for series that were coming, and for those with files that no job saw."""
         for job in self.queue.jobs():
+            uid, left = job.series_instance_uid, self.listing(job.series_instance_uid)[0]
+            if left < job.instances:
+                logger.error("series %s: %d of %d instances are left in the inbox", uid, left, job.instances)
             if job.state in (State.RECEIVED, State.SEGMENTING):
-                self.expect(job.series_instance_uid)
-            elif job.content and not self.is_unchanged(job):
+                self.expect(uid)
+            elif left >= job.instances and job.content and not self.is_unchanged(job):
                 self._reopen(job)
-                self.expect(job.series_instance_uid)
+                self.expect(uid)
         for folder in self._series.iterdir():
-            if not self.queue.path(folder.name).exists():  # a deletion that was cut off
-                shutil.rmtree(folder, ignore_errors=True)
+            if self.queue.get(folder.name) is None:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+                    continue
+                text = "series %s in the inbox has no job that can be read: send it again, or delete its folder"
+                logger.error(text, folder.name)
 
 
 def check_uid(value: str, what: str) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.misc import is_dicom
 
 from iopfl.base.errors import CancelledError, ConfigError, IOPFLError, PACSError, SeriesError
 from iopfl.base.locks import try_hold
@@ -217,6 +218,10 @@ class Listener:
         """From files to a segmentation in the outbox."""
         uid = job.series_instance_uid
         files, times = self.inbox.files(uid), dict(job.times)
+        if len(files) < job.instances:
+            raise SeriesError(f"{len(files)} of the {job.instances} instances that came are left: send the rest again")
+        if not all(is_dicom(path) for path in files):
+            raise SeriesError("an instance was damaged in the inbox: send the series again")
         rule = self._find_rule(job, files[0])
         series = read_series(files)
         times["read"] = time.time()
@@ -243,6 +248,7 @@ class Listener:
             rule=rule.name,
             answer=rule.answer,
             segmentation=segmentation,
+            sends=self.outbox.digest(segmentation),
             waiting=rule.send_to,
             times=times,
             attempts=0,
@@ -277,6 +283,11 @@ class Listener:
         job = next((job for job in self.queue.jobs(State.SENDING) if job.due <= now), None)
         if job is None:
             return False
+        if job.sends and self.outbox.digest(job.segmentation) != job.sends:
+            uid, reason = job.series_instance_uid, "what was to be sent is damaged or gone: segmented again"
+            logger.error("series %s: %s", uid, reason)
+            self.queue.change(job, state=State.SEGMENTING, attempts=0, due=0.0, reason=reason)
+            return True
         left, failures = list(job.waiting), []
         for name in job.waiting:
             destination = self.rules.destinations.get(name)

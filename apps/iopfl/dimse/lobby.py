@@ -47,6 +47,7 @@ class Guest:
         data: that came.
         request: that it is, once it is whole.
         leaves: whether it was told to.
+        is_watched: whether what it sends is waited for. Once it has an association, that may have closed it already.
     """
 
     connection: socket.socket
@@ -56,6 +57,7 @@ class Guest:
     data: bytearray = field(default_factory=bytearray)
     request: Request | None = None
     leaves: bool = False
+    is_watched: bool = True
 
     def __str__(self) -> str:
         return f"{self.address[0]}:{self.address[1]}"
@@ -207,7 +209,7 @@ class Lobby:
             guest.request = request
             self._refuse(guest, refusal)
         else:
-            self._selector.unregister(guest.connection)
+            self._unwatch(guest)
             guest.request, guest.until = request, time.monotonic() + PATIENCE_SECONDS
 
     def _refuse(self, guest: Guest, refusal: Refusal) -> None:
@@ -223,8 +225,9 @@ class Lobby:
         try:
             guest.connection.send(pdu)
             guest.connection.shutdown(socket.SHUT_WR)
-            if guest.connection not in self._selector.get_map():
+            if not guest.is_watched:
                 self._selector.register(guest.connection, selectors.EVENT_READ, guest)
+                guest.is_watched = True
         except OSError:
             self._close(guest)
             return
@@ -232,8 +235,12 @@ class Lobby:
 
     def _forget(self, guest: Guest) -> None:
         del self._guests[guest]
-        if guest.connection in self._selector.get_map():
+        self._unwatch(guest)
+
+    def _unwatch(self, guest: Guest) -> None:
+        if guest.is_watched:
             self._selector.unregister(guest.connection)
+            guest.is_watched = False
 
     def _close(self, guest: Guest) -> None:
         if guest in self._guests:

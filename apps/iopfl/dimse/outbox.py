@@ -7,6 +7,7 @@ got it before a crash here takes the second one for what it is, the same.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Sequence
 from io import BytesIO
@@ -17,6 +18,7 @@ from pydicom.uid import UID
 from pynetdicom.presentation import build_context
 
 from iopfl.base.errors import AssociationError
+from iopfl.base.files import sweep
 from iopfl.base.private_files import write_private
 from iopfl.dicomweb.client import DICOMweb, Endpoint
 from iopfl.dimse.peers import Peer, Timeouts, associated
@@ -36,6 +38,7 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        sweep(folder)
 
     def add(self, results: Sequence[Dataset]) -> str:
         """Keep what is sent of a mask, the segmentation first; returns its SOP Instance UID."""
@@ -50,6 +53,15 @@ class Outbox:
     def paths(self, segmentation: str) -> list[Path]:
         """Where what is sent of a mask lies, the segmentation first."""
         return [self._path(segmentation), *sorted(self.folder.glob(f"{segmentation}{_BESIDE}*{_SUFFIX}"))]
+
+    def digest(self, segmentation: str) -> str:
+        """Of all that is sent of a mask; another one, or none, where some of it is damaged or gone."""
+        found = hashlib.sha256()
+        with contextlib.suppress(OSError):
+            for path in self.paths(segmentation):
+                found.update(hashlib.sha256(path.read_bytes()).digest())
+            return found.hexdigest()
+        return ""
 
     def _path(self, segmentation: str) -> Path:
         return self.folder / f"{segmentation}{_SUFFIX}"

@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from iopfl.base.files import sweep
 from iopfl.base.private_files import write_private
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Job:
         content: digest of the files that were segmented.
         instances: how many those were.
         segmentation: SOP Instance UID of the SEG, which lies in the outbox.
+        sends: digest of what lies there to be sent.
         waiting: names of the destinations that have yet to receive it.
         attempts: failed ones of the present state.
         due: when to try again, seconds of the epoch.
@@ -73,6 +75,7 @@ class Job:
     content: str = ""
     instances: int = 0
     segmentation: str = ""
+    sends: str = ""
     waiting: tuple[str, ...] = ()
     attempts: int = 0
     due: float = 0.0
@@ -106,6 +109,7 @@ class Queue:
         self.folder = folder
         self._lock = threading.RLock()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        sweep(folder)
         self._jobs: dict[str, Job] = {}
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
             job = _read(path)

@@ -213,7 +213,7 @@ def read_rules(path: Path) -> Rules:
     except OSError as error:
         raise ConfigError(f"rules {path}: {error.strerror}; see iopfl dicom listen --help") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"rules {path.name}: no valid YAML: {error}") from error
+        raise ConfigError(f"rules {path.name}: no valid YAML: {' '.join(str(error).split())}") from error
     try:
         return _build_rules(values, path.parent)
     except ConfigError as error:
