@@ -519,6 +519,35 @@ def test_nothing_is_committed_to_otherwise(tmp_path, model):
         assert not assoc.accepted_contexts
 
 
+TEXTS = ("Modality", "BodyPartExamined", "SeriesDescription", "ImageType", "PhotometricInterpretation")
+UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_a_patient_in_whatever_element_is_in_no_answer_no_line_and_no_reason(tmp_path, model, caplog):
+    caplog.set_level(logging.INFO)
+    rule = {"patterns": {"modality": "MR", "body_part": "*", "description": "a*"}}
+    comments, sent = [], 0
+    with listening_node(tmp_path, model, free_port(), rule=rule) as listener:
+        for keyword in (*TEXTS, *UIDS):
+            (ds,) = make_slices(1, series=keyword)
+            setattr(ds, keyword, "DOE^JANE")
+            with plain_association(listener.port) as assoc:
+                answer = assoc.send_c_store(ds)
+                comments.append(str(answer))
+                sent += answer.get("Status") == 0
+        eventually(
+            lambda: len(listener.queue.jobs(State.REFUSED, State.SENDING, State.FAILED)) == sent, "the end of each"
+        )
+        reasons = [job.reason for job in listener.queue.jobs()]
+    assert sent and any("ErrorComment" in comment or "(0000,0902)" in comment for comment in comments)
+    assert any(reasons)
+    for text in (*comments, *reasons, caplog.text, *map(str, tmp_path.rglob("*"))):
+        assert "DOE" not in text and "JANE" not in text
+    kept = [path for path in (tmp_path / "queue").iterdir() if b"DOE" in path.read_bytes()]
+    assert not kept
+
+
 def test_the_log_names_no_patient(tmp_path, model, caplog):
     caplog.set_level(logging.INFO)
     with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port) as listener:
