@@ -10,6 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from iopfl.core.label_names import names_by_place
+
 from .site import GLAND, oblique_affine, write_scans
 from .test_versions import IMAGE, SHAPE, final, open_store
 
@@ -123,12 +125,17 @@ def test_values_without_names_are_those_of_the_model_that_is_said(store, studies
         store.submit(IMAGE, label, {"model": "odd"})
 
 
-def test_a_value_without_a_name_is_refused(store, tmp_path):
+def test_a_value_without_a_name_is_refused_unless_all_others_have_the_tasks_values(store, studies, tmp_path):
     from monailabel.interfaces.exception import MONAILabelException
 
     label = export(tmp_path, ("anterior", "posterior", "gland"), ("gland",))
-    with pytest.raises(MONAILabelException, match="holds 3, and with it came 'anterior', 'posterior'"):
-        submit(store, label, ("anterior", "posterior"))
+    with pytest.raises(MONAILabelException, match="holds 3, and with it came 'posterior', 'anterior'"):
+        submit(store, label, ("posterior", "anterior"))
+    label = export(tmp_path, PAIR.labels, PAIR.labels)
+    with pytest.raises(MONAILabelException, match="holds 1, 2, and with it came 'posterior'"):
+        submit(store, label, ["posterior"])
+    submit(store, label, ["anterior"], model="pair")
+    assert stored(studies) == dict(PAIR.labels)
 
 
 def test_a_region_leaves_its_rest_to_the_label_that_is_not_drawn(studies, tmp_path):
@@ -139,3 +146,14 @@ def test_a_region_leaves_its_rest_to_the_label_that_is_not_drawn(studies, tmp_pa
     nib.save(nib.Nifti1Image(mask, oblique_affine()), tmp_path / "label.nii.gz")
     submit(store, tmp_path / "label.nii.gz", ("disc", "cup"))
     assert np.array_equal(final(studies), mask)
+
+
+@pytest.mark.parametrize(
+    "task", [GLAND, ODD, PAIR, replace(PAIR, labels={"b": 2, "a": 1})], ids=lambda t: str(t.labels)
+)
+def test_slicer_shows_each_label_by_its_place(task):
+    """It sorts the names by value; the n-th is shown where the mask is n, if there is a segment of that name."""
+    told = names_by_place(task)
+    places = enumerate((name for name, _ in sorted(told.items(), key=lambda item: item[1])), start=1)
+    assert {name: place for place, name in places if name in task.labels} == dict(task.labels)
+    assert list(told) == sorted(told, key=told.get)  # of a stored answer it takes them as they come

@@ -100,7 +100,7 @@ def test_a_mask_lies_on_its_images_grid_and_says_where_it_comes_from(client, ban
     check_mask(file, studies / f"{IMAGE}.nii.gz")
     assert (params["task"], params["bank"]) == ("gland", bank.label)
     assert params["seconds"] > 0
-    assert params["label_names"] == {"gland": 2}
+    assert params["label_names"] == {"no label 1": 1, "gland": 2}
     if model == "gland_routed":
         assert params["model"] == "routed"
         assert list(params["routing_weights"]) == EXPERTS

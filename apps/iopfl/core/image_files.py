@@ -6,9 +6,11 @@ what the name says, and sizes that cannot be are refused before any reader sees 
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from iopfl.base.image_headers.metaimage import read_metaimage
 from iopfl.core.sites import find_suffix
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+_MAX_HEADER = 2**21
+"""Bytes of an NRRD's header that are read alone."""
 
 _FLAT = 1e-3
 """Least volume of the box that an image's three unit directions span; below it they lie in a plane."""
@@ -53,17 +58,9 @@ def read_voxels(
     """
     header = read_header(path)
     check(header)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            array, meta = _READERS[header.format](path, header, colors)
-            image = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array.astype(np.float32), meta))
-    except Exception as error:  # each reader has its own; all mean that the file is no image
-        reason = str(error.__cause__ or error).replace(str(path), path.name).strip().splitlines()
-        raise SeriesError(
-            f"{path.name}: cannot be read as an image ({type(error.__cause__ or error).__name__}: "
-            f"{reason[-1] if reason else 'damaged'}); expected a whole {header.format} file"
-        ) from error
+    with _telling(path, header.format):
+        array, meta = _READERS[header.format](path, header, colors)
+        image = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array.astype(np.float32), meta))
     if image.ndim == 3:  # a picture: one slice; the affine of a picture says nothing
         affine = torch.eye(4) if is_picture(path) else image.affine
         image = MetaTensor(image.as_tensor()[..., None], meta={**image.meta, "affine": affine})
@@ -71,6 +68,42 @@ def read_voxels(
         raise SeriesError(f"{path.name}: expected an image or a volume, given {image.ndim - 1} dimensions")
     _check_place(path.name, image)
     return image
+
+
+def read_nrrd_fields(path: Path) -> dict[str, Any]:
+    """Read the header of an NRRD alone: fields by name, those of other programs too.
+
+    Raises:
+        SeriesError: it is none.
+    """
+    with _telling(path, "NRRD"), path.open("rb") as file:
+        return nrrd.read_header(BytesIO(file.read(_MAX_HEADER)))
+
+
+def read_nrrd(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read an NRRD as it is stored: values along the file's axes, and all fields of its header.
+
+    Raises:
+        SeriesError: it is none, or not whole in itself.
+    """
+    read_header(path)
+    with _telling(path, "NRRD"):
+        return _read_nrrd_data(path)
+
+
+@contextlib.contextmanager
+def _telling(path: Path, expected: str) -> Iterator[None]:
+    """Say of what kind a file was to be; each reader has errors of its own, and all mean that it is no image."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        reason = str(error.__cause__ or error).replace(str(path), path.name).strip().splitlines()
+        raise SeriesError(
+            f"{path.name}: cannot be read as an image ({type(error.__cause__ or error).__name__}: "
+            f"{reason[-1] if reason else 'damaged'}); expected a whole {expected} file"
+        ) from error
 
 
 def _check_place(name: str, image: MetaTensor) -> None:
@@ -92,12 +125,17 @@ def _read_nifti(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarr
 
 
 def _read_nrrd(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    data, fields = _read_nrrd_data(path)
+    array, meta = NrrdReader().get_data(NrrdImage(data, fields))
+    return array, {**meta, "filename_or_obj": str(path)}
+
+
+def _read_nrrd_data(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     with path.open("rb") as file:
         fields = nrrd.read_header(file)
         if not fields.keys().isdisjoint({"datafile", "data file"}):  # asked once more, of what will follow it
             raise SeriesError("its data are in another file")
-        array, meta = NrrdReader().get_data(NrrdImage(nrrd.read_data(fields, file), fields))
-    return array, {**meta, "filename_or_obj": str(path)}
+        return nrrd.read_data(fields, file), fields
 
 
 def _read_metaimage(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarray, dict[str, Any]]:

@@ -35,6 +35,16 @@ def find_label(name: str, task: Task, code: tuple[str, str] | None = None) -> st
     return found[0] if len(found) == 1 else None
 
 
+def names_by_place(task: Task) -> dict[str, int]:
+    """A task's labels by value, with a name for each value below the last that is none.
+
+    3D Slicer sorts the names of an answer by value, and shows the n-th wherever the mask is n. Of names that
+    are no segment in its scene it shows nothing.
+    """
+    names = {value: name for name, value in task.labels.items()}
+    return {names.get(value, f"no label {value}"): value for value in range(1, max(names) + 1)}
+
+
 def has_names(said: Any) -> bool:
     """Whether a client's `label_info` names segments."""
     return bool(_listed(said))
@@ -45,7 +55,7 @@ def names_in(said: Any) -> list[str]:
     return [name for name, _ in _listed(said)]
 
 
-def name_values(said: Any, values: Iterable[float], file: str) -> dict[int, str]:
+def name_values(said: Any, values: Iterable[float], task: Task, file: str) -> dict[int, str]:
     """What a client's `label_info` says of the values in a file.
 
     3D Slicer gives the n-th segment of the list the value n, and an `idx` that counts the segments that it leaves
@@ -55,6 +65,7 @@ def name_values(said: Any, values: Iterable[float], file: str) -> dict[int, str]
     Args:
         said: list of `{"name": ..., "idx": ...}`.
         values: that are drawn, without 0.
+        task: whose values count for what a list leaves out, if it gives all others the task's own.
         file: for messages.
 
     Returns:
@@ -72,6 +83,9 @@ def name_values(said: Any, values: Iterable[float], file: str) -> dict[int, str]
         return by_place
     if is_whole and drawn <= by_index.keys():
         return by_index
+    own = {value: name for name, value in task.labels.items()}
+    if is_whole and by_index.items() <= own.items() and drawn <= own.keys():
+        return own
     raise SeriesError(
         f"label {file}: expected a name for each value, but it holds {_show_numbers(drawn)}, and with it came "
         f"{_show_names(names_in(said))}: send the names of all segments in the order of their values"

@@ -20,13 +20,16 @@ from monai.data.utils import dense_patch_slices
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
-from iopfl.base.image_headers import ImageHeader
+from iopfl.base.image_headers import ImageHeader, read_header
 from iopfl.core.grids import Grid
 from iopfl.core.image_files import is_picture, read_voxels
 from iopfl.core.label_names import has_names, merge, name_values
 from iopfl.core.memory import check_room
+from iopfl.core.segment_files import is_segmentation, place_segments, read_segmentation
 from iopfl.core.task import Task
 
+_MAX_LAYERS = 64
+_PICTURE_IN_ITK = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SAME_PLACE = 0.5  # voxels by which a label's corner may lie beside the image's
 _PERCENTILES = (0.5, 99.5)  # beyond which intensities are cut off
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L"
@@ -98,6 +101,8 @@ def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> Lab
         SeriesError: unreadable, of another shape than the image, or with names or values the task does not have.
     """
     shape = tuple(like.shape[1:])
+    if is_segmentation(path):
+        return _open_segmentation(path, task, like)
 
     def check(header: ImageHeader) -> None:
         if math.prod(header.shape) != math.prod(shape):
@@ -111,7 +116,7 @@ def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> Lab
     values = _find_values(label.as_tensor())
     classes: MetaTensor = torch.zeros_like(label)
     if has_names(said) and any(values):
-        names = name_values(said, [value for value in values if value], path.name)
+        names = name_values(said, [value for value in values if value], task, path.name)
         drawn = [(names[int(value)], label[0].as_tensor() == value) for value in values if value]
         classes[0] = merge(drawn, task, path.name).to(classes.dtype)
         is_as_stored = bool((torch.tensor(task.label_values)[classes.as_tensor().long()] == label.as_tensor()).all())
@@ -124,6 +129,25 @@ def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> Lab
             _check_same_place(path, classes, like)
         classes.affine = like.affine  # headers differ in the last digits
     return LabelFile(classes, is_as_stored)
+
+
+def _open_segmentation(path: Path, task: Task, like: Tensor) -> LabelFile:
+    """Read a segmentation of 3D Slicer, by the names in its header."""
+    shape = tuple(like.shape[1:])
+    header = read_header(path)
+    if header.voxels > math.prod(shape) or header.channels > _MAX_LAYERS:
+        _refuse_grid(path, shape, (header.channels, *header.shape) if header.channels > 1 else header.shape)
+    found = read_segmentation(path)
+    affine = like.affine.double().numpy() if isinstance(like, MetaTensor) else found.affine
+    if isinstance(like, MetaTensor) and is_picture(Path(str(like.meta.get("filename_or_obj", "")))):
+        affine = _PICTURE_IN_ITK  # where Slicer shows pictures
+    drawn = place_segments(path, found, like, affine)
+    codes = {segment.name: segment.code for segment in found.segments if segment.code}
+    classes = merge(list(drawn.items()), task, path.name, codes) if drawn else torch.zeros(shape, dtype=torch.uint8)
+    values = torch.tensor(task.label_values)[classes.long()].numpy()
+    is_as_stored = found.layers.shape == (1, *shape) and bool((values == found.layers[0]).all())
+    about = {"affine": getattr(like, "affine", torch.eye(4)), "filename_or_obj": str(path)}
+    return LabelFile(MetaTensor(classes[None].float(), meta=about), is_as_stored)
 
 
 def _fill_by_values(classes: Tensor, label: Tensor, values: Sequence[float], task: Task, path: Path) -> None:

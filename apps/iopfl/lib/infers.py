@@ -12,6 +12,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from iopfl.base.errors import CancelledError, ConfigError, IOPFLError
 from iopfl.base.running import running
+from iopfl.core.label_names import names_by_place
 from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
 from iopfl.core.writers import mask_name, write_mask
@@ -99,7 +100,7 @@ class SiteSegmentation(InferTask):
             raise as_client_error(error) from error
         answer = result.answer
         logger.info("%s answered with %s of bank %s in %.2f s", name, answer.model, answer.bank, answer.seconds)
-        return str(target), {"label_names": dict(self._task.labels), **answer.to_params()}
+        return str(target), {"label_names": names_by_place(self._task), **answer.to_params()}
 
 
 class RoutedSegmentation(SiteSegmentation):

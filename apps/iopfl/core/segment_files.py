@@ -1,0 +1,180 @@
+"""3D Slicer's segmentations (`.seg.nrrd`): segments with names, cropped to what is drawn, in layers where they overlap.
+
+Format: Slicer's user guide, "Segmentation file (.seg.nrrd)". A plain NRRD with fields `Segment0_Name`, `Segment0_Layer`
+and so on in its header.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iopfl.base.errors import SeriesError
+from iopfl.core.image_files import read_nrrd, read_nrrd_fields
+
+_ALIGNED = 0.1
+"""Voxels by which a segmentation's grid may lie beside the image's: headers are rounded."""
+
+_TO_RAS = {
+    "left-posterior-superior": (-1, -1, 1),
+    "lps": (-1, -1, 1),
+    "right-anterior-superior": (1, 1, 1),
+    "ras": (1, 1, 1),
+    "left-anterior-superior": (-1, 1, 1),
+    "las": (-1, 1, 1),
+}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What the header says of a segment.
+
+    Attributes:
+        name: of it.
+        value: of its voxels, in its layer.
+        layer: where it is.
+        code: value and coding scheme of what it is, or None.
+    """
+
+    name: str
+    value: int
+    layer: int
+    code: tuple[str, str] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A segmentation as stored.
+
+    Attributes:
+        layers: (L, X, Y, Z) values.
+        affine: (4, 4), voxel index to RAS mm.
+        segments: all that are described.
+    """
+
+    layers: np.ndarray
+    affine: np.ndarray
+    segments: tuple[Segment, ...]
+
+
+def is_segmentation(path: Path) -> bool:
+    """Whether a file is an NRRD whose header describes segments."""
+    return path.name.lower().endswith(".nrrd") and any(map(_find_key, read_nrrd_fields(path)))
+
+
+def read_segmentation(path: Path) -> Segmentation:
+    """Read a segmentation.
+
+    Raises:
+        SeriesError: it cannot be read, or its header does not say where it lies.
+    """
+    array, fields = read_nrrd(path)
+    count = array.ndim - 3
+    kinds = [str(kind) for kind in fields.get("kinds", [])]
+    directions = np.asarray(fields.get("space directions", np.eye(3)), dtype=float)
+    if count == 1:
+        undirected = [axis for axis, row in enumerate(directions) if not np.isfinite(row).all()]
+        axis = undirected[0] if len(undirected) == 1 else next((i for i, k in enumerate(kinds) if k == "list"), -1)
+        array = np.moveaxis(array, axis, 0)
+        directions = np.delete(directions, axis, axis=0) if len(directions) == 4 else directions
+    elif count == 0:
+        array = array[None]
+    flips = _TO_RAS.get(str(fields.get("space", "lps")).lower())
+    if count not in (0, 1) or directions.shape != (3, 3) or flips is None:
+        raise SeriesError(f"label {path.name}: expected a segmentation in three dimensions of a patient; save it again")
+    affine = np.eye(4)
+    affine[:3, :3] = directions.T
+    affine[:3, 3] = np.asarray(fields.get("space origin", np.zeros(3)), dtype=float)
+    return Segmentation(array, np.diag([*flips, 1]) @ affine, tuple(_read_segments(fields, len(array), path)))
+
+
+def place_segments(path: Path, found: Segmentation, like: Tensor, affine: np.ndarray) -> dict[str, Tensor]:
+    """Put what is drawn onto an image's grid.
+
+    Args:
+        path: for messages.
+        found: the segmentation.
+        like: the image, (C, X, Y, Z).
+        affine: (4, 4) of the image, to RAS mm.
+
+    Returns:
+        Name -> (X, Y, Z) bool, of segments that have voxels.
+
+    Raises:
+        SeriesError: its voxels are not the image's, it is drawn beside the image, or in values that have no name.
+    """
+    shape = tuple(like.shape[1:])
+    first = _find_offset(path, found, shape, affine)
+    target, source = [], []
+    for start, size, edge in zip(first, found.layers.shape[1:], shape, strict=True):
+        low, high = max(start, 0), max(min(start + size, edge), 0)
+        target.append(slice(low, max(high, low)))
+        source.append(slice(low - start, max(high, low) - start))
+    drawn: dict[str, Tensor] = {}
+    for number, layer in enumerate(found.layers):
+        values = {float(value) for value in np.unique(layer)} - {0.0}
+        named = {segment.value: segment.name for segment in found.segments if segment.layer == number}
+        if values - named.keys():
+            raise SeriesError(
+                f"label {path.name}: layer {number} holds the value {min(values - named.keys()):g}, which no segment "
+                "of its header has; save it again"
+            )
+        for value in sorted(values):
+            part = layer == value
+            inside = part[tuple(source)]
+            if part.sum() != inside.sum():
+                raise SeriesError(f"label {path.name}: drawn beside the image; remove what lies beside it")
+            place = drawn.setdefault(named[int(value)], torch.zeros(shape, dtype=torch.bool))
+            place[tuple(target)] |= torch.from_numpy(np.ascontiguousarray(inside))
+    return drawn
+
+
+def _find_offset(path: Path, found: Segmentation, shape: tuple[int, ...], affine: np.ndarray) -> list[int]:
+    """Index in the image of the segmentation's first voxel."""
+    there = np.linalg.solve(affine, found.affine)
+    first = np.round(there[:3, 3])
+    corners = np.array(np.meshgrid(*[(0, size - 1) for size in found.layers.shape[1:]])).reshape(3, -1)
+    apart = np.abs(there[:3, :3] @ corners + there[:3, 3:] - corners - first[:, None]).max()
+    if not np.isfinite(apart) or apart > _ALIGNED:
+        raise SeriesError(
+            f"label {path.name}: expected voxels that are the image's ({' x '.join(map(str, shape))}), but its grid "
+            "is another one; set the image as the segmentation's source geometry, and save it again"
+        )
+    return [int(index) for index in first]
+
+
+def _find_key(field: str) -> re.Match[str] | None:
+    return re.fullmatch(r"Segment(\d{1,5})_(\w+)", field)
+
+
+def _read_segments(fields: Mapping[str, Any], layers: int, path: Path) -> list[Segment]:
+    described: dict[int, dict[str, str]] = {}
+    for field, text in fields.items():
+        if key := _find_key(field):
+            described.setdefault(int(key[1]), {})[key[2]] = str(text)
+    segments = []
+    for number, about in sorted(described.items()):
+        try:
+            # Files of older versions have a layer for each segment, and say neither.
+            value, layer = int(about.get("LabelValue", 1)), int(about.get("Layer", number if layers > 1 else 0))
+        except ValueError as error:
+            raise SeriesError(f"label {path.name}: segment {number} says no whole number; save it again") from error
+        segments.append(
+            Segment(about.get("Name", about.get("ID", "")), value, layer, _find_code(about.get("Tags", "")))
+        )
+    return segments
+
+
+def _find_code(tags: str) -> tuple[str, str] | None:
+    """Code of a segment's type, the second triplet of a terminology entry: `context~category~type~...`."""
+    entry = re.search(r"TerminologyEntry:([^|]*)", tags)
+    parts = entry[1].split("~") if entry else []
+    triplet = parts[2].split("^") if len(parts) > 2 else []
+    return (triplet[1], triplet[0]) if len(triplet) == 3 and all(triplet[:2]) else None

@@ -1,0 +1,116 @@
+"""Segmentations of 3D Slicer are read by the names in their headers, wherever in the image they were cropped."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from iopfl.base.errors import SeriesError
+from iopfl.core.transforms import open_label, read_image, read_label
+
+from .segmentations import save_segmentation
+from .test_transforms import AFFINES, save_volume
+from .tiny import BALL
+
+TASK = replace(
+    BALL,
+    labels={"core": 4, "rim": 7},
+    codes={"core": ("41216001", "SCT", "Prostate"), "rim": ("81016008", "SCT", "Optic nerve head")},
+    regions={"whole": ("core", "rim"), "core": ("core",)},
+)
+SHAPE = (9, 8, 7)
+
+
+def drawn() -> dict[str, np.ndarray]:
+    core, rim = np.zeros((2, *SHAPE), bool)
+    core[2:4, 1:6, 2:5] = True
+    rim[4:7, 1:5, 3:6] = True
+    return {"core": core, "rim": rim}
+
+
+def image(tmp_path, affine):
+    voxels = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    return read_image(save_volume(tmp_path / "image.nii.gz", voxels, affine), TASK)
+
+
+def expected() -> torch.Tensor:
+    masks = drawn()
+    return torch.from_numpy(masks["core"] * 1.0 + masks["rim"] * 2.0)
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+@pytest.mark.parametrize("crop", [False, True])
+def test_names_decide_in_every_layer_order_and_with_every_value(tmp_path, affine, crop):
+    like, masks = image(tmp_path, affine), drawn()
+    for order in itertools.permutations(masks):
+        for values in ((1, 2), (2, 1), (7, 4), (200, 3)):
+            flat = {name: (value, masks[name]) for name, value in zip(order, values, strict=True)}
+            apart = [{name: (1, masks[name])} for name in order]
+            for layers in ([flat], apart):
+                path = save_segmentation(tmp_path / "label.seg.nrrd", layers, affine, crop=crop)
+                read = open_label(path, TASK, like=like)
+                assert torch.equal(read.classes[0].as_tensor(), expected().float())
+                assert torch.equal(read.classes.affine, like.affine)
+                is_own = not crop and len(layers) == 1 and all(flat[name][0] == TASK.labels[name] for name in flat)
+                assert read.is_as_stored == is_own
+
+
+def test_a_segment_is_known_by_its_terminology_too(tmp_path):
+    affine, masks = AFFINES["oblique"], drawn()
+    entry = "TerminologyEntry:Segmentation category and type~SCT^85756007^Tissue~SCT^{}^Organ~^^~Anatomic codes~^^~^^|"
+    layers = [{"Prostata": (1, masks["core"]), "RIM ": (2, masks["rim"])}]
+    tags = {"Prostata": entry.format("41216001")}
+    path = save_segmentation(tmp_path / "label.seg.nrrd", layers, affine, tags=tags)
+    label = read_label(path, TASK, like=image(tmp_path, affine))
+    assert torch.equal(label[0].as_tensor(), expected().float())
+
+
+def test_a_region_leaves_its_rest_to_the_label_that_is_not_drawn(tmp_path):
+    affine, masks = AFFINES["oblique"], drawn()
+    layers = [{"whole": (1, masks["core"] | masks["rim"])}, {"core": (1, masks["core"])}]
+    path = save_segmentation(tmp_path / "label.seg.nrrd", layers, affine)
+    label = read_label(path, TASK, like=image(tmp_path, affine))
+    assert torch.equal(label[0].as_tensor(), expected().float())
+
+
+def grown(mask: np.ndarray) -> np.ndarray:
+    return mask | np.roll(mask, 1, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (lambda m: [{"core": (1, grown(m["core"]))}, {"rim": (1, m["rim"])}], "core and rim overlap in 8 voxels"),
+        (lambda m: [{"whole": (1, m["rim"])}], "whole is core and rim of task ball taken together"),
+        (lambda m: [{"Segment_1": (1, m["rim"])}], "has the labels core, rim, came 'Segment_1'"),
+        (lambda m: [{"core": (1, m["core"])}, {"rim": (1, m["rim"])}, {"whole": (1, ~m["rim"])}], "whole holds voxels"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_in_plain_words(tmp_path, layers, message):
+    path = save_segmentation(tmp_path / "label.seg.nrrd", layers(drawn()), AFFINES["oblique"])
+    with pytest.raises(SeriesError, match=f"label label.seg.nrrd: .*{message}"):
+        read_label(path, TASK, like=image(tmp_path, AFFINES["oblique"]))
+
+
+def test_a_grid_that_is_not_the_images_is_refused(tmp_path):
+    affine, masks = AFFINES["oblique"], drawn()
+    layers = [{name: (number, mask) for number, (name, mask) in enumerate(masks.items(), 1)}]
+    beside, outside = affine.copy(), affine.copy()
+    beside[:3, 3] += affine[:3, :3] @ [0.3, 0, 0]
+    outside[:3, 3] += affine[:3, :3] @ [5, 0, 0]
+    like = image(tmp_path, affine)
+    for other, message in ((beside, "its grid is another one"), (2 * affine, "another one"), (outside, "beside the")):
+        other[3] = affine[3]
+        with pytest.raises(SeriesError, match=message):
+            read_label(save_segmentation(tmp_path / "label.seg.nrrd", layers, other, crop=True), TASK, like=like)
+
+
+def test_a_value_that_no_segment_has_is_refused(tmp_path):
+    layers = [{"core": (1, drawn()["core"]), "rim": (2, drawn()["rim"])}]
+    path = save_segmentation(tmp_path / "label.seg.nrrd", layers, np.eye(4), Segment1_LabelValue="5")
+    with pytest.raises(SeriesError, match="holds the value 2, which no segment"):
+        read_label(path, TASK, like=image(tmp_path, np.eye(4)))
