@@ -61,7 +61,7 @@ def find_stem(name: str) -> str:
 def find_cases(site_folder: Path, *, labels: Path = LABEL_FOLDER) -> list[Case]:
     """All images of a site folder in order of name, each with its label if it has one.
 
-    A label may have another suffix than its image (a PNG of a JPEG).
+    A label may have another suffix than its image (a PNG of a JPEG, a `.seg.nrrd` of 3D Slicer).
 
     Raises:
         DatasetError: no such folder, or no image in it.
@@ -73,7 +73,7 @@ def find_cases(site_folder: Path, *, labels: Path = LABEL_FOLDER) -> list[Case]:
         raise DatasetError(f"{site_folder} holds no image: expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     label_folder = site_folder / labels
     found = _find_images(label_folder) if label_folder.is_dir() else {}
-    return [Case(stem, image, found.get(stem)) for stem, image in sorted(images.items())]
+    return [Case(stem, image, found.get(stem) or found.get(f"{stem}.seg")) for stem, image in sorted(images.items())]
 
 
 def find_sites(folder: Path) -> list[str]:
