@@ -109,6 +109,7 @@ from iopfl.access.settings import AccessSettings
 from iopfl.server import build_app
 assert len(build_app(AccessSettings(mode="off", state=Path(sys.argv[1]))).openapi()["paths"]) > 40
 import nvflare.private.fed.app.client.client_train
+import nvflare.fuel.f3.drivers.aio_http_driver
 import nvflare.private.fed.app.server.server_train
 import nvflare.private.fed.app.simulator.simulator
 try:
