@@ -115,6 +115,32 @@ def test_what_is_no_image_is_not_listed(tmp_path):
     assert store.list_images() == ["case0"]
 
 
+def test_the_server_takes_the_files_that_the_commands_take(tmp_path):
+    from iopfl.base.image_headers import IMAGE_SUFFIXES
+    from iopfl.core.sites import find_cases
+    from iopfl.lib.folder import FolderDatastore
+
+    folder, labels = tmp_path, tmp_path / "labels" / "final"
+    extensions = [f"*{suffix}" for suffix in IMAGE_SUFFIXES]
+    (folder / "case.nii").touch()
+    (folder / "eye.png").touch()
+    store = FolderDatastore(folder, extensions=extensions)
+    for name in ("UPPER.NII.GZ", "Mixed.Nii.gz", "._case.nii.gz", "case.nii.gz", "eye.JPG", "eye.TIF", "notes.txt"):
+        (folder / name).touch()
+    for name in ("UPPER.NRRD", "eye.jpg", "eye.png", "._UPPER.nii.gz", "case.nii"):
+        (labels / name).touch()
+    for found in (store, FolderDatastore(folder, extensions=extensions)):  # as files come, and at a start
+        images = {image: Path(found.get_image_uri(image)).name for image in found.list_images()}
+        assert images == {case.stem: case.image.name for case in find_cases(folder)}
+        assert images["eye"] == "eye.JPG" and images["UPPER"] == "UPPER.NII.GZ" and images["case"] == "case.nii.gz"
+        pairs = {Path(pair["image"]).name: Path(pair["label"]).name for pair in found.datalist()}
+        assert pairs == {case.image.name: case.label.name for case in find_cases(folder) if case.label}
+        assert found.get_image_info("eye")["other_files"] == ["eye.TIF", "eye.png"]
+    (folder / "eye.JPG").unlink()
+    (folder / "UPPER.NII.GZ").unlink()
+    assert Path(store.get_image_uri("eye")).name == "eye.TIF" and store.get_image_uri("UPPER") == ""
+
+
 def test_what_another_process_saves_is_not_forgotten(tmp_path, label):
     here, there = open_folder(tmp_path / "images", 2), open_folder(tmp_path / "images")
     there.save_label("case0", str(label), "original", {"score": 0.5})

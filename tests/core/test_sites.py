@@ -172,3 +172,23 @@ def test_real_sites_split_without_a_patient_on_two_sides(site, task, shared_data
     assert all(sides.values())
     assert not sides["test"] & (sides["train"] | sides["validation"])
     assert not sides["train"] & sides["validation"]
+
+
+def test_hidden_files_are_no_images_and_endings_in_upper_case_are(tmp_path):
+    site = make_site(tmp_path, ["UPPER.NII.GZ", "._UPPER.NII.GZ", "Mixed.Png", ".x.png"], ["upper.png", "Mixed.PNG"])
+    assert [(case.image.name, case.label and case.label.name) for case in find_cases(site)] == [
+        ("Mixed.Png", "Mixed.PNG"),
+        ("UPPER.NII.GZ", None),
+    ]
+    (tmp_path / ".partial").mkdir()
+    (tmp_path / ".partial" / "a.png").touch()
+    assert find_sites(tmp_path) == ["site"]
+
+
+def test_of_two_files_of_one_stem_one_is_taken_and_the_other_named(tmp_path, caplog):
+    site = make_site(tmp_path, ["eye.png", "eye.JPG", "case.nii", "case.nii.gz"], ["eye.jpg", "eye.png"])
+    cases = find_cases(site)
+    assert [case.image.name for case in cases] == ["case.nii.gz", "eye.JPG"]
+    assert cases[1].label.name == "eye.png"
+    for line in ("case.nii beside", "eye.png beside", "eye.jpg beside"):
+        assert f"not {line}" in caplog.text

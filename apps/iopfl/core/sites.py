@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,13 @@ from iopfl.core.task import Task
 LABEL_FOLDER = Path("labels", "final")
 TEST_SHARE = 0.3
 SPLITS = ("train", "validation", "test", "all")
+
+logger = logging.getLogger(__name__)
+
+_IMAGES_FIRST = (".nii.gz", ".nii", ".nrrd", ".mha", ".jpg", ".jpeg", ".tif", ".tiff", ".png", ".bmp")
+"""Of several files of one stem the image is the first of these: a photograph, not the mask beside it."""
+_LABELS_FIRST = IMAGE_SUFFIXES
+"""The same of labels, for which a JPEG comes last of what is likely: its values are not exact."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,31 @@ def find_stem(name: str) -> str:
     return name[: -len(suffix)] if suffix else Path(name).stem
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is an image, whatever the case of its ending; hidden ones, as macOS leaves, are not.
+
+    >>> is_image_name("CASE01.NII.GZ"), is_image_name("._case01.nii.gz")
+    (True, False)
+    """
+    return not name.startswith(".") and find_suffix(name) is not None
+
+
+def rank_ending(ending: str, *, of_label: bool = False) -> tuple[int, str]:
+    """Sort key of endings: of several files of one stem, the image or the label is the one that comes first.
+
+    >>> sorted([".png", ".NII", ".nii.gz", ".jpg"], key=rank_ending)
+    ['.nii.gz', '.NII', '.jpg', '.png']
+    """
+    order = _LABELS_FIRST if of_label else _IMAGES_FIRST
+    known = ending.lower()
+    return (order.index(known) if known in order else len(order), ending)
+
+
 def find_cases(site_folder: Path, *, labels: Path = LABEL_FOLDER) -> list[Case]:
     """All images of a site folder in order of name, each with its label if it has one.
 
-    A label may have another suffix than its image (a PNG of a JPEG, a `.seg.nrrd` of 3D Slicer).
+    A label may have another suffix than its image (a PNG of a JPEG, a `.seg.nrrd` of 3D Slicer). Of several files
+    of one stem one is taken, the same as on the server (`rank_ending`); a warning names the others.
 
     Raises:
         DatasetError: no such folder, or no image in it.
@@ -72,7 +101,7 @@ def find_cases(site_folder: Path, *, labels: Path = LABEL_FOLDER) -> list[Case]:
     if not images:
         raise DatasetError(f"{site_folder} holds no image: expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     label_folder = site_folder / labels
-    found = _find_images(label_folder) if label_folder.is_dir() else {}
+    found = _find_images(label_folder, of_labels=True) if label_folder.is_dir() else {}
     return [Case(stem, image, found.get(stem) or found.get(f"{stem}.seg")) for stem, image in sorted(images.items())]
 
 
@@ -84,7 +113,7 @@ def find_sites(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise DatasetError(f"no folder {folder}: expected a folder of site folders")
-    sites = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir() and _find_images(entry)]
+    sites = [entry.name for entry in sorted(folder.iterdir()) if _is_site(entry)]
     if not sites:
         raise DatasetError(f"{folder} holds no site folder: expected FOLDER/SITE/image and FOLDER/SITE/{LABEL_FOLDER}/")
     return sites
@@ -132,9 +161,29 @@ def labeled(cases: Sequence[Case]) -> list[Case]:
     return [case for case in cases if case.label is not None]
 
 
-def _find_images(folder: Path) -> dict[str, Path]:
-    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return {find_stem(path.name): path for path in sorted(files) if find_suffix(path.name)}
+def _is_site(folder: Path) -> bool:
+    if folder.name.startswith(".") or not folder.is_dir():
+        return False
+    return any(is_image_name(path.name) and path.is_file() for path in folder.iterdir())
+
+
+def _find_images(folder: Path, *, of_labels: bool = False) -> dict[str, Path]:
+    """Files by stem."""
+    files: dict[str, list[Path]] = {}
+    for path in folder.iterdir():
+        if is_image_name(path.name) and path.is_file():
+            files.setdefault(find_stem(path.name), []).append(path)
+    for stem, paths in files.items():
+        paths.sort(key=lambda path: rank_ending(path.name[len(stem) :], of_label=of_labels))
+        if len(paths) > 1:
+            others = ", ".join(path.name for path in paths[1:])
+            logger.warning(
+                "%s is taken for %s, not %s beside it: move away what is not meant",
+                paths[0].name,
+                "a label" if of_labels else "an image",
+                others,
+            )
+    return {stem: paths[0] for stem, paths in files.items()}
 
 
 def _share_of(subjects: set[str], share: float, *, salt: str) -> set[str]:

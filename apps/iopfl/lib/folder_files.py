@@ -9,9 +9,15 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monailabel.interfaces.datastore import DefaultLabelTag
+
 from iopfl.base.files import replacing
+from iopfl.core.sites import rank_ending
 from iopfl.lib.folder_names import FolderNames
 from iopfl.lib.index_file import IndexFile, Item
+
+_OTHERS = "other_files"
+"""In what the index says of an image: names of files of its stem that were not taken for it."""
 
 
 class FolderFiles:
@@ -28,7 +34,9 @@ class FolderFiles:
         """
         self._folder = folder
         self._index = index
-        self._suffixes = tuple(sorted((pattern.removeprefix("*") for pattern in extensions), key=len, reverse=True))
+        suffixes = {pattern.removeprefix("*").lower() for pattern in extensions}
+        self._suffixes = tuple(sorted(suffixes, key=len, reverse=True))
+        self._as_spelled: dict[str, set[str]] = {}  # image -> endings in upper case that some file of it had
         self._images = FolderNames(folder)
         self._tags = FolderNames(folder / "labels", folders=True)
         self._labels: dict[str, FolderNames] = {}
@@ -43,13 +51,13 @@ class FolderFiles:
 
     def labels(self, image: str, tag: str) -> list[Path]:
         """The files that are there for an image with a tag, whichever one the index names."""
-        paths = (self.label(image, tag, ext) for ext in self._suffixes)
+        paths = (self.label(image, tag, ext) for ext in self._endings(image))
         return [path for path in paths if path.is_file()]
 
     def split(self, name: str) -> tuple[str, str]:
         """A file's name as an image's id and its ending; of another kind of file, all from the first dot."""
-        ext = next((suffix for suffix in self._suffixes if name.endswith(suffix)), None)
-        ext = "".join(Path(name).suffixes) if ext is None else ext
+        known = next((suffix for suffix in self._suffixes if name.lower().endswith(suffix)), None)
+        ext = "".join(Path(name).suffixes) if known is None else name[len(name) - len(known) :]
         return name.removesuffix(ext), ext
 
     def place_image(self, source: Path, image: str, ext: str) -> None:
@@ -77,20 +85,18 @@ class FolderFiles:
     def follow(self) -> None:
         """Take in what was put into the folders, and what was taken away."""
         added, removed = self._images.look()
-        for name in added | removed:
-            if name.endswith(self._suffixes):
-                self._match_image(self.split(name)[0])
+        for image in self._find_ids(added | removed):
+            self._match_image(image)
         self._tags.look()
         for tag in self._tags.names | set(self._labels):
             added, removed = self._labels.setdefault(tag, FolderNames(self._folder / "labels" / tag)).look()
-            for name in added | removed:
-                self._match_label(self.split(name)[0], tag)
+            for image in self._find_ids(added | removed):
+                self._match_label(image, tag)
 
     def reconcile(self) -> None:
         """Bring an index that was read anew in line with all files."""
         self.follow()
-        listed = {self.split(name)[0] for name in self._images.names if name.endswith(self._suffixes)}
-        for image in listed.union(self._index.entries):
+        for image in self._find_ids(self._images.names).union(self._index.entries):
             self._match_image(image)
         for image, entry in self._index.entries.items():
             for tag in {*entry.labels, *self._labels}:
@@ -114,16 +120,19 @@ class FolderFiles:
         names.note(removed=[file.name])
 
     def _match_image(self, image: str) -> None:
-        """Bring the entry of an image in line with its file; of two of one name it is the one that was known."""
+        """Bring the entry of an image in line with its file; of several it is the one that the commands take."""
         entry = self._index.entries.get(image)
-        ext = self._find_ext(image, self._images.names, entry.image.ext if entry else "")
-        if ext is None:
+        exts = sorted(self._find_exts(image, self._images.names), key=rank_ending)
+        others = [f"{image}{ext}" for ext in exts[1:]]
+        if not exts:
             if entry is not None:
                 self._index.set_image(image, None)
-        elif entry is None or entry.image.ext != ext:
-            self._index.set_image(image, new_item(image, ext))
+        elif entry is None or entry.image.ext != exts[0]:
+            self._index.set_image(image, new_item(image, exts[0], {_OTHERS: others} if others else {}))
             for tag in self._labels:
                 self._match_label(image, tag)
+        elif others != entry.image.info.get(_OTHERS, []):
+            self._index.set_image(image, Item(exts[0], {**entry.image.info, _OTHERS: others}))
 
     def _match_label(self, image: str, tag: str) -> None:
         entry = self._index.entries.get(image)
@@ -131,16 +140,33 @@ class FolderFiles:
             return
         label = entry.labels.get(tag)
         names = self._labels[tag].names if tag in self._labels else ()
-        ext = self._find_ext(image, names, label.ext if label else "")
+        exts = sorted(self._find_exts(image, names), key=lambda ext: rank_ending(ext, of_label=True))
+        if tag != DefaultLabelTag.FINAL.value and label is not None and label.ext in exts:
+            return  # what was saved last; of final labels only one is kept
+        ext = exts[0] if exts else None
         if ext is None:
             if label is not None:
                 self._index.set_label(image, tag, None)
         elif label is None or label.ext != ext:
             self._index.set_label(image, tag, new_item(image, ext))
 
-    def _find_ext(self, image: str, names: Collection[str], known: str) -> str | None:
-        """The ending of an image's file among names."""
-        return next((ext for ext in (known, *self._suffixes) if ext and f"{image}{ext}" in names), None)
+    def _find_ids(self, names: Collection[str]) -> set[str]:
+        """Ids of the images that files of these names belong to."""
+        found = set()
+        for name in names:
+            if name.lower().endswith(self._suffixes):
+                image, ext = self.split(name)
+                found.add(image)
+                if ext not in self._suffixes:
+                    self._as_spelled.setdefault(image, set()).add(ext)
+        return found
+
+    def _endings(self, image: str) -> tuple[str, ...]:
+        return (*self._suffixes, *self._as_spelled.get(image, ()))
+
+    def _find_exts(self, image: str, names: Collection[str]) -> list[str]:
+        """The endings of an image's files among names."""
+        return [ext for ext in self._endings(image) if f"{image}{ext}" in names]
 
 
 def plain_tag(tag: str) -> str:
