@@ -21,11 +21,13 @@ from torch import Tensor
 
 from iopfl.base.errors import SeriesError
 from iopfl.base.image_headers import ImageHeader, read_header
+from iopfl.core.color_masks import find_gray, find_values
 from iopfl.core.grids import Grid
 from iopfl.core.image_files import is_picture, read_voxels
 from iopfl.core.label_names import has_names, merge, name_values
 from iopfl.core.memory import check_room
 from iopfl.core.segment_files import is_segmentation, place_segments, read_segmentation
+from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
 
 _MAX_LAYERS = 64
@@ -109,26 +111,46 @@ def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> Lab
             _refuse_grid(path, shape, header.shape)
 
     label = read_voxels(path, colors=False, check=check)
-    if label.shape[0] in (2, 3, 4) and is_picture(path):
-        label = label[:1]  # a gray mask saved as color
+    is_color = False
+    if is_picture(path) and 1 <= label.shape[0] <= 4:
+        label, is_color = _read_colors(path, label, task, is_named=has_names(said))
     if label.shape[0] != 1 or label.shape[1:] != shape:
         _refuse_grid(path, shape, label.shape[1:])
     values = _find_values(label.as_tensor())
     classes: MetaTensor = torch.zeros_like(label)
-    if has_names(said) and any(values):
+    if has_names(said) and any(values) and not is_color:
         names = name_values(said, [value for value in values if value], task, path.name)
         drawn = [(names[int(value)], label[0].as_tensor() == value) for value in values if value]
         classes[0] = merge(drawn, task, path.name).to(classes.dtype)
         is_as_stored = bool((torch.tensor(task.label_values)[classes.as_tensor().long()] == label.as_tensor()).all())
     else:
         _fill_by_values(classes, label, values, task, path)
-        is_as_stored = True
+        is_as_stored = not is_color
     if isinstance(like, MetaTensor):
         source = Path(str(like.meta.get("filename_or_obj", "")))
         if not is_picture(path) and not is_picture(source):
             _check_same_place(path, classes, like)
         classes.affine = like.affine  # headers differ in the last digits
     return LabelFile(classes, is_as_stored)
+
+
+def _read_colors(path: Path, label: MetaTensor, task: Task, *, is_named: bool) -> tuple[MetaTensor, bool]:
+    """A picture's label values (1, X, Y, Z), and whether they were told by color.
+
+    Indices of a palette are values if they are the task's, unless a color other than black is 0 and black is not.
+    """
+    if find_suffix(path.name) in (".jpg", ".jpeg"):
+        raise SeriesError(f"label {path.name}: JPEG changes the values of a label; save it as PNG")
+    colors = label.as_tensor()
+    if len(colors) == 1 and read_header(path).channels > 1:  # a palette
+        colors = read_voxels(path).as_tensor()
+        is_swapped = not bool((label.as_tensor()[0] == 0)[(colors == 0).all(0)].all())
+        fits = set(_find_values(label.as_tensor())) <= set(task.label_values)
+        if not is_swapped and (fits or is_named):
+            return label, False
+    gray = find_gray(colors)
+    values = find_values(colors, task, path.name) if gray is None else gray
+    return MetaTensor(values, meta=label.meta), gray is None
 
 
 def _open_segmentation(path: Path, task: Task, like: Tensor) -> LabelFile:
