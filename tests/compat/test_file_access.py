@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import tarfile
+import uuid
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 from fastapi import HTTPException
 
-from iopfl.compat import file_access
+from iopfl.base.errors import StorageError
+from iopfl.compat import _archives, file_access
 from label_server import params, write_volume
 
 EVIL = ["../evil", "/etc/passwd", "..", "a/b", "a\\b", "a\nb"]
@@ -196,7 +199,7 @@ def test_what_is_no_archive_is_refused(server, name, content):
 
 @pytest.mark.parametrize("kind", ["zip", "gztar"])
 def test_an_archive_that_would_fill_the_disk_is_not_unpacked(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(file_access, "MAX_UNPACKED", 2**20)
+    monkeypatch.setattr(_archives, "MAX_UNPACKED", 2**20)
     folder = tmp_path / "unpacked"
     folder.mkdir()
     packed = tmp_path / f"bomb.{'zip' if kind == 'zip' else 'tar.gz'}"
@@ -211,6 +214,78 @@ def test_an_archive_that_would_fill_the_disk_is_not_unpacked(tmp_path, monkeypat
     with pytest.raises(HTTPException, match="at most"):
         file_access._Shutil.unpack_archive(str(packed), str(folder))
     assert not list(folder.glob("*")) and not packed.exists()
+
+
+def _tar(*members: tuple[str, bytes, bytes], pad: int = 0) -> bytes:
+    """A .tar.gz of (name, type, content)."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", format=tarfile.GNU_FORMAT) as archive:
+        for name, kind, content in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.size = kind, len(content)
+            archive.fileobj.write(member.tobuf(tarfile.GNU_FORMAT))
+            archive.fileobj.write(content + bytes(-len(content) % 512))
+        archive.fileobj.write(bytes(pad))
+    return packed.getvalue()
+
+
+def _zip(*names: str) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    return packed.getvalue()
+
+
+_PAX_SPARSE = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"
+BOMBS = {
+    "thousands of folders": _tar(*((f"d{number}", b"5", b"") for number in range(60))),
+    "thousands of names": _zip(*(f"d{number}" for number in range(60))),
+    "folders in folders": _tar(("a/" * 400, b"5", b"")),
+    "folders in folders of a zip": _zip("a/" * 400),
+    "a name of megabytes": _tar(("././@LongLink", b"L", bytes(2**21)), ("x", b"0", b"")),
+    "a header of megabytes": _tar(("x", b"x", bytes(2**21)), ("x", b"0", b"")),
+    "a sparse file": _tar(("x", b"S", b"")),
+    "a map without end": _tar(("x", b"x", _PAX_SPARSE), ("x", b"0", b"1" * 2**19)),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_an_archive_is_looked_through_as_it_would_be_unpacked(tmp_path, monkeypatch, bomb):
+    monkeypatch.setattr(_archives, "MAX_UNPACKED", 2**20)
+    monkeypatch.setattr(_archives, "MAX_MEMBERS", 50)
+    packed, folder = tmp_path / "bomb.tar.gz", tmp_path / "unpacked"
+    folder.mkdir()
+    packed.write_bytes(BOMBS[bomb])
+    with pytest.raises(HTTPException, match=r"expected an? (whole )?archive"):
+        file_access._Shutil.unpack_archive(str(packed), str(folder))
+    assert not list(folder.glob("*")) and not packed.exists()
+
+
+def test_an_archive_of_two_kinds_is_unpacked_as_what_it_was_looked_through(tmp_path, monkeypatch):
+    monkeypatch.setattr(_archives, "MAX_UNPACKED", 2**20)
+    packed, folder = tmp_path / "x.tar.gz", tmp_path / "unpacked"
+    folder.mkdir()
+    packed.write_bytes(_tar(("zeros", b"0", bytes(2**20 + 1)), pad=2**20) + _zip("a"))
+    file_access._Shutil.unpack_archive(str(packed), str(folder))
+    assert [(file.name, file.stat().st_size) for file in folder.iterdir()] == [("a", 0)]
+
+
+def test_what_is_unpacked_again_and_again_leaves_the_disk_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(_archives.shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=10**10))
+    packed = tmp_path / "full.zip"
+    packed.write_bytes(_zip("a"))
+    _archives.check_room(tmp_path, 0)
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.writestr("b", b"b")
+    with pytest.raises(StorageError, match="no room"):
+        file_access._Shutil.unpack_archive(str(packed), str(tmp_path / "unpacked"))
+    assert not packed.exists() and not (tmp_path / "unpacked").exists()
+
+
+def test_nobody_can_guess_another_ones_session(server, tmp_path):
+    names = [server.request("PUT", "/session/", files={"files": volume(tmp_path)}).json()["session_id"] for _ in "ab"]
+    assert [uuid.UUID(name).version for name in names] == [4, 4]
 
 
 @pytest.mark.parametrize(("check_sum", "status"), [("nonsense:1", 400), ("SHA256:1", 404), ("1", 404), (":", 400)])

@@ -5,7 +5,8 @@ Defect: names from requests become paths unchecked: `infer?image=/any/path` read
 (`datastore/local.py:441`), a label's tag becomes a folder (`:497`), `DELETE /session/..`
 removes the folder above (`utils/sessions.py:108`), JSON `params` override all of it
 (`endpoints/infer.py:161`) and name files to train on (`tasks/train/basic_train.py:401`),
-and an uploaded archive may unpack outside its folder (`utils/sessions.py:126`), without a bound.
+and an uploaded archive may unpack outside its folder (`utils/sessions.py:126`), without a bound;
+the names of others' sessions can be guessed (`:134`).
 What is no name and no object at all, such as a list, NaN or half a letter, is stored, or a 500.
 Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
 """
@@ -20,17 +21,19 @@ import os
 import re
 import shutil
 import tarfile
+import uuid
 import zipfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from fastapi import HTTPException
 from pydantic import ValidationError
 
-from iopfl.base.archives import check_methods
-from iopfl.base.errors import SeriesError
+from iopfl.base.errors import SeriesError, StorageError
 from iopfl.base.image_headers import IMAGE_SUFFIXES, read_header
+from iopfl.compat._archives import check_room, unpack
 from iopfl.compat._patching import guard, once
 
 NAMES = ("image", "id", "label", "tag", "model", "method", "strategy", "session_id")
@@ -55,9 +58,6 @@ MAX_NAME = 200
 
 MAX_DEPTH = 32
 """Of a client's `params`: Python's own limit is met by a request of a kilobyte."""
-
-MAX_UNPACKED = 8 * 2**30
-"""Bytes in an archive: a small one may hold more than the disk."""
 
 BROKEN_ARCHIVE = (
     shutil.ReadError,
@@ -109,6 +109,8 @@ def apply() -> None:
     guard(importlib.import_module("monailabel.endpoints.infer"), "binary_to_image", _refuse_scribbles)
     sessions: Any = importlib.import_module("monailabel.utils.sessions")
     sessions.shutil = _Shutil
+    # Whoever knows a session's name may read and end it, and `uuid1` tells the next one's and the one's before.
+    sessions.uuid = SimpleNamespace(uuid1=uuid.uuid4)
     guard(sessions.Sessions, "add_session", _check_session)
     # What `shutil.unpack_archive` uses, and what later Pythons do by themselves.
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
@@ -226,9 +228,12 @@ def _refuse_scribbles(arguments: dict[str, Any]) -> None:
 
 
 def _check_session(arguments: dict[str, Any]) -> None:
-    """Check what is not an archive; that is checked when it is unpacked."""
+    """Check that there is room, and what is not an archive; that is checked when it is unpacked."""
+    place, store = Path(arguments["data_file"]), Path(arguments["self"].store_path)
+    store.mkdir(parents=True, exist_ok=True)
+    check_room(store, sum(file.stat().st_size for file in ([place] if place.is_file() else place.iterdir())))
     if not arguments["uncompress"]:
-        _check_images_in(Path(arguments["data_file"]))
+        _check_images_in(place)
 
 
 def _check_images_in(place: Path) -> None:
@@ -270,11 +275,9 @@ class _Shutil:
     @staticmethod
     def unpack_archive(archive: str, folder: str) -> None:
         try:
-            if _unpacked_size(archive) > MAX_UNPACKED:
-                _refuse(f"expected an archive of at most {MAX_UNPACKED} bytes when unpacked")
-            shutil.unpack_archive(archive, folder)
+            unpack(Path(archive), Path(folder))
             _check_images_in(Path(folder))
-        except HTTPException:
+        except (HTTPException, StorageError):
             shutil.rmtree(folder, ignore_errors=True)
             raise
         except BROKEN_ARCHIVE as error:
@@ -282,21 +285,6 @@ class _Shutil:
             _refuse(f"expected a whole archive such as .zip or .tar.gz, but {type(error).__name__}")
         finally:
             Path(archive).unlink(missing_ok=True)
-
-
-def _unpacked_size(archive: str) -> int:
-    """Bytes in an archive, or at least enough of them to be too many."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as packed:
-            check_methods(packed)
-            return sum(member.file_size for member in packed.infolist())
-    size = 0
-    with tarfile.open(archive) as packed:
-        for member in packed:
-            size += member.size
-            if size > MAX_UNPACKED:
-                break
-    return size
 
 
 def _is_text(value: str) -> bool:
