@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import nibabel as nib
+import nrrd
 import numpy as np
 import psutil
 import pytest
@@ -109,6 +110,13 @@ def test_a_mask_lies_on_its_images_grid_and_says_where_it_comes_from(client, ban
     else:
         assert params["model"] in ("personalized", "local")
         assert params["reason"] == "favoured by this site's validation labels"
+
+
+def test_an_answer_may_be_a_segmentation_with_the_labels_names(client):
+    file, _ = client.infer("gland", IMAGE, {"result_extension": ".seg.nrrd"})
+    assert file.endswith(".seg.nrrd")
+    header = nrrd.read_header(file)
+    assert (header["Segment0_Name"], header["Segment0_LabelValue"]) == ("gland", "2")
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,22 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import nrrd
 import numpy as np
+import PIL.Image
 import pytest
+import SimpleITK
 import torch
 
 from iopfl.base.errors import SeriesError
+from iopfl.core.colors import label_colors
+from iopfl.core.predictor import Answer, Segmentation
 from iopfl.core.transforms import open_label, read_image, read_label
+from iopfl.core.writers import write_mask
 
 from .segmentations import save_segmentation
 from .test_transforms import AFFINES, save_volume
-from .tiny import BALL
+from .tiny import BALL, DISK
 
 TASK = replace(
     BALL,
@@ -114,3 +120,41 @@ def test_a_value_that_no_segment_has_is_refused(tmp_path):
     path = save_segmentation(tmp_path / "label.seg.nrrd", layers, np.eye(4), Segment1_LabelValue="5")
     with pytest.raises(SeriesError, match="holds the value 2, which no segment"):
         read_label(path, TASK, like=image(tmp_path, np.eye(4)))
+
+
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+def test_a_written_segmentation_carries_names_terminology_and_colors(tmp_path, affine):
+    task = replace(TASK, codes={"core": TASK.codes["core"]})
+    like = image(tmp_path, affine)
+    mask = torch.tensor(task.label_values, dtype=torch.uint8)[expected().long()]
+    path = tmp_path / "mask.seg.nrrd"
+    write_mask(path, Segmentation(mask, like, Answer(task.name, "", "", 0.0)), task)
+    data, header = nrrd.read(str(path))
+    assert np.array_equal(data, mask.numpy())
+    for number, (name, color) in enumerate(label_colors(task).items()):
+        assert header[f"Segment{number}_Name"] == name
+        assert int(header[f"Segment{number}_LabelValue"]) == task.labels[name]
+        parts = [round(255 * float(part)) for part in header[f"Segment{number}_Color"].split()]
+        assert bytes(parts).hex().upper() == color[1:]
+    tags = [header[f"Segment{number}_Tags"].split("~")[2] for number in range(2)]
+    assert tags == ["SCT^41216001^Prostate", "SCT^85756007^Tissue"]
+    seen = SimpleITK.ReadImage(str(path))
+    assert np.array_equal(SimpleITK.GetArrayFromImage(seen).T, mask.numpy())
+    for index in ((0, 0, 0), (8, 0, 0), (0, 7, 0), (0, 0, 6)):
+        place = (affine @ [*index, 1] * [-1, -1, 1, 1])[:3]
+        np.testing.assert_allclose(seen.TransformIndexToPhysicalPoint(index), place, atol=1e-4)
+    read = open_label(path, task, like=like)
+    assert read.is_as_stored and torch.equal(read.classes[0].as_tensor(), expected().float())
+
+
+def test_a_pictures_segmentation_lies_where_itk_has_the_picture(tmp_path):
+    task = replace(DISK, labels={"disk": 1})
+    PIL.Image.fromarray(np.arange(35, dtype=np.uint8).reshape(5, 7)).save(tmp_path / "eye.png")
+    like = read_image(tmp_path / "eye.png", task)
+    mask = torch.zeros(7, 5, 1, dtype=torch.uint8)
+    mask[4, 1] = 1
+    path = tmp_path / "mask.seg.nrrd"
+    write_mask(path, Segmentation(mask, like, Answer(task.name, "", "", 0.0)), task)
+    picture, seen = SimpleITK.ReadImage(str(tmp_path / "eye.png")), SimpleITK.ReadImage(str(path))
+    assert seen.TransformIndexToPhysicalPoint((4, 1, 0))[:2] == picture.TransformIndexToPhysicalPoint((4, 1))
+    assert torch.equal(read_label(path, task, like=like)[0].as_tensor(), mask.float())

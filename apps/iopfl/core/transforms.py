@@ -31,7 +31,8 @@ from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
 
 _MAX_LAYERS = 64
-_PICTURE_IN_ITK = np.diag([-1.0, -1.0, 1.0, 1.0])
+PICTURE_IN_ITK = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""Affine to RAS of a picture, whose pixels ITK takes for mm to the left and to the back."""
 _SAME_PLACE = 0.5  # voxels by which a label's corner may lie beside the image's
 _PERCENTILES = (0.5, 99.5)  # beyond which intensities are cut off
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L"
@@ -162,7 +163,7 @@ def _open_segmentation(path: Path, task: Task, like: Tensor) -> LabelFile:
     found = read_segmentation(path)
     affine = like.affine.double().numpy() if isinstance(like, MetaTensor) else found.affine
     if isinstance(like, MetaTensor) and is_picture(Path(str(like.meta.get("filename_or_obj", "")))):
-        affine = _PICTURE_IN_ITK  # where Slicer shows pictures
+        affine = PICTURE_IN_ITK  # where Slicer shows pictures
     drawn = place_segments(path, found, like, affine)
     codes = {segment.name: segment.code for segment in found.segments if segment.code}
     classes = merge(list(drawn.items()), task, path.name, codes) if drawn else torch.zeros(shape, dtype=torch.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from monai.data import ITKWriter, NibabelWriter, PILWriter
 from monai.data.image_writer import ImageWriter
@@ -11,8 +12,10 @@ from monai.data.image_writer import ImageWriter
 from iopfl.base.errors import ConfigError
 from iopfl.base.files import replacing
 from iopfl.core.predictor import Segmentation
+from iopfl.core.segment_writer import SUFFIX, write_segmentation
 from iopfl.core.sites import find_suffix
-from iopfl.core.transforms import is_picture
+from iopfl.core.task import Task
+from iopfl.core.transforms import PICTURE_IN_ITK, is_picture
 
 _LOSSY = (".jpg", ".jpeg")
 
@@ -28,11 +31,16 @@ def mask_name(image: Path, suffix: str | None = None) -> str:
     return stem + (suffix or (".png" if own in _LOSSY else own))
 
 
-def write_mask(path: Path, segmentation: Segmentation) -> None:
+def write_mask(path: Path, segmentation: Segmentation, task: Task | None = None) -> None:
     """Write a mask, whole or not at all.
 
     The file's suffix says the format: `.nii`, `.nii.gz`, `.nrrd` or `.mha` with the source's
-    affine, or `.png`, `.tif`, `.bmp` for the mask of a picture.
+    affine, `.seg.nrrd` with its task's names too, or `.png`, `.tif`, `.bmp` for the mask of a picture.
+
+    Args:
+        path: where.
+        segmentation: the mask.
+        task: whose labels a `.seg.nrrd` names; without it that is a plain `.nrrd`.
 
     Raises:
         ConfigError: a picture's format for a volume, a format that loses labels, or an unknown one.
@@ -43,10 +51,24 @@ def write_mask(path: Path, segmentation: Segmentation) -> None:
     with replacing(path) as temporary:
         named = temporary.with_name(temporary.name + suffix)  # writers look at the whole suffix
         try:
-            _writer(named, segmentation).write(str(named), verbose=False)
+            if task is not None and is_segmentation_name(path.name):
+                write_segmentation(named, segmentation.mask.numpy(), _place_of(segmentation), task)
+            else:
+                _writer(named, segmentation).write(str(named), verbose=False)
             named.replace(temporary)
         finally:
             named.unlink(missing_ok=True)
+
+
+def is_segmentation_name(name: str) -> bool:
+    """Whether a file's name is that of a segmentation of 3D Slicer."""
+    return name.lower().endswith(SUFFIX)
+
+
+def _place_of(segmentation: Segmentation) -> np.ndarray:
+    """Affine (4, 4) of the source to RAS mm; a picture lies where ITK, and so 3D Slicer, has it."""
+    source = Path(str(segmentation.image.meta.get("filename_or_obj", "")))
+    return PICTURE_IN_ITK if is_picture(source) else segmentation.image.affine.double().numpy()
 
 
 def _writer(path: Path, segmentation: Segmentation) -> ImageWriter:

@@ -13,9 +13,10 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from iopfl.base.errors import CancelledError, ConfigError, IOPFLError
 from iopfl.base.running import running
 from iopfl.core.label_names import names_by_place
+from iopfl.core.segment_writer import SUFFIX
 from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
-from iopfl.core.writers import mask_name, write_mask
+from iopfl.core.writers import is_segmentation_name, mask_name, write_mask
 from iopfl.lib.models import SiteModels, as_client_error
 
 logger = logging.getLogger(__name__)
@@ -86,11 +87,12 @@ class SiteSegmentation(InferTask):
                     cancelled=mine.cancelled,
                 )
             # MONAI Label deletes the file once it is sent.
-            suffix = find_suffix(mask_name(image, request.get("result_extension"))) or ".nii.gz"
+            asked = str(request.get("result_extension") or "")
+            suffix = SUFFIX if is_segmentation_name(asked) else find_suffix(mask_name(image, asked)) or ".nii.gz"
             with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as file:
                 target = Path(file.name)
             try:
-                write_mask(target, result)
+                write_mask(target, result, self._task)
             except BaseException:
                 target.unlink(missing_ok=True)
                 raise
