@@ -98,8 +98,13 @@ def keep_metrics(meta: Mapping[str, Any]) -> dict[str, float]:
 
 
 def plain_line(text: Any) -> str:
-    """A reason from elsewhere as one line of bounded length."""
-    return " ".join(str(text).split())[:300]
+    """A text from elsewhere as one line of bounded length, which no terminal takes for commands.
+
+    >>> plain_line("gone\\n\\x1b[2Jor not\\u202e")
+    'gone ?[2Jor not?'
+    """
+    line = " ".join(str(text).split())[:300]
+    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def norm_of(weights: Mapping[str, Tensor]) -> float:

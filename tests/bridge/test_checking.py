@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from fl_bridge.checking import check_answer, check_update, find_outliers, keep_metrics
+from fl_bridge.checking import check_answer, check_update, find_outliers, keep_metrics, plain_line
 from fl_bridge.exchange import from_params, to_params
 from iopfl.base.errors import WeightsError
 from iopfl.core.order import Order
@@ -101,3 +101,9 @@ def test_what_is_no_weights_is_refused(params):
 
 def test_an_order_survives_the_way():
     assert Order.from_meta(dataclasses.asdict(ORDER)) == ORDER
+
+
+@pytest.mark.parametrize("text", ["\x1b[2Javeraged", "\x9b2J", "a\u202eb", "a\u2028b\r\nc", "x" * 10**6, {"\x07": 1}])
+def test_what_a_site_says_is_one_line_without_commands_for_a_terminal(text):
+    line = plain_line(text)
+    assert line.isprintable() and len(line) <= 300
