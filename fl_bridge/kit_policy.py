@@ -132,6 +132,8 @@ def _server_resources(kit: Path) -> dict[str, Any]:
             component["args"]["uri_root"] = str(kit / "flare" / "jobs")
         if component["id"] == "job_scheduler":
             component["args"]["max_jobs"] = 1
+        if component["id"] == "process_launcher":
+            component["path"] = "fl_bridge.server_process.ServerJobLauncher"
     resources["components"] = [item for item in resources["components"] if item["id"] != "log_receiver"]
     # A site that is gone for so long is told to be, and the round goes on without it.
     resources["servers"][0]["heart_beat_timeout"] = 60

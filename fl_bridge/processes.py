@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _MARK = "FL_BRIDGE_KIT"
 """Environment variable by which a kit's processes are known, those included that outlive their parent."""
 _MODULES = {
-    SERVER: ("nvflare.private.fed.app.server.server_train",),
+    SERVER: ("fl_bridge.server_process", "nvflare.private.fed.app.server.server_train"),
     SITE: ("fl_bridge.site_process", "nvflare.private.fed.app.client.client_train"),
 }
 _PR_SET_PDEATHSIG = 1

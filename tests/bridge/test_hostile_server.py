@@ -19,6 +19,7 @@ from fl_bridge.provision import ADMIN, provision
 from fl_bridge.trainer import InProcessTrainer
 from label_server import start_process, stop_process, wait_until
 
+from .hostile_site import EVENTS
 from .production import BRIDGE, PATH, free_port
 
 FEDERATION = """
@@ -58,8 +59,27 @@ def running(home, *command):
         yield session
 
 
+@contextmanager
+def hostile_site(home, name):
+    """A site's side that was changed; its log."""
+    kit, log = home / "kits" / name, home / f"{name}.log"
+    settings = ["secure_train=true", f"uid={name}", "org=consortium", "config_folder=config"]
+    command = [sys.executable, "-m", "bridge.hostile_site", "-m", str(kit), "-s", "fed_client.json", "--set", *settings]
+    env = {"PYTHONPATH": os.pathsep.join([PATH, str(Path(__file__).parents[1])])}
+    process = start_process(command, log, env=env)
+    try:
+        yield log
+    finally:
+        stop_process(process)
+
+
 def test_the_kits_own_policy_lets_nobody_look_around_or_take_a_job_along(home):
-    with running(home, *BRIDGE, "server", str(home / "kits" / "server")) as session:
+    with (
+        running(home, *BRIDGE, "server", str(home / "kits" / "server")) as session,
+        hostile_site(home, "south") as log,
+    ):
+        wait_until(lambda: log.read_text().count("answer to") >= len(EVENTS), 60, what="south to send its events")
+        assert ": OK" not in "".join(line for line in log.read_text().splitlines() if "answer to" in line)
         status, _ = submit(session, home, "honest", LabelServerTrainer("vessel"), add_code)
         assert status == "FINISHED:FAILED_TO_RUN"
         (job,) = (path.name for path in (home / "kits" / "server" / "flare" / "jobs").iterdir())

@@ -52,6 +52,8 @@ def test_a_kit_for_every_site_and_the_server(write, tmp_path):
         assert resources["class_list_enforcement_mode"] == "enforce"
         components = {component["id"] for component in resources["components"]}
         assert not components & {"site_log_streamer", "log_receiver"}, "logs stay at the site"
+        (launcher,) = (item["path"] for item in resources["components"] if item["id"] == "process_launcher")
+        assert launcher.startswith("fl_bridge."), "FLARE's job processes are restricted as their parent is"
         assert not resources.get("allow_log_streaming")
         assert "/tmp/nvflare" not in json.dumps(resources)
         keys = list(folder.rglob("*.key"))
