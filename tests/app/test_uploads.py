@@ -11,8 +11,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from monailabel.interfaces.exception import MONAILabelException
 
-from iopfl.base.errors import StorageError
+from iopfl.base.errors import ImageExistsError, StorageError
 from iopfl.compat import apply_tasks
 from iopfl.lib.final_labels import FinalRule
 from iopfl.lib.label_store import VersionedDatastore
@@ -50,6 +51,34 @@ def hostile(home) -> dict[str, tuple[str, bytes, str]]:
         "huge": ("a.nii.gz", write_huge(), "GB of memory"),
         "cut": ("a.nii.gz", write_whole()[:-30], "cannot be read"),
     }
+
+
+@pytest.fixture
+def store(tmp_path) -> VersionedDatastore:
+    apply_tasks()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / f"{IMAGE}.nii.gz").write_bytes(write_whole())
+    options = {"tasks": {"gland": GLAND}, "labels": tmp_path / "labels", "rule": FinalRule.parse("newest")}
+    return VersionedDatastore(tmp_path / "site", extensions=["*.nii.gz", "*.nii"], **options)
+
+
+@pytest.mark.parametrize("alike", ["CASE00", "case00.", "case\uff100", "case\u00ad00", "case00\u202e", " case00"])
+def test_an_image_that_looks_like_another_does_not_get_in(store, tmp_path, alike):
+    (tmp_path / "a.nii.gz").write_bytes(write_whole())
+    with pytest.raises((ImageExistsError, MONAILabelException)):
+        store.add_image(alike, str(tmp_path / "a.nii.gz"), {})
+    assert store.list_images() == [IMAGE] and len(list((tmp_path / "site").glob("*.gz"))) == 1
+
+
+@pytest.mark.parametrize("name", ["a.NII.GZ", "a.Nii"])
+def test_an_image_whose_name_ends_in_capitals_is_still_there_later(store, tmp_path, name):
+    whole = write_whole()
+    (tmp_path / name).write_bytes(whole if name.endswith("GZ") else gzip.decompress(whole))
+    store.add_image("new", str(tmp_path / name), {})
+    assert list((tmp_path / "site").glob(f"new{name[1:].lower()}"))
+    options = {"tasks": {"gland": GLAND}, "labels": tmp_path / "labels", "rule": FinalRule.parse("newest")}
+    again = VersionedDatastore(tmp_path / "site", extensions=["*.nii.gz", "*.nii"], **options)
+    assert sorted(again.list_images()) == [IMAGE, "new"]
 
 
 KINDS = ("detached MetaImage", "detached NRRD", "MetaImage as NIfTI", "one byte", "huge", "cut")

@@ -133,6 +133,32 @@ def test_undo_brings_ones_own_label_before_back(studies, tmp_path):
     assert len(store.history(IMAGE).versions) == 3
 
 
+def test_nobody_writes_over_another_ones_label_of_any_tag(studies, tmp_path):
+    store = open_store(studies)
+    mine, other = draw(tmp_path / "a.nii.gz", slice(0, 3)), draw(tmp_path / "b.nii.gz", slice(0, 9))
+
+    def save(label: Path, who: str, **info) -> None:
+        store.save_label(IMAGE, str(label), "draft", {"client_id": who, **info})
+
+    save(mine, "ann")
+    with pytest.raises(LabelVersionError, match="by somebody else"):
+        save(other, "bob", annotator="ann")
+    with pytest.raises(LabelVersionError, match="by somebody else"):
+        save(other, "bob", model="gland")
+    assert Path(store.get_label_uri(IMAGE, "draft")).read_bytes() == mine.read_bytes()
+    save(other, "ann")
+    assert Path(store.get_label_uri(IMAGE, "draft")).read_bytes() == other.read_bytes()
+
+
+def test_a_models_label_of_another_tag_is_anybodys(studies, tmp_path):
+    store = open_store(studies)
+    for annotator in ("ann", "bob"):
+        info = {"client_id": annotator, "model": "gland"}
+        store.save_label(IMAGE, str(draw(tmp_path / "a.nii.gz", slice(0, 3))), "original", info)
+    store.save_label(IMAGE, str(draw(tmp_path / "a.nii.gz", slice(0, 4))), "original", {"client_id": "bob"})
+    assert store.get_label_info(IMAGE, "original")["annotator"] == "bob"
+
+
 def test_a_deleted_label_is_withdrawn_not_lost(studies, tmp_path):
     store = open_store(studies)
     submit(store, draw(tmp_path / "a.nii.gz", slice(0, 3)), "ann")

@@ -159,6 +159,8 @@ def test_archives_unpack_into_their_folder_only(server, tmp_path):
         ("POST", "/batch/infer/threshold", {"json": {"gpus": ["0"]}}),
         ("PUT", "/datastore/image/info?image=case0", {"data": {"info": "[]"}}),
         ("PUT", "/datastore/image/info?image=case0", {"data": {"info": '{"strategy": "x"}'}}),
+        ("PUT", "/datastore/label/info?label=case0&tag=final", {"data": {"info": '{"annotator": "x"}'}}),
+        ("PUT", "/datastore/updatelabelinfo?label=case0&tag=final", {"data": {"params": '{"version": 7}'}}),
         ("POST", "/infer/wsi_v2/threshold?image=case0", {"data": {"wsi": "null"}}),
         ("POST", "/infer/wsi_v2/threshold?image=case0", {"data": {"wsi": '{"level": "x"}'}}),
         ("POST", "/infer/wsi_v2/threshold?image=case0", {"data": {"wsi": "{"}}),

@@ -45,6 +45,9 @@ SERVER_KEYS = ("image", "image_id", "session", "bundle_path", "train_ds", "val_d
 NAME_KEYS = ("model", "label_tag", "tag", "y", "y_pred", "name", "model_filename")
 """Keys of a client's `params` that become part of a path."""
 
+KEPT_KEYS = ("strategy", "annotator", "version", "tasks")
+"""Keys of what is known of an image or a label that only the server may change."""
+
 TEXTS = (*NAME_KEYS, "method", "strategy", "device", "gpus")
 """Keys at the top of `params` by which something is looked up."""
 
@@ -141,8 +144,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             _check_numbers(value)
         if name == "params":
             _check_kinds(values or {})
-        elif "strategy" in (values or {}):
-            _refuse("info must not hold 'strategy': the server keeps in it which images it has offered")
+        elif kept := sorted(set(KEPT_KEYS) & set(values or {})):
+            _refuse(f"info must not hold {kept[0]!r}: the server keeps in it whose label it is, or what it has offered")
     if arguments.get("wsi") is not None:
         _check_params(arguments["wsi"].params)
     for upload in (arguments.get("file"), arguments.get("label"), *(arguments.get("files") or ())):

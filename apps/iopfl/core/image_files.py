@@ -99,9 +99,11 @@ def _telling(path: Path, expected: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        reason = str(error.__cause__ or error).replace(str(path), path.name).strip().splitlines()
+        cause = error.__cause__ or error
+        text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)  # without its path
+        reason = text.replace(str(path), path.name).strip().splitlines()
         raise SeriesError(
-            f"{path.name}: cannot be read as an image ({type(error.__cause__ or error).__name__}: "
+            f"{path.name}: cannot be read as an image ({type(cause).__name__}: "
             f"{reason[-1] if reason else 'damaged'}); expected a whole {expected} file"
         ) from error
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 
-from iopfl.base.errors import ImageExistsError, SeriesError, StorageError, TooFewLabelsError
+from iopfl.base.errors import ImageExistsError, LabelVersionError, SeriesError, StorageError, TooFewLabelsError
 from iopfl.base.image_headers import read_header
 from iopfl.core.sites import Case, find_stem, find_suffix, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
+from iopfl.lib.annotators import find_annotator
 from iopfl.lib.folder import FINAL, FolderDatastore
+from iopfl.lib.folder_files import plain_tag
 from iopfl.lib.models import as_client_error
 from iopfl.lib.submissions import Submission, take_submission
 
@@ -31,15 +34,33 @@ class CheckedDatastore(FolderDatastore):
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Save a label; a final one only if its grid is the image's and its values are a task's.
 
+        Of a label with another tag there is one file and no history: only who made it may write over it. One that
+        a model made (`model` in what MONAI Label says of it) is anybody's.
+
         Raises:
             MONAILabelException: what does not fit, in plain words; nothing was saved.
+            LabelVersionError: somebody else has a label of this tag.
         """
         if label_tag == FINAL:
             self.find_tasks(image_id, [Path(label_filename)])
         else:
             with telling_clients():
                 read_header(Path(label_filename))
-        return super().save_label(image_id, label_filename, label_tag, label_info)
+        with self._using_index():
+            if label_tag != FINAL:
+                label_info = self._sign(image_id, label_tag, dict(label_info or {}))
+            return super().save_label(image_id, label_filename, label_tag, label_info)
+
+    def _sign(self, image_id: str, tag: str, info: dict[str, Any]) -> dict[str, Any]:
+        """What is known of a label that may be saved, with whose it is, whatever was said."""
+        annotator = find_annotator(info)
+        if self.get_label_info(image_id, tag).get("annotator", annotator) != annotator:
+            raise LabelVersionError(
+                f"there is a label with the tag {plain_tag(tag)!r} by somebody else, and it stays as it is: submit "
+                "this one as final, where every version is kept, or under another tag"
+            )
+        info.pop("annotator", None)
+        return info if "model" in info else {**info, "annotator": annotator}
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Take in an image that one of the tasks can read, under an id that is free.
@@ -50,18 +71,23 @@ class CheckedDatastore(FolderDatastore):
             StorageError: the disk does not take it. In each case nothing was kept.
         """
         source = Path(image_filename)
-        name = f"{image_id}{find_suffix(source.name) or source.suffix}"
+        suffix = find_suffix(source.name) or source.suffix
+        name = f"{image_id}{suffix}"
         with telling_clients():
             if not image_id or image_id.startswith(".") or find_stem(name) != image_id:
                 raise SeriesError(
                     f"expected an id for the image that is a file's name without its ending, not {image_id!r}"
                 )
+            if not image_id.isprintable() or image_id != image_id.strip():
+                raise SeriesError("expected an id of letters that can be seen, without blanks around it: rename it")
             self._check_free(image_id)
+            if not source.name.endswith(suffix):  # in capitals, in which neither the folder's list nor readers know it
+                source = source.rename(source.with_name(find_stem(source.name) + suffix))
             self._check_readable(source)
         with self._adding:
             self._check_free(image_id)
             try:
-                return super().add_image(image_id, image_filename, image_info)
+                return super().add_image(image_id, str(source), image_info)
             except OSError as error:
                 raise StorageError(
                     f"expected room for the image, but it cannot be written ({error.strerror or error}): it is not "
@@ -69,9 +95,11 @@ class CheckedDatastore(FolderDatastore):
                 ) from error
 
     def _check_free(self, image_id: str) -> None:
-        if image_id in self.list_images():
+        alike = _fold(image_id)
+        if any(image_id == known or alike == _fold(known) for known in self.list_images()):
             raise ImageExistsError(
-                f"there is an image {image_id!r} already, and it stays as it is: upload this one under another id"
+                f"there is an image {image_id!r} already, or one whose id looks alike, and it stays as it is: upload "
+                "this one under another id"
             )
 
     def _check_readable(self, image: Path) -> None:
@@ -137,6 +165,11 @@ class CheckedDatastore(FolderDatastore):
     def find_subject(self, image_id: str) -> str:
         """Whose image it is; "" = to be found in the image's id."""
         return ""
+
+
+def _fold(image_id: str) -> str:
+    """The same for ids that people, or a disk that knows no capitals, take for one."""
+    return unicodedata.normalize("NFKC", image_id).casefold().rstrip(" .")
 
 
 @contextlib.contextmanager
