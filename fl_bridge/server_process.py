@@ -1,7 +1,7 @@
 """FLARE at the server without what one site could do to all: `python -m fl_bridge.server_process MODULE ...`.
 
-FLARE takes an event that a site sends for one of its own, whatever its name: the one that ends a server ended it, and
-the one of a fatal error ended every site's job. A federation of ours sends no events.
+FLARE takes an event that a site sends for one of its own, whatever its name: by its code that of a fatal error aborts
+every site's job, and that of the system's end starts no further one. A federation of ours sends no events.
 """
 
 from __future__ import annotations
