@@ -227,6 +227,47 @@ def test_a_metaimage_is_read_as_itk_reads_it(kind, is_packed, tmp_path):
         np.testing.assert_allclose((read.affine.numpy() @ [*index, 1])[:3], place, atol=1e-5)
 
 
+def pack_nrrd(encoding: str, pack) -> bytes:
+    return nhdr(encoding=encoding, data=pack(VOXELS.tobytes(order="F")))
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 40, 30), np.uint8)  # more than readers buffer
+
+PACKED = {
+    "a.nii.gz": lambda: gzip.compress(nib.Nifti1Image(NOISE, np.eye(4)).to_bytes()),
+    "b.nii.gz": lambda: gzip.compress(nib.Nifti2Image(NOISE, np.eye(4)).to_bytes()),
+    "a.nrrd": lambda: pack_nrrd("gzip", gzip.compress),
+    "b.nrrd": lambda: pack_nrrd("bzip2", bz2.compress),
+    "a.mha": lambda: mha("LOCAL", "CompressedData = True", data=zlib.compress(VOXELS.tobytes(order="F"))),
+    "a.png": lambda: encoded("PNG"),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_flipped_bit_never_becomes_other_voxels(name, tmp_path):
+    path, content, random, refused = tmp_path / name, PACKED[name](), Random(0), 0
+    path.write_bytes(content)
+    voxels = read_voxels(path).numpy()
+    behind = {".nrrd": b"\n\n", ".mha": b"LOCAL\n"}.get(path.suffix)  # a header in plain text has no checksum
+    start = content.index(behind) + len(behind) if behind else 33
+    for _ in range(60):
+        damaged = bytearray(content)
+        damaged[random.randrange(start, len(content))] ^= 1 << random.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            np.testing.assert_array_equal(read_voxels(path).numpy(), voxels)  # bits that mean nothing
+        except SeriesError:
+            refused += 1
+    assert refused > 40
+
+
+@pytest.mark.parametrize("name", [name for name in PACKED if not name.endswith(".png")])
+def test_a_missing_checksum_is_noticed(name, tmp_path):
+    (tmp_path / name).write_bytes(PACKED[name]()[:-4])
+    with pytest.raises(SeriesError):
+        read_voxels(tmp_path / name)
+
+
 WORDS = (b"LIST", b"LOCAL", b"data file: ", b"ElementDataFile = ", b"\n", b"-1", b"0", b"1e9", b"99999", b"\xff", b" ")
 
 

@@ -92,3 +92,4 @@ def _check_size(file: BinaryIO, packing: str, expected: int) -> None:
         found += len(unpacked)
     check(found >= expected, f"its data end after {found} of {expected} bytes")
     check(found == expected, f"its data are more than the {expected} bytes that it says")
+    check(unpacker.eof, "its checksum is missing")  # which is compared where the data end
