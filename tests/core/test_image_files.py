@@ -306,4 +306,5 @@ def test_a_damaged_header_is_refused_or_leads_nowhere_else(suffix, tmp_path):
                 results.add("read")
                 assert image.ndim == 4 and image.numel() < 10**6
         assert {name for name in opened if not name.endswith((".py", ".pyc"))} <= {str(path)}
-    assert results == {"refused", "read"}, find_suffix(path.name)
+    # A PNG's header has a checksum.
+    assert results == ({"refused"} if suffix == ".png" else {"refused", "read"}), find_suffix(path.name)
