@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).parents[1]
 MODULES = sorted([*(REPOSITORY / "apps").rglob("*.py"), *(REPOSITORY / "fl_bridge").rglob("*.py")])
 MAX_LINES = 350
 
-CORE_NEEDS = {"torch", "monai", "numpy", "nibabel", "nrrd", "safetensors", "scipy", "yaml", "cryptography"}
+CORE_NEEDS = {"torch", "monai", "numpy", "nibabel", "nrrd", "safetensors", "scipy", "SimpleITK", "yaml", "cryptography"}
 MONAILABEL_USERS = {"lib", "app", "server", "access", "web", "compat"}
 # Part of iopfl -> the parts it may import, besides itself:
 # main > app > lib, web > dicomio > core > base.
@@ -140,6 +140,7 @@ def test_image_files_are_opened_in_one_place():
     """Whoever opens one elsewhere follows its header wherever it leads; importers read formats of their own."""
     package = REPOSITORY / "apps" / "iopfl"
     allowed = {"core/image_files.py", "datasets/importers/common.py", "datasets/importers/prostate.py"}
+    allowed.add("core/places.py")  # headers alone, after their check
     files = {path.relative_to(package).as_posix(): path.read_text() for path in package.rglob("*.py")}
     found = {name for name, text in files.items() if OPENS_IMAGES.search(text)}
     assert found - {"web/pictures.py"} <= allowed  # which opens the figure that it has drawn itself

@@ -46,7 +46,7 @@ def train(bank: ModelBank, studies: Path, state: Path, **request):
 
     models = serve(bank, state)
     trainer = LocalTraining(models, models.tasks["gland"])
-    store = CheckedDatastore(str(studies), extensions=["*.nii.gz"], tasks=models.tasks, auto_reload=False)
+    store = CheckedDatastore(str(studies), extensions=["*.nii.gz"], tasks=models.tasks)
     trainer({"epochs": 1, **request}, store)
     return trainer
 

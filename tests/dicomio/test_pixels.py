@@ -185,7 +185,7 @@ def test_a_small_file_cannot_fill_the_memory(tmp_path):
     size, tile = 60000, 1
     header = struct.pack(">HHHH8IH", 0xFF4F, 0xFF51, 41, 0, size, size, 0, 0, tile, tile, 0, 0, 1)
     write_bomb(tmp_path / "large", uid.JPEG2000Lossless, header, size)
-    with pytest.raises(SeriesError, match=f"more than {decoding.MAX_RATIO} for one"):
+    with pytest.raises(SeriesError, match=f"more than {decoding.MAX_RATIO} for one|would take .* of memory"):
         read_series(tmp_path / "large")
     size = 4000
     header = struct.pack(">HHHH8IH", 0xFF4F, 0xFF51, 41, 0, size, size, 0, 0, tile, tile, 0, 0, 1)

@@ -71,7 +71,8 @@ def call(app, messages, path="/iopfl/answer", method="POST", **scope):
         scope_ = {"type": "http", "path": path, "method": method, **scope}
         await asyncio.wait_for(app(scope_, receive, send), 30)
 
-    asyncio.run(run())
+    with ThreadPoolExecutor(1) as other:  # Playwright leaves a running loop in this one
+        other.submit(asyncio.run, run()).result()
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

@@ -26,13 +26,12 @@ from iopfl.core.grids import Grid
 from iopfl.core.image_files import is_picture, read_voxels
 from iopfl.core.label_names import has_names, merge, name_values
 from iopfl.core.memory import check_room
+from iopfl.core.places import place_in_itk
 from iopfl.core.segment_files import is_segmentation, place_segments, read_segmentation
 from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
 
 _MAX_LAYERS = 64
-PICTURE_IN_ITK = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""Affine to RAS of a picture, whose pixels ITK takes for mm to the left and to the back."""
 _SAME_PLACE = 0.5  # voxels by which a label's corner may lie beside the image's
 _PERCENTILES = (0.5, 99.5)  # beyond which intensities are cut off
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L"
@@ -161,9 +160,7 @@ def _open_segmentation(path: Path, task: Task, like: Tensor) -> LabelFile:
     if header.voxels > math.prod(shape) or header.channels > _MAX_LAYERS:
         _refuse_grid(path, shape, (header.channels, *header.shape) if header.channels > 1 else header.shape)
     found = read_segmentation(path)
-    affine = like.affine.double().numpy() if isinstance(like, MetaTensor) else found.affine
-    if isinstance(like, MetaTensor) and is_picture(Path(str(like.meta.get("filename_or_obj", "")))):
-        affine = PICTURE_IN_ITK  # where Slicer shows pictures
+    affine = place_in_itk(like) if isinstance(like, MetaTensor) else found.affine  # where Slicer shows the image
     drawn = place_segments(path, found, like, affine)
     codes = {segment.name: segment.code for segment in found.segments if segment.code}
     classes = merge(list(drawn.items()), task, path.name, codes) if drawn else torch.zeros(shape, dtype=torch.uint8)
@@ -199,11 +196,18 @@ def _find_values(label: Tensor) -> list[float]:
 
 
 def _check_same_place(path: Path, label: MetaTensor, image: MetaTensor) -> None:
-    """Check that the voxels of a label lie where the image's do."""
+    """Check that the voxels of a label lie where the image's do, for nibabel or for ITK."""
     size = torch.tensor([edge - 1 for edge in image.shape[1:]], dtype=torch.float64)
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3) * size  # (8, 3)
     corners = torch.cat([corners, torch.ones(8, 1)], dim=1).T  # (4, 8)
-    apart = ((label.affine - image.affine).double() @ corners)[:3].norm(dim=0).max().item()
+    own = image.affine.double()
+
+    def find_distance(place: torch.Tensor) -> float:
+        return ((label.affine.double() - place) @ corners)[:3].norm(dim=0).max().item()
+
+    apart = find_distance(own)
+    if apart > _SAME_PLACE * max(image.pixdim):
+        apart = min(apart, find_distance(torch.from_numpy(place_in_itk(image))))
     if apart > _SAME_PLACE * max(image.pixdim):
         raise SeriesError(
             f"label {path.name}: expected the image's position and orientation, but a corner of it lies elsewhere in "

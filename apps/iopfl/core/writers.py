@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
+import nibabel as nib
 import torch
-from monai.data import ITKWriter, NibabelWriter, PILWriter
+from monai.data import ITKWriter, PILWriter
 from monai.data.image_writer import ImageWriter
 
 from iopfl.base.errors import ConfigError
 from iopfl.base.files import replacing
+from iopfl.core.image_files import is_picture
+from iopfl.core.places import place_in_itk, read_nifti_header
 from iopfl.core.predictor import Segmentation
 from iopfl.core.segment_writer import SUFFIX, write_segmentation
 from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
-from iopfl.core.transforms import PICTURE_IN_ITK, is_picture
 
 _LOSSY = (".jpg", ".jpeg")
 
@@ -34,8 +35,8 @@ def mask_name(image: Path, suffix: str | None = None) -> str:
 def write_mask(path: Path, segmentation: Segmentation, task: Task | None = None) -> None:
     """Write a mask, whole or not at all.
 
-    The file's suffix says the format: `.nii`, `.nii.gz`, `.nrrd` or `.mha` with the source's
-    affine, `.seg.nrrd` with its task's names too, or `.png`, `.tif`, `.bmp` for the mask of a picture.
+    The file's suffix says the format: `.nii`, `.nii.gz`, `.nrrd` or `.mha` where the source lies,
+    `.seg.nrrd` with its task's names too, or `.png`, `.tif`, `.bmp` for the mask of a picture.
 
     Args:
         path: where.
@@ -52,9 +53,9 @@ def write_mask(path: Path, segmentation: Segmentation, task: Task | None = None)
         named = temporary.with_name(temporary.name + suffix)  # writers look at the whole suffix
         try:
             if task is not None and is_segmentation_name(path.name):
-                write_segmentation(named, segmentation.mask.numpy(), _place_of(segmentation), task)
+                write_segmentation(named, segmentation.mask.numpy(), place_in_itk(segmentation.image), task)
             else:
-                _writer(named, segmentation).write(str(named), verbose=False)
+                _write(named, segmentation)
             named.replace(temporary)
         finally:
             named.unlink(missing_ok=True)
@@ -65,23 +66,36 @@ def is_segmentation_name(name: str) -> bool:
     return name.lower().endswith(SUFFIX)
 
 
-def _place_of(segmentation: Segmentation) -> np.ndarray:
-    """Affine (4, 4) of the source to RAS mm; a picture lies where ITK, and so 3D Slicer, has it."""
-    source = Path(str(segmentation.image.meta.get("filename_or_obj", "")))
-    return PICTURE_IN_ITK if is_picture(source) else segmentation.image.affine.double().numpy()
-
-
-def _writer(path: Path, segmentation: Segmentation) -> ImageWriter:
-    mask, affine = segmentation.mask, segmentation.image.affine
-    writer: ImageWriter
-    if is_picture(path):
+def _write(path: Path, segmentation: Segmentation) -> None:
+    mask = segmentation.mask
+    if path.name.endswith((".nii", ".nii.gz")):
+        nib.save(_to_nifti(segmentation), path)
+    elif is_picture(path):
         if mask.shape[-1] != 1:
             raise ConfigError(f"{path.name}: a volume of {mask.shape[-1]} slices does not fit a picture: use .nii.gz")
-        writer = PILWriter(output_dtype=torch.uint8, scale=None)
+        writer: ImageWriter = PILWriter(output_dtype=torch.uint8, scale=None)
         writer.set_data_array(mask[..., 0], channel_dim=None, contiguous=True)
-        return writer
-    writer = NibabelWriter(output_dtype="uint8") if path.name.endswith((".nii", ".nii.gz")) else ITKWriter("uint8")
-    writer.set_data_array(mask, channel_dim=None)
-    # The same affine twice: nothing is resampled, but MONAI's ITK writer fails when told so.
-    writer.set_metadata({"affine": affine, "original_affine": affine, "spatial_shape": tuple(mask.shape)})
-    return writer
+        writer.write(str(path), verbose=False)
+    else:
+        affine = place_in_itk(segmentation.image)
+        writer = ITKWriter("uint8")
+        writer.set_data_array(mask, channel_dim=None, squeeze_end_dims=False)  # one slice is a volume too
+        # The same affine twice: nothing is resampled, but MONAI's ITK writer fails when told so.
+        writer.set_metadata({"affine": affine, "original_affine": affine, "spatial_shape": tuple(mask.shape)})
+        writer.write(str(path), verbose=False)
+
+
+def _to_nifti(segmentation: Segmentation) -> nib.Nifti1Image:
+    """A mask with the qform and sform of its source, as different as they may be: readers choose between them."""
+    header, mask = read_nifti_header(segmentation.image), segmentation.mask.numpy()
+    if header is None:
+        made = nib.Nifti1Image(mask, place_in_itk(segmentation.image))
+        made.header.set_xyzt_units("mm")
+        return made
+    kept = nib.Nifti1Header()
+    kept.set_data_shape(mask.shape)
+    kept.set_zooms(header.get_zooms()[:3])
+    kept.set_xyzt_units(header.get_xyzt_units()[0])
+    kept.set_qform(*header.get_qform(coded=True))
+    kept.set_sform(*header.get_sform(coded=True))
+    return nib.Nifti1Image(mask, None, kept)
