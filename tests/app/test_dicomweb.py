@@ -37,6 +37,20 @@ def test_series_of_the_tasks_modality_are_the_images(pacs, open_store, tmp_path)
     assert open_store(pacs.dicomweb_url, filters={"PatientID": "P-1"}, state="one").list_images() == [SERIES[1]]
 
 
+def test_a_pacs_that_ignores_the_modality_has_no_ct_offered_for_an_mr_task(pacs, open_store, tmp_path, monkeypatch):
+    from iopfl.lib.pacs import PACS
+
+    send(pacs, tmp_path, "computed", Modality="CT")
+    search = PACS.find_series
+
+    def ignore(self, filters, *, limit):
+        rest = filters if filters["Modality"] != TASK.modality else {}
+        return search(self, rest, limit=limit)
+
+    monkeypatch.setattr(PACS, "find_series", ignore)
+    assert sorted(open_store(pacs.dicomweb_url).list_images()) == sorted(SERIES)
+
+
 def test_no_proxy_and_no_account_of_the_environment_gets_an_image(pacs, stranger, open_store):
     store = open_store(pacs.dicomweb_url)
     assert Path(store.get_image_uri(SERIES[0])).is_file() and store.get_image_info(SERIES[1])

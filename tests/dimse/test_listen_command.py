@@ -95,6 +95,16 @@ def test_rules_are_checked_and_say_what_a_series_would_take(place, tmp_path, cap
     write(make_slices(3), tmp_path / "whole")
     status, out, _ = run(capsys, "rules", "check", place / "rules.yaml", tmp_path / "whole")
     assert (status, out) == (0, "glands: segmented by gland_routed, seg sent to pacs\n")
+    bare = tmp_path / "bare.yaml"
+    bare.write_text(RULES.replace("modality: MR, ", ""))
+    scan = make_slices(3)
+    for ds in scan:
+        ds.Modality = "CT"
+    write(scan, tmp_path / "ct")
+    status, out, _ = run(capsys, "rules", "check", bare, tmp_path / "ct", "--bank", place / "gland")
+    assert status == 1 and "not glands: modality CT is not 'MR', the task's" in out
+    status, _, err = run(capsys, "rules", "check", place / "rules.yaml", "--bank", place / "eye")
+    assert status == 2 and "rule glands: no answer 'gland_routed': the banks given answer eye, eye_routed" in err
     write(make_slices(2), tmp_path / "short")
     status, out, _ = run(capsys, "rules", "check", place / "rules.yaml", tmp_path / "short")
     assert status == 1 and "not glands: 2 slices, at least 3 expected" in out and "no rule matches" in out

@@ -98,9 +98,18 @@ def test_facts_are_those_of_the_header():
 
 def test_answers_are_checked_against_those_there_are(read):
     rules = read(WHOLE)
-    rules.check_answers(["vessel", "vessel_routed", "prostate"])
+    rules.for_tasks({"vessel": "OP", "prostate": "MR"})
     with pytest.raises(ConfigError, match="rule 2: no answer 'prostate': the banks given answer vessel, vessel_routed"):
-        rules.check_answers(["vessel", "vessel_routed"])
+        rules.for_tasks({"vessel": "OP"})
+
+
+def test_a_rule_takes_the_modality_of_its_task_unless_it_names_one(read):
+    unnamed = read(WHOLE.replace("modality: mr, ", "")).for_tasks({"vessel": "OP", "prostate": "MR"})
+    assert unnamed.find(Facts(**MR))[0].answer == "prostate"
+    rule, reasons = unnamed.find(Facts(**{**MR, "modality": "CT"}))
+    assert rule is None and reasons[1].startswith("2: modality CT is not 'MR', the task's; to send it nonetheless")
+    named = read(WHOLE.replace("modality: mr", "modality: ct")).for_tasks({"vessel": "OP", "prostate": "MR"})
+    assert named.find(Facts(**{**MR, "modality": "CT"}))[0].answer == "prostate"
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ def _add_rules(actions: Any, add: Add) -> None:
     check = add(below, "check", _check_rules, text, "iopfl dicom rules check rules.yaml series/ --calling SCANNER")
     check.add_argument("rules", type=Path, help="the YAML file")
     check.add_argument("series", type=Path, nargs="?", help="folder of a DICOM series")
+    help_text = "a bank whose answers the rules may name, repeatable (default: not checked)"
+    check.add_argument("--bank", type=Path, action="append", default=[], metavar="DIR", help=help_text)
     check.add_argument("--calling", default="", metavar="AETITLE", help="who would send it")
     check.add_argument("--called", default="IOPFL", metavar="AETITLE", help="to whom (default: %(default)s)")
 
@@ -80,6 +82,11 @@ def _check_rules(arguments: Any) -> None:
     from iopfl.dimse.scu import list_instances
 
     rules = read_rules(arguments.rules)
+    if arguments.bank:
+        from iopfl.core.manifest import read_manifest
+
+        tasks = [read_manifest(bank).task for bank in arguments.bank]
+        rules = rules.for_tasks({task.name: task.modality for task in tasks})
     if arguments.series is None:
         for rule in rules.rules:
             wanted = [f"{key} {pattern}" for key, pattern in rule.patterns.items()]

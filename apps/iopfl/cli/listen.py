@@ -29,7 +29,6 @@ EVERYONE = "*"
 FOLDER = "dimse"
 """Of the service, in the state folder."""
 
-_ROUTED = "_routed"
 _GB = 10**9
 
 
@@ -152,7 +151,7 @@ def _listen(arguments: Any) -> None:
         **memory_conf(arguments),
     }
     models = SiteModels(AppSettings.from_conf(conf, default_state=arguments.state))
-    rules.check_answers([answer for name in models.tasks for answer in (name, name + _ROUTED)])
+    rules = rules.for_tasks({name: task.modality for name, task in models.tasks.items()})
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.WARNING, format=form, stream=sys.stderr, force=True)
     logging.getLogger("iopfl").setLevel(logging.INFO)
@@ -171,12 +170,13 @@ def build_answer(models: SiteModels) -> Answer:
     """What segments an image file, from the models of a site; the same that its label server answers with."""
     from iopfl.dicomio.segmentation import Origin, segments_of
     from iopfl.dimse.listening import Answered
+    from iopfl.dimse.rules import ROUTED
 
     def answer(name: str, image: Path, cancelled: Callable[[], bool]) -> Answered:
-        task_name = name.removesuffix(_ROUTED)
+        task_name = name.removesuffix(ROUTED)
         with models.lock(task_name):
             predictor = models.predictor(task_name)
-            result = predictor.segment(image, "routed" if name.endswith(_ROUTED) else None, cancelled=cancelled)
+            result = predictor.segment(image, "routed" if name.endswith(ROUTED) else None, cancelled=cancelled)
         made, task = result.answer, predictor.task
         origin = Origin(
             algorithm=f"iopfl {task.name}",

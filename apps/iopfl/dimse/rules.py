@@ -13,6 +13,8 @@ none matches is not segmented. `destinations` names who receives results.
       pacs: {ae_title: ORTHANC, host: 127.0.0.1, port: 4242}
       web: {stow: "https://pacs/dicom-web", user: iopfl, password_env: PACS_PASSWORD}
 
+A rule that names no modality takes that of its answer's task; one that names another overrides it, as `"*"` does.
+
 `results` says what is sent of a mask, by the names in `dicomio.result_kinds`; without it a SEG alone. Patterns are
 those of file names (`*`, `?`, `[abc]`), or regular expressions between slashes (`"/^t2.*tra/"`) that may match
 anywhere; upper and lower case are the same.
@@ -24,7 +26,7 @@ import base64
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import translate
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,9 @@ from iopfl.base.errors import ConfigError
 from iopfl.dicomio.result_kinds import KINDS, check_kinds
 from iopfl.dicomio.showing import show_code
 from iopfl.dimse.peers import TLS, Peer
+
+ROUTED = "_routed"
+"""Behind a task's name: answered by the mixture of the bank's experts."""
 
 _CODES = ("modality", "body_part")
 _PATTERNS = ("modality", "body_part", "description", "calling", "called")
@@ -141,6 +146,8 @@ class Rule:
         patterns: what the series must look like, e.g. modality -> `MR`.
         min_slices: below which the rule does not match.
         results: kinds of what is sent.
+        task_modality: of the images that the answer's task reads; empty = not known. A series of another does not
+            match, but for a rule whose patterns name a modality.
     """
 
     name: str
@@ -149,6 +156,7 @@ class Rule:
     patterns: Mapping[str, str] = field(default_factory=dict)
     min_slices: int = 1
     results: tuple[str, ...] = KINDS[:1]
+    task_modality: str = ""
 
     def find_mismatch(self, facts: Facts) -> str | None:
         """Why the rule does not match, without what people write into descriptions; None = it does."""
@@ -157,6 +165,9 @@ class Rule:
             if not _compile(pattern).search(given):
                 shown = show_code(given) if key in _CODES else repr(given)
                 return f"{key if key == 'description' else f'{key} {shown}'} is not {pattern!r}"
+        if self.task_modality and "modality" not in self.patterns and facts.modality != self.task_modality:
+            given = show_code(facts.modality)
+            return f"modality {given} is not {self.task_modality!r}, the task's; to send it nonetheless, match modality"
         if facts.slices < self.min_slices:
             return f"{facts.slices} slices, at least {self.min_slices} expected"
         return None
@@ -189,17 +200,22 @@ class Rules:
         peers = (destination for destination in self.destinations.values() if isinstance(destination, Peer))
         return next((peer for peer in peers if peer.ae_title == ae_title), None)
 
-    def check_answers(self, known: Sequence[str]) -> None:
-        """Check that every answer is one of those known.
+    def for_tasks(self, modalities: Mapping[str, str]) -> Rules:
+        """These rules for the tasks that there are.
+
+        Args:
+            modalities: task -> modality of its images.
 
         Raises:
-            ConfigError: names the rule whose is not.
+            ConfigError: names the rule whose answer no task gives.
         """
+        known = {answer: modalities[name] for name in modalities for answer in (name, name + ROUTED)}
         for rule in self.rules:
             if rule.answer not in known:
                 raise ConfigError(
                     f"rule {rule.name}: no answer {rule.answer!r}: the banks given answer {', '.join(known)}"
                 )
+        return replace(self, rules=tuple(replace(rule, task_modality=known[rule.answer]) for rule in self.rules))
 
 
 def read_rules(path: Path) -> Rules:

@@ -11,6 +11,7 @@ import logging
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -220,11 +221,13 @@ class PACSDatastore(VersionedDatastore):
         self._cache.keep(found)
 
     def _search(self, modalities: Iterable[str], filters: Mapping[str, Any]) -> dict[str, FoundSeries]:
-        """Series of these modalities, by their UID."""
+        """Series of these modalities, by their UID: some PACS answer with all that they have, whatever is asked."""
         found: dict[str, FoundSeries] = {}
         for modality in modalities:
             series = self._pacs.find_series({"Modality": modality, **filters}, limit=_MAX_SERIES)
-            found |= {entry.uid: entry for entry in series}
+            # A series that does not say its modality is taken at the search's word.
+            asked = [entry for entry in series if not entry.modality or fnmatchcase(entry.modality, modality)]
+            found |= {entry.uid: entry for entry in asked}
         if len(found) >= _MAX_SERIES:
             logger.warning("more than %d series: narrow MONAI_LABEL_DICOMWEB_SEARCH_FILTER", _MAX_SERIES)
         return found
