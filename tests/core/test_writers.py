@@ -77,13 +77,14 @@ FORMS = {
 
 @pytest.mark.parametrize("form", [".nrrd", ".nii.gz", ".mha"])
 @pytest.mark.parametrize("kind", FORMS)
-def test_a_mask_lies_on_its_nifti_for_itk_and_for_nibabel_whichever_form_they_follow(tmp_path, kind, form):
+@pytest.mark.parametrize("name", ["image.nii.gz", "image.nii"])
+def test_a_mask_lies_on_its_nifti_for_itk_and_for_nibabel_whichever_form_they_follow(tmp_path, name, kind, form):
     made = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), None)
     made.header.set_zooms((2.0, 2.0, 3.0))
     qform, qcode, sform, scode = FORMS[kind]
     made.header.set_qform(qform, qcode)
     made.header.set_sform(sform, scode)
-    source = tmp_path / "image.nii.gz"
+    source = tmp_path / name
     nib.save(nib.Nifti1Image(made.dataobj, None, made.header), source)
     mask = torch.zeros(3, 4, 5, dtype=torch.uint8)
     mask[2, 1, 4] = 1

@@ -131,7 +131,8 @@ def _read_nifti(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarr
     reader = NibabelReader()
     image = reader.read(path)  # its header
     if find_suffix(path.name) != ".nii.gz":
-        return reader.get_data(image)
+        array, meta = reader.get_data(image)
+        return array, {**meta, "filename_or_obj": str(path)}  # MONAI leaves it out; a mask is placed by it
     # nibabel stops at the last voxel, before the checksum: a flipped bit would become other voxels without a word.
     with gzip.open(path) as file:
         image = correct_nifti_header_if_necessary(type(image).from_file_map({"image": FileHolder(fileobj=file)}))
