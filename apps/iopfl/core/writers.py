@@ -93,6 +93,7 @@ def _to_nifti(segmentation: Segmentation) -> nib.Nifti1Image:
         made.header.set_xyzt_units("mm")
         return made
     kept = nib.Nifti1Header()
+    kept.set_data_dtype(mask.dtype)
     kept.set_data_shape(mask.shape)
     kept.set_zooms(header.get_zooms()[:3])
     kept.set_xyzt_units(header.get_xyzt_units()[0])
