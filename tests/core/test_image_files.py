@@ -308,3 +308,11 @@ def test_a_damaged_header_is_refused_or_leads_nowhere_else(suffix, tmp_path):
         assert {name for name in opened if not name.endswith((".py", ".pyc"))} <= {str(path)}
     # A PNG's header has a checksum.
     assert results == ({"refused"} if suffix == ".png" else {"refused", "read"}), find_suffix(path.name)
+
+
+@pytest.mark.parametrize("name", ["pages.tif", "animated.png"])
+def test_a_picture_of_several_pages_is_refused_and_not_answered_by_its_first(tmp_path, name):
+    pages = [Image.fromarray(np.full((8, 9, 3), 40 * page, np.uint8)) for page in range(3)]
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    with pytest.raises(SeriesError, match="it has 3 pages"):
+        read_voxels(tmp_path / name)

@@ -185,6 +185,8 @@ def _read_picture(path: Path, header: ImageHeader, colors: bool) -> tuple[np.nda
         """Palettes and other color spaces as RGB; everything else as stored."""
         if image.size != header.shape:  # known before its pixels are decoded
             raise SeriesError("it says two sizes")
+        if getattr(image, "n_frames", 1) > 1:
+            raise SeriesError(f"it has {image.n_frames} pages, and which one is meant is not known: save it alone")
         known = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
         return image.convert("RGB") if colors and image.mode in known else image
 
