@@ -24,6 +24,6 @@ def test_who_interrupts_a_command_gets_one_line(monkeypatch, capsys):
     def interrupt(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "_segment", interrupt)
+    monkeypatch.setattr("iopfl.cli.segment._segment", interrupt)
     assert commands.main(["segment", "a.nii", "--bank", "b", "-o", "c"]) == 130
     assert capsys.readouterr().err == "iopfl: stopped\n"
