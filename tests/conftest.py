@@ -19,6 +19,11 @@ REPOSITORY = Path(__file__).parents[1]
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument: gzip's hold the time, and xdist's two workers then collect different tests."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real images beside the repository; research-only, hence no part of it."""
