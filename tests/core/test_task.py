@@ -92,7 +92,11 @@ def test_a_base_may_be_a_file_beside_it_and_may_leave_a_section_empty(tmp_path):
     [
         ("base: nowhere\nname: a\n", "no task 'nowhere': expected one of hippocampus"),
         ("base: mine.yaml\nname: a\n", "leads back to itself"),
-        ("name: [unclosed\n", "mine.yaml: no valid YAML"),
+        ("name: a\nlabels: [unclosed\n", "mine.yaml: no valid YAML in line 3: expected ',' or ']', but got"),
+        ("name: a\n\tb: c\n", "mine.yaml: no valid YAML in line 2: found character"),
+        ("name: 2026-13-45\n", "mine.yaml: no valid YAML: month must be in 1..12"),
+        ("name: \x07\n", "mine.yaml: no valid YAML: unacceptable character"),
+        ("[" * 5000, "mine.yaml: no valid YAML: nested too deep"),
         ("- a list\n", "expected 'key: value' lines, given list"),
         ("", "expected 'key: value' lines, given NoneType"),
         ("name: a\n", "labels, spatial_dims is missing"),
@@ -110,8 +114,9 @@ def test_a_base_may_be_a_file_beside_it_and_may_leave_a_section_empty(tmp_path):
     ],
 )
 def test_a_wrong_file_is_refused_by_name_of_what_is_wrong(text, message, tmp_path):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as refused:
         read_task(write(tmp_path, text))
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from iopfl.base.errors import ConfigError
+from iopfl.core.settings_files import read_settings
 
 _FOLDER = Path(__file__).parent / "tasks"
 _INTENSITIES = ("zscore", "percentile")
@@ -282,12 +281,7 @@ def _read_values(name_or_path: str | Path, seen: Sequence[Path]) -> dict[str, An
         )
     if path.resolve() in seen:
         raise ConfigError(f"task {path.name}: its base leads back to itself; name a built-in task as base")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"task {path.name}: no valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"task {path.name}: expected 'key: value' lines, given {type(values).__name__}")
+    values = read_settings(path, f"task {path.name}")
     if "base" not in values:
         return values
     base = str(values.pop("base"))

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
 from pydicom import Dataset
 
 from iopfl.base.errors import ConfigError
+from iopfl.core.settings_files import read_settings
 from iopfl.dicomio.result_kinds import KINDS, check_kinds
 from iopfl.dicomio.showing import show_code
 from iopfl.dimse.peers import TLS, Peer
@@ -224,12 +224,7 @@ def read_rules(path: Path) -> Rules:
     Raises:
         ConfigError: no such file, no YAML, an unknown or missing key or a wrong value; the message says where.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"rules {path}: {error.strerror}; see iopfl dicom listen --help") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"rules {path.name}: no valid YAML: {' '.join(str(error).split())}") from error
+    values = read_settings(path, f"rules {path.name}")
     try:
         return _build_rules(values, path.parent)
     except ConfigError as error:
