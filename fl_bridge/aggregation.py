@@ -11,16 +11,18 @@ the average only a sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from iopfl.base.errors import ConfigError
-from iopfl.core.weights import Weights
+
+if TYPE_CHECKING:  # a federation's settings name what is here, and need no torch
+    from torch import Tensor
+
+    from iopfl.core.weights import Weights
 
 TRIMMED_SHARE = 0.2
 
-Read = Callable[[str, str], Tensor]
+Read = Callable[[str, str], "Tensor"]
 """(site, key) -> that tensor of the site's update."""
 
 
@@ -85,11 +87,15 @@ def _weighted_average(key: str, sites: Sequence[str], shares: Sequence[float], r
 
 
 def _coordinate_median(key: str, sites: Sequence[str], shares: Sequence[float], read: Read) -> Tensor:
+    import torch
+
     ordered = torch.stack([read(site, key).double() for site in sites]).sort(dim=0).values
     return (ordered[(len(sites) - 1) // 2] + ordered[len(sites) // 2]) / 2
 
 
 def _trimmed_mean(key: str, sites: Sequence[str], shares: Sequence[float], read: Read) -> Tensor:
+    import torch
+
     ordered = torch.stack([read(site, key).double() for site in sites]).sort(dim=0).values
     # One at each end at least, where that leaves one.
     cut = min(max(1, int(TRIMMED_SHARE * len(sites))), (len(sites) - 1) // 2)

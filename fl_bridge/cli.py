@@ -74,13 +74,15 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    from fl_bridge.following import describe_site
-    from fl_bridge.simulate import simulate  # after --help: torch and FLARE take seconds to import
+    from fl_bridge.describing import describe_site
     from iopfl.core.task import read_task
+
+    task = read_task(arguments.task)
+    from fl_bridge.simulate import simulate  # torch and FLARE, after the mistakes that need neither to be found
 
     done = simulate(
         arguments.data,
-        read_task(arguments.task),
+        task,
         outside=arguments.outside,
         rounds=arguments.rounds,
         bank=arguments.out,

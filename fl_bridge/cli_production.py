@@ -13,7 +13,7 @@ from iopfl.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from fl_bridge.federation_file import FederationFile
-    from fl_bridge.persistor import FederationState
+    from fl_bridge.record import FederationRecord
 
 _PROVISION = """\
 example:
@@ -57,11 +57,12 @@ def _add(
 
 
 def _provision(arguments: argparse.Namespace) -> int:
+    from fl_bridge.epsilon import describe_sharing
     from fl_bridge.federation_file import read_federation
-    from fl_bridge.privacy import describe_sharing
-    from fl_bridge.provision import provision
 
     federation = read_federation(arguments.federation)
+    from fl_bridge.provision import provision  # FLARE
+
     kits = provision(federation, arguments.out)
     print(f"{kits.folder}: made {', '.join(kits.made) or 'nothing new'}; kept {', '.join(kits.kept) or 'none'}")
     print(f"certificates expire on {kits.expires:%Y-%m-%d}")
@@ -81,7 +82,7 @@ def _update(arguments: argparse.Namespace) -> int:
 
 
 def _run_kit(arguments: argparse.Namespace) -> int:
-    from fl_bridge.privacy import describe_sharing
+    from fl_bridge.epsilon import describe_sharing
     from fl_bridge.processes import run_kit
     from fl_bridge.site_policy import FILE, SitePolicy
 
@@ -92,8 +93,10 @@ def _run_kit(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from fl_bridge.provision import read_settings
-    from fl_bridge.supervisor import run
+    from fl_bridge.server_kit import read_settings
+
+    read_settings(arguments.kit)
+    from fl_bridge.supervisor import run  # torch and FLARE
 
     state = run(arguments.kit, progress=sys.stderr)
     _print_status(state, read_settings(arguments.kit))
@@ -101,8 +104,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    from fl_bridge.provision import read_settings
-    from fl_bridge.supervisor import LOCK, STOP
+    from fl_bridge.server_kit import LOCK, STOP, read_settings
     from iopfl.base.locks import try_hold
 
     read_settings(arguments.kit)
@@ -115,13 +117,12 @@ def _stop(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from fl_bridge.persistor import FederationState
-    from fl_bridge.provision import read_settings
-    from fl_bridge.supervisor import LOCK, STATE
+    from fl_bridge.record import FederationRecord
+    from fl_bridge.server_kit import LOCK, STATE, read_settings
     from iopfl.base.locks import try_hold
 
     settings = read_settings(arguments.kit)
-    state = FederationState.open(arguments.kit / STATE)
+    state = FederationRecord.open(arguments.kit / STATE)
     with try_hold(arguments.kit / LOCK) as lock:
         running = lock is None
     if arguments.json:
@@ -134,8 +135,8 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print_status(state: FederationState, settings: FederationFile) -> None:
-    from fl_bridge.following import describe_round, describe_site
+def _print_status(state: FederationRecord, settings: FederationFile) -> None:
+    from fl_bridge.describing import describe_round, describe_site
 
     print(f"federation {state.federation}: {state.rounds_done} of {settings.rounds} rounds")
     if state.rounds:

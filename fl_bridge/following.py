@@ -11,7 +11,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from fl_bridge.persistor import FederationState
+from fl_bridge.describing import describe_round
+from fl_bridge.record import FederationRecord
 from iopfl.core.rounds import PROGRESS
 
 
@@ -27,7 +28,7 @@ class Follower:
         self._state = state
         self._rounds = rounds
         self._stream = stream
-        self._record = FederationState.open(state)
+        self._record = FederationRecord.open(state)
         self._shown = self._record.rounds_done
         self._bar: tqdm | None = None
 
@@ -43,9 +44,9 @@ class Follower:
     ) -> None:
         self._close_bar()
 
-    def look(self) -> FederationState:
+    def look(self) -> FederationRecord:
         """The state as it is now; what is new in it is shown."""
-        self._record = FederationState.open(self._state)
+        self._record = FederationRecord.open(self._state)
         if self._stream is not None:
             if self._record.rounds_done > self._shown:
                 self._close_bar()
@@ -84,28 +85,3 @@ class Follower:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def describe_round(record: dict[str, Any], rounds: int) -> list[str]:
-    """A finished round as lines, one a site: validation Dice of the weights it began with, and of P_k."""
-    name = f"round {record['round_index'] + 1}/{rounds}"
-    width = max(map(len, record["sites"]), default=0)
-    return [f"{name}  {site:{width}}  {describe_site(fate)}" for site, fate in sorted(record["sites"].items())]
-
-
-def describe_site(fate: dict[str, Any]) -> str:
-    """What a site did, in one line."""
-    if "reason" in fate:
-        return f"{fate['status']}: {fate['reason']}"
-    parts = [f"Dice global {_figure(fate, 'dice_global')}  personalized {_figure(fate, 'dice')}"]
-    if "capped_from" in fate:
-        parts.append(f"weight {fate['weight']:.2f}, capped: {fate['capped_from']:.2f} by its count")
-    if "loss" in fate:
-        parts.append(f"loss {fate['loss']:.3f}")
-    if "seconds" in fate:
-        parts.append(f"{fate['seconds']:.1f} s")
-    return "  ".join(parts)
-
-
-def _figure(fate: dict[str, Any], key: str) -> str:
-    return f"{fate[key]:.3f}" if key in fate else "-"

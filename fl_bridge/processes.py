@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from fl_bridge.kit_policy import SERVER, SITE, STARTUP, update_kit
-from fl_bridge.simulator import end_tree
+from fl_bridge.process_tree import end_tree
 from iopfl.base.errors import ConfigError
 from iopfl.base.locks import try_hold
 

@@ -10,10 +10,9 @@ Called again, it makes the kits that are not there yet, with the same authority.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,12 @@ from nvflare.lighter.provisioner import Provisioner
 
 from fl_bridge.federation_file import FederationFile
 from fl_bridge.kit_policy import update_kit
-from fl_bridge.site_policy import SitePolicy
+from fl_bridge.server_kit import ADMIN, ADMIN_FOLDER, SETTINGS, read_settings, write_settings
 from iopfl.base.errors import ConfigError
-from iopfl.base.files import write_bytes
 from iopfl.base.private_files import make_private, protect
 from iopfl.core.signing import Keyring
-from iopfl.core.task import Task
 
-ADMIN = "admin@consortium.org"
-SERVER_FOLDER, ADMIN_FOLDER = "server", "admin"
-SETTINGS = "federation.json"
+SERVER_FOLDER = "server"
 _ORGANIZATION = "consortium"
 _HIDDEN = ".provision"
 _UNIT = """\
@@ -116,29 +111,10 @@ def provision(federation: FederationFile, folder: Path) -> Kits:
     for name in (*made, *kept):
         update_kit(folder / name)
     server = folder / SERVER_FOLDER
-    write_bytes(server / SETTINGS, json.dumps(_settings(federation), indent=1).encode())
+    write_settings(server, federation)
     certificate = x509.load_pem_x509_certificate((server / "startup" / "server.crt").read_bytes())
     key = Keyring(server / "keys").public_key
     return Kits(folder, tuple(made), tuple(kept), certificate.not_valid_after_utc, key)
-
-
-def read_settings(kit: Path) -> FederationFile:
-    """The federation's settings, from the server's kit.
-
-    Raises:
-        ConfigError: it is not the server's kit.
-    """
-    try:
-        values = json.loads((kit / SETTINGS).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{kit}: expected the kit of a federation's server, without {SETTINGS} it is none") from error
-    sites = {site: SitePolicy(**policy) for site, policy in values.pop("sites").items()}
-    return FederationFile(**{**values, "task": Task.from_dict(values["task"]), "sites": sites})
-
-
-def _settings(federation: FederationFile) -> dict[str, Any]:
-    sites = {site: asdict(policy) for site, policy in federation.sites.items()}
-    return {**vars(federation), "task": federation.task.to_dict(), "sites": sites}
 
 
 def _check_same_federation(federation: FederationFile, folder: Path) -> None:

@@ -25,8 +25,9 @@ import yaml
 from fl_bridge.controller import RoundController
 from fl_bridge.following import Follower
 from fl_bridge.job import PACKAGES, JobOptions, build_job, flare_text, write_simulator_policy
-from fl_bridge.persistor import RECORD, FederationState
-from fl_bridge.simulator import end_tree
+from fl_bridge.persistor import FederationState
+from fl_bridge.process_tree import end_tree
+from fl_bridge.record import RECORD
 from fl_bridge.trainer import InProcessTrainer, SiteTrainer
 from iopfl.base.errors import BankError, ConfigError, DatasetError, TrainingError
 from iopfl.base.locks import try_hold

@@ -6,7 +6,6 @@ It goes when its parent goes, however that ended, and takes its clients and the 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shutil
 import sys
@@ -17,23 +16,7 @@ from pathlib import Path
 import psutil
 from nvflare.private.fed.app.simulator.simulator import define_simulator_parser, run_simulator
 
-
-def end_tree(pid: int) -> None:
-    """Kill a process and all that descend from it; state is written atomically, so nothing is lost."""
-    try:
-        process = psutil.Process(pid)
-        family = [*process.children(recursive=True), process]
-    except psutil.NoSuchProcess:
-        return
-    end_family(family)
-
-
-def end_family(family: list[psutil.Process]) -> None:
-    """Kill processes, and wait until they are gone."""
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    psutil.wait_procs(family, timeout=10)
+from fl_bridge.process_tree import end_family
 
 
 def _end_with(parent: int, scratch: Path) -> None:

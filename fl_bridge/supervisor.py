@@ -23,14 +23,14 @@ from fl_bridge.federation_file import FederationFile
 from fl_bridge.following import Follower
 from fl_bridge.job import JobOptions, build_job, flare_text
 from fl_bridge.label_server import LabelServerTrainer
-from fl_bridge.persistor import RECORD, FederationState
-from fl_bridge.provision import ADMIN, ADMIN_FOLDER, read_settings
+from fl_bridge.persistor import FederationState
+from fl_bridge.record import RECORD, FederationRecord
+from fl_bridge.server_kit import ADMIN, ADMIN_FOLDER, BANK, KEYS, LOCK, STATE, STOP, read_settings
 from iopfl.base.errors import ConfigError, IOPFLError, TrainingError
 from iopfl.base.locks import try_hold
 
 logger = logging.getLogger(__name__)
 
-STATE, BANK, KEYS, STOP, LOCK = "state", "bank", "keys", "stop", "supervisor.lock"
 _POLL_SECONDS = 0.5
 _STATUS_SECONDS = 3.0
 _BACK_OFF = (2.0, 5.0, 10.0, 30.0, 60.0)
@@ -59,7 +59,7 @@ def open_state(kit: Path) -> FederationState:
     return state
 
 
-def run(kit: Path, *, progress: TextIO | None = None) -> FederationState:
+def run(kit: Path, *, progress: TextIO | None = None) -> FederationRecord:
     """Run a federation until its last round is done and its bank is made; goes on where it stopped.
 
     Args:
@@ -71,7 +71,8 @@ def run(kit: Path, *, progress: TextIO | None = None) -> FederationState:
         StoppedError: `fl-bridge stop` was called.
     """
     kit = kit.absolute()
-    settings, state = read_settings(kit), open_state(kit)
+    settings = read_settings(kit)
+    state: FederationRecord = open_state(kit)
     with try_hold(kit / LOCK) as lock:
         if lock is None:
             raise ConfigError(f"{kit}: the federation is being run already: see fl-bridge status {kit}")
@@ -95,7 +96,7 @@ def run(kit: Path, *, progress: TextIO | None = None) -> FederationState:
     return state
 
 
-def is_complete(state: FederationState, settings: FederationFile) -> bool:
+def is_complete(state: FederationRecord, settings: FederationFile) -> bool:
     """Whether all rounds are done, and the bank is made of them."""
     return state.rounds_done >= settings.rounds and (state.shared or {}).get("rounds_done") == state.rounds_done
 

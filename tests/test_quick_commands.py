@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+from iopfl.base.locks import try_hold
+from iopfl.core.manifest import Manifest, serve_manifest
 from iopfl.core.signing import Keyring
+from iopfl.core.task import read_task
 from label_server import PACKAGES
 
 HEAVY = ["torch", "monai", "monailabel", "highdicom", "matplotlib", "nibabel", "scipy", "fastapi", "nvflare"]
@@ -42,6 +46,8 @@ def run(command: str, lines: list[tuple[list[str], int]], heavy: list[str]) -> N
 def test_iopfl_imports_nothing_heavy_to_answer_what_needs_no_computing(tmp_path):
     state, keys, bank = (str(tmp_path / name) for name in ("state", "keys", "bank"))
     other = Keyring(tmp_path / "other").public_key
+    made = str(tmp_path / "made")
+    serve_manifest(Path(made), Manifest(1, "", "vessel-1", read_task("vessel"), ()))
     lines = [
         (["--version"], 0),
         (["--help"], 0),
@@ -56,6 +62,12 @@ def test_iopfl_imports_nothing_heavy_to_answer_what_needs_no_computing(tmp_path)
         (["bank", "key", "--keys", keys], 0),
         (["bank", "trust", other, "--keys", keys], 0),
         (["bank", "show", bank], 2),
+        (["bank", "prune", made], 0),
+        (["bank", "prune", bank], 2),
+        (["bank", "verify", bank], 2),
+        (["bank", "rollback", bank, "1"], 2),
+        (["bank", "diff", bank, bank], 2),
+        (["bank", "export", bank, str(tmp_path / "b.iopfl")], 2),
         (["serve", "--studies", str(tmp_path), "--bank", bank, "--keys", keys], 2),
         (["segment", "image.png", "--bank", bank], 2),
         (["evaluate", "--studies", str(tmp_path), "--bank", bank], 2),
@@ -72,3 +84,41 @@ def test_dicom_commands_import_no_more_than_dicom(tmp_path):
         (["dicom", "rules", "check", str(tmp_path / "none.yaml")], 2),
     ]
     run("iopfl", lines, [name for name in HEAVY if name not in ("nibabel", "scipy")])
+
+
+FEDERATION = """
+name: retina
+task: vessel
+server: {host: localhost}
+rounds: 3
+sites: {DRIVE: {share_personalized: true}, STARE: {share_personalized: false}}
+"""
+
+
+def test_fl_bridge_imports_nothing_heavy_for_what_is_not_a_round(tmp_path):
+    from fl_bridge.federation_file import read_federation
+    from fl_bridge.persistor import FederationState
+    from fl_bridge.provision import provision
+
+    file = tmp_path / "federation.yaml"
+    file.write_text(FEDERATION)
+    provision(read_federation(file), tmp_path / "kits")
+    server, site = (str(tmp_path / "kits" / name) for name in ("server", "DRIVE"))
+    nothing, begun = str(tmp_path), tmp_path / "kits" / "server" / "state"
+    helps = ("simulate", "provision", "server", "site", "update", "run", "stop", "status")
+    lines = [
+        *(([command, "--help"], 0) for command in helps),
+        (["--help"], 0),
+        *(([command, nothing], 2) for command in ("server", "site", "update", "run", "stop", "status")),
+        (["provision", str(tmp_path / "none.yaml"), "-o", str(tmp_path / "other")], 2),
+        (["simulate", "--data", nothing, "--task", "none", "--rounds", "1", "--out", str(tmp_path / "bank")], 2),
+        (["update", server], 0),
+        (["update", site], 0),
+        (["status", server], 2),
+        (["stop", server], 2),
+    ]
+    run("fl-bridge", lines, HEAVY)
+    begun.mkdir()
+    FederationState.create(begun, task=read_task("vessel"), clients={"DRIVE": "DRIVE", "STARE": "STARE"}, seed=0)
+    with try_hold(tmp_path / "kits" / "server" / "supervisor.lock"):
+        run("fl-bridge", [(["status", server], 0), (["status", server, "--json"], 0), (["stop", server], 0)], HEAVY)

@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from fl_bridge.federation_file import client_name
-from fl_bridge.persistor import RECORD, FederationState
-from fl_bridge.supervisor import STATE
+from fl_bridge.persistor import FederationState
+from fl_bridge.record import RECORD
+from fl_bridge.server_kit import STATE
 from iopfl.core.signing import Keyring
 from label_server import PACKAGES, LabelServer, running_server, start_process, stop_process, wait_until
 

@@ -15,7 +15,8 @@ from fl_bridge.controller import RoundController
 from fl_bridge.federation_file import read_federation
 from fl_bridge.job import build_job
 from fl_bridge.label_server import LabelServerTrainer
-from fl_bridge.provision import ADMIN, provision
+from fl_bridge.provision import provision
+from fl_bridge.server_kit import ADMIN
 from fl_bridge.trainer import InProcessTrainer
 from label_server import start_process, stop_process, wait_until
 

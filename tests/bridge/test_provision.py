@@ -10,7 +10,8 @@ import yaml
 
 from fl_bridge.federation_file import read_federation
 from fl_bridge.processes import run_kit
-from fl_bridge.provision import provision, read_settings
+from fl_bridge.provision import provision
+from fl_bridge.server_kit import read_settings
 from fl_bridge.site_policy import SitePolicy
 from iopfl.base.errors import ConfigError
 

@@ -11,8 +11,9 @@ import signal
 import pytest
 import torch
 
+from fl_bridge.epsilon import describe_sharing, find_epsilon
 from fl_bridge.exchange import TASK_SHARE, TASK_TRAIN
-from fl_bridge.privacy import describe_sharing, find_epsilon, privatize
+from fl_bridge.privacy import privatize
 from fl_bridge.sharing import Sharing
 from fl_bridge.site_policy import SitePolicy
 from iopfl.base.errors import ConfigError, SitsOutError, WeightsError

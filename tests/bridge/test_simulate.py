@@ -14,7 +14,7 @@ import torch
 
 from fl_bridge.aggregation import aggregate
 from fl_bridge.cli import main
-from fl_bridge.following import describe_site
+from fl_bridge.describing import describe_site
 from fl_bridge.job import JobOptions
 from fl_bridge.persistor import FederationState
 from fl_bridge.simulate import run_federation, simulate

@@ -75,7 +75,10 @@ def _print_manifest(manifest: Manifest) -> None:
 
 
 def _verify(arguments: Any) -> None:
-    from iopfl.core.bank import ModelBank
+    from iopfl.core.manifest import read_manifest
+
+    read_manifest(arguments.bank)
+    from iopfl.core.bank import ModelBank  # torch, after the mistakes that need no computing to be found
     from iopfl.core.signing import Keyring
 
     bank = ModelBank.open(arguments.bank, keys=Keyring(arguments.keys))
@@ -86,11 +89,15 @@ def _verify(arguments: Any) -> None:
 
 
 def _diff(arguments: Any) -> None:
-    from iopfl.core.bank import ModelBank
-    from iopfl.core.bank_exchange import diff_banks
+    from iopfl.core.manifest import read_manifest
 
     versions = arguments.versions or (None, None)
     folders = (arguments.first, arguments.second)
+    for folder, version in zip(folders, versions, strict=True):
+        read_manifest(folder, version=version)
+    from iopfl.core.bank import ModelBank
+    from iopfl.core.bank_exchange import diff_banks
+
     banks = [ModelBank.open(folder, version=version) for folder, version in zip(folders, versions, strict=True)]
     difference = diff_banks(*banks)
     if arguments.json:
@@ -104,19 +111,25 @@ def _diff(arguments: Any) -> None:
 
 
 def _rollback(arguments: Any) -> None:
+    from iopfl.core.manifest import read_manifest
+
+    read_manifest(arguments.bank, version=arguments.version)
     from iopfl.core.bank_exchange import rollback_bank
 
     print(f"serving version {rollback_bank(arguments.bank, arguments.version).label}")
 
 
 def _prune(arguments: Any) -> None:
-    from iopfl.core.bank_exchange import prune_bank
+    from iopfl.core.manifest import prune_bank
 
     deleted = prune_bank(arguments.bank, keep=arguments.keep)
     print(f"deleted versions {', '.join(map(str, deleted)) or 'none'}")
 
 
 def _export(arguments: Any) -> None:
+    from iopfl.core.manifest import read_manifest
+
+    read_manifest(arguments.bank)
     from iopfl.core.bank_exchange import export_bank
 
     bank = export_bank(arguments.bank, arguments.target)

@@ -1,4 +1,4 @@
-"""Versions of a bank, and banks on their way between sites: roll back, prune, export, import, compare."""
+"""Versions of a bank, and banks on their way between sites: roll back, export, import, compare."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from iopfl.core.manifest import (
     list_versions,
     read_manifest,
     serve_manifest,
-    version_file,
 )
 from iopfl.core.networks import build_network
 from iopfl.core.signing import Keyring
@@ -43,24 +42,6 @@ def rollback_bank(folder: Path, version: int) -> ModelBank:
     bank = ModelBank.open(folder, version=version)
     write_bytes(folder / MANIFEST, bank.manifest.to_json())
     return bank
-
-
-def prune_bank(folder: Path, *, keep: int) -> list[int]:
-    """Delete all but the newest `keep` versions and the served one, with the entries only they used.
-
-    Returns:
-        The versions deleted.
-    """
-    served = read_manifest(folder).version
-    versions = list_versions(folder)
-    doomed = [version for version in versions[: max(0, len(versions) - keep)] if version != served]
-    for version in doomed:
-        version_file(folder, version).unlink()
-    kept = {e.file for v in list_versions(folder) for e in read_manifest(folder, version=v).entries}
-    for path in folder.glob("*.safetensors"):
-        if path.name not in kept:
-            path.unlink()
-    return doomed
 
 
 def export_bank(folder: Path, target: Path) -> ModelBank:

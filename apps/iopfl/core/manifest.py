@@ -189,6 +189,24 @@ def serve_manifest(folder: Path, manifest: Manifest) -> None:
     write_bytes(folder / MANIFEST, manifest.to_json())
 
 
+def prune_bank(folder: Path, *, keep: int) -> list[int]:
+    """Delete all but the newest `keep` versions and the served one, with the entries only they used.
+
+    Returns:
+        The versions deleted.
+    """
+    served = read_manifest(folder).version
+    versions = list_versions(folder)
+    doomed = [version for version in versions[: max(0, len(versions) - keep)] if version != served]
+    for version in doomed:
+        version_file(folder, version).unlink()
+    kept = {e.file for v in list_versions(folder) for e in read_manifest(folder, version=v).entries}
+    for path in folder.glob("*.safetensors"):
+        if path.name not in kept:
+            path.unlink()
+    return doomed
+
+
 def version_file(folder: Path, version: int) -> Path:
     return folder / _VERSIONS / f"{version:06d}.json"
 
