@@ -7,15 +7,14 @@ every site's job, and that of the system's end starts no further one. A federati
 from __future__ import annotations
 
 import logging
-import runpy
-import sys
 
-from nvflare.apis.fl_constant import FLContextKey, ReturnCode
+from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.job_launcher_spec import JobProcessArgs
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.job_launcher.server_process_launcher import ServerProcessJobLauncher
 from nvflare.widgets.fed_event import FedEventRunner
+
+from fl_bridge.job_process import run_flare, start_through
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +26,7 @@ class ServerJobLauncher(ServerProcessJobLauncher):
 
     def get_command(self, job_meta: dict, fl_ctx: FLContext) -> str:
         """FLARE's command, with this module before FLARE's."""
-        arguments = fl_ctx.get_prop(FLContextKey.JOB_PROCESS_ARGS)
-        _, module = arguments[JobProcessArgs.EXE_MODULE]
-        arguments[JobProcessArgs.EXE_MODULE] = ("-P -m", f"{_MODULE} {module}")
+        start_through(_MODULE, fl_ctx)
         return super().get_command(job_meta, fl_ctx)
 
 
@@ -43,12 +40,5 @@ def _refuse(runner: FedEventRunner, topic: str, request: Shareable, fl_ctx: FLCo
     return make_reply(ReturnCode.BAD_REQUEST_DATA)
 
 
-def main() -> None:
-    """Run one of FLARE's modules as `python -m` would."""
-    restrict()
-    del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_flare(restrict)

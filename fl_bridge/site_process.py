@@ -8,13 +8,10 @@ a run does not need is taken out before FLARE starts: there is then nothing that
 from __future__ import annotations
 
 import logging
-import runpy
-import sys
 from typing import Any
 
-from nvflare.apis.fl_constant import FLContextKey, ReservedTopic
+from nvflare.apis.fl_constant import ReservedTopic
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.job_launcher_spec import JobProcessArgs
 from nvflare.app_common.job_launcher.client_process_launcher import ClientProcessJobLauncher
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.defs import CellChannel, MessageHeaderKey, ReturnCode
@@ -27,6 +24,7 @@ from nvflare.private.fed.client.admin import RequestProcessor
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 
 from fl_bridge.admission import META, check_job, check_job_id
+from fl_bridge.job_process import run_flare, start_through
 from iopfl.base.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -115,10 +113,8 @@ class SiteJobLauncher(ClientProcessJobLauncher):
     """Starts a job's process through this module too."""
 
     def get_command(self, job_meta: dict, fl_ctx: FLContext) -> str:
-        """FLARE's command, with this module before FLARE's; `-P`: no file in the folder it runs in is a module."""
-        arguments = fl_ctx.get_prop(FLContextKey.JOB_PROCESS_ARGS)
-        _, module = arguments[JobProcessArgs.EXE_MODULE]
-        arguments[JobProcessArgs.EXE_MODULE] = ("-P -m", f"{_MODULE} {module}")
+        """FLARE's command, with this module before FLARE's."""
+        start_through(_MODULE, fl_ctx)
         return super().get_command(job_meta, fl_ctx)
 
 
@@ -143,12 +139,5 @@ def _only(topics: frozenset[str], callback: Any) -> Any:
     return answer
 
 
-def main() -> None:
-    """Run one of FLARE's modules as `python -m` would."""
-    restrict()
-    del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_flare(restrict)
