@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from iopfl import __version__
 from iopfl.base.allocation import keep_blocks
 from iopfl.base.errors import CancelledError, IOPFLError
-from iopfl.cli.models import add_keys, add_model, open_predictor
+from iopfl.cli.models import add_bank, add_keys, add_model, open_predictor
 from iopfl.cli.segment import add_segment
 from iopfl.datasets import IMPORTABLE
 
@@ -77,24 +77,18 @@ def _add(commands: Any, name: str, run: Callable[[Any], None], text: str, exampl
 
 
 def _add_serve(commands: Any) -> None:
-    from iopfl.server_options import add_arguments, add_memory
+    from iopfl.server_options import add_arguments
 
     example = "iopfl serve --studies sites/site_d --bank bank/ --site site_d"
     parser = _add(
         commands, "serve", _serve, "Start the label server for Slicer, OHIF and the page of our own.", example
     )
     add_arguments(parser)
-    parser.add_argument(
-        "--bank",
-        type=Path,
-        required=True,
-        help="folder of a bank; one to come from a federation, with --site and --task",
+    add_bank(
+        parser,
+        bank="folder of a bank; one to come from a federation, with --site and --task",
+        site="this site's name in the bank; none for an outside site",
     )
-    parser.add_argument("--task", help="task of the bank: a name or a YAML file (default: the bank's)")
-    parser.add_argument("--site", default="", help="this site's name in the bank; none for an outside site")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    add_memory(parser)
-    add_keys(parser)
 
 
 def _serve(arguments: Any) -> None:

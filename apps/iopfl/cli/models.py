@@ -12,21 +12,27 @@ if TYPE_CHECKING:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Which model answers."""
+    kinds = ("global", "personalized", "average", "published", "routed")
+    add_bank(parser, bank="folder of a bank", site="whose personalized model (default: none, an outside site)")
+    parser.add_argument("--model", choices=kinds, help="default: what the site's validation labels favour")
+    parser.add_argument("--quality", action="store_true", help="agreement of the experts with each answer")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def add_bank(parser: argparse.ArgumentParser, *, bank: str, site: str) -> None:
+    """Which bank is opened, for which site, and where it runs.
+
+    Args:
+        parser: of the command.
+        bank: help on `--bank`.
+        site: help on `--site`.
+    """
     from iopfl.server_options import add_memory
 
-    kinds = ("global", "personalized", "average", "published", "routed")
-    parser.add_argument(
-        "--bank",
-        type=Path,
-        required=True,
-        help="folder of a bank; one to come from a federation, with --site and --task",
-    )
+    parser.add_argument("--bank", type=Path, required=True, help=bank)
     parser.add_argument("--task", help="task of the bank: a name or a YAML file (default: the bank's)")
-    parser.add_argument("--model", choices=kinds, help="default: what the site's validation labels favour")
-    parser.add_argument("--site", help="whose personalized model (default: none, an outside site)")
-    parser.add_argument("--quality", action="store_true", help="agreement of the experts with each answer")
+    parser.add_argument("--site", default="", help=site)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="for programs")
     add_memory(parser)
     add_keys(parser)
 
@@ -60,4 +66,4 @@ def open_predictor(arguments: Any) -> Predictor:
 
     limit_to(arguments.max_memory_gb)
     bank = ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))
-    return Predictor(bank, site=arguments.site, task=task, device=check_device(arguments.device))
+    return Predictor(bank, site=arguments.site or None, task=task, device=check_device(arguments.device))
