@@ -185,6 +185,20 @@ def test_sizes_of_a_worklist_are_a_table_that_agrees_with_the_masks(run, home):
         assert (row["bank"], row["pixels"]) == (line["bank"], "")
 
 
+def test_where_the_experts_disagree_is_written_on_each_images_grid(run, home):
+    assert run("segment site_a/case00.nii.gz --bank bank -o masks3 --disagreement where.nrrd")[0] == 0
+    assert (home / "where.nrrd").is_file()
+    assert run("segment site_a/case00.nii.gz site_a/case01.nii.gz --bank bank -o masks3 --disagreement where")[0] == 0
+    image, where = (nib.load(home / name / "case01.nii.gz") for name in ("site_a", "where"))
+    assert where.shape == image.shape
+    np.testing.assert_allclose(where.affine, image.affine, atol=1e-5)
+    assert 0 < np.asarray(where.dataobj).max() <= 100
+    status, _, err = run("segment site_a/case00.nii.gz site_a/case01.nii.gz --bank bank -o m --disagreement a.nii.gz")
+    assert (status, "2 images do not fit into a.nii.gz: give a folder" in err) == (2, True)
+    status, _, err = run("segment site_a/case00.nii.gz --bank bank -o masks3 --disagreement masks3")
+    assert (status, "over a mask" in err) == (2, True)
+
+
 def test_a_batch_goes_on_after_a_file_that_is_no_image_and_its_status_tells(run, home):
     (home / "no_image.nii.gz").write_bytes(b"x")
     (home / "none.nii.gz").write_bytes(b"x")

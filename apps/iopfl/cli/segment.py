@@ -7,7 +7,7 @@ import contextlib
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,12 @@ def add_segment(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> N
     parser.add_argument("images", nargs="+", type=Path, help="NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF or BMP")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the masks")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write volume and long axis of each label there")
+    parser.add_argument(
+        "--disagreement",
+        type=Path,
+        metavar="FILE",
+        help="write there where the bank's experts disagree, in percent of them; of several images, a folder",
+    )
     add_model(parser)
 
 
@@ -38,22 +44,32 @@ def _segment(arguments: Any) -> None:
     from tqdm import tqdm
 
     from iopfl.cli.passes import PassBar
-    from iopfl.core.writers import mask_name, write_mask
+    from iopfl.core.writers import mask_name, write_disagreement, write_mask
 
     predictor = open_predictor(arguments)
+    if arguments.disagreement is not None:
+        predictor.check_disagreement()
     targets = [arguments.output / mask_name(image) for image in arguments.images]
     double = sorted({target.name for target in targets if targets.count(target) > 1})
     if double:
         raise ConfigError(f"several images would write {', '.join(double)}: give them different names, or folders each")
+    wheres = _place_maps(arguments.disagreement, targets)
     failures: list[SeriesError] = []
     with _open_table(arguments.csv) as write_sizes:
-        for image, target in zip(tqdm(arguments.images, unit="image", disable=None), targets, strict=True):
+        images = tqdm(arguments.images, unit="image", disable=None)
+        for image, target, where in zip(images, targets, wheres, strict=True):
             try:
                 with PassBar(image.name) as bar:
                     result = predictor.segment(
-                        image, arguments.model, with_quality=arguments.quality, progress=bar.show
+                        image,
+                        arguments.model,
+                        with_quality=arguments.quality,
+                        with_disagreement=where is not None,
+                        progress=bar.show,
                     )
                 write_mask(target, result)
+                if where is not None:
+                    write_disagreement(where, result)
             except SeriesError as error:  # of this image: the others go on
                 failures.append(error)
                 if arguments.json:
@@ -69,6 +85,25 @@ def _segment(arguments: Any) -> None:
     if failures:
         print(f"iopfl: {len(failures)} of {len(arguments.images)} images were not segmented", file=sys.stderr)
         raise SystemExit(2 if len(failures) == len(arguments.images) else _SOME_FAILED)
+
+
+def _place_maps(asked: Path | None, targets: Sequence[Path]) -> list[Path | None]:
+    """Where each image's map of disagreement goes.
+
+    Raises:
+        ConfigError: a file for several images, or over a mask.
+    """
+    from iopfl.core.sites import find_suffix
+
+    if asked is None:
+        return [None] * len(targets)
+    is_file = find_suffix(asked.name) is not None
+    if is_file and len(targets) > 1:
+        raise ConfigError(f"--disagreement: {len(targets)} images do not fit into {asked.name}: give a folder")
+    places = [asked] if is_file else [asked / target.name for target in targets]
+    if {place.resolve() for place in places} & {target.resolve() for target in targets}:
+        raise ConfigError("--disagreement: it would be written over a mask: give another name, or another folder")
+    return list(places)
 
 
 def _say(image: Path, target: Path, params: dict[str, Any], *, as_json: bool) -> None:

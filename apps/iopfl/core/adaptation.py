@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +28,13 @@ from iopfl.core.agreement import agreements
 from iopfl.core.inference import average, count_windows, magnify, predict_instances, predict_slabs
 from iopfl.core.routing import RoutedNetwork
 from iopfl.core.task import Task
-from iopfl.core.transforms import to_instances
+from iopfl.core.transforms import from_instances, to_instances
 from iopfl.core.views import View, views_of
 from iopfl.core.work import Work
+
+_KEPT_VOTES = 2**24
+"""Numbers of the experts' votes that are kept with a series, at two bytes each."""
+_Slabs = Iterable[Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ class AdaptedSeries:
         quality: agreement of the experts with their mean, 0 to 1, on the instances looked at.
         routing_weights: (E,), of every layer.
         seconds: that it took.
+        voted_share: of the series' own statistics with which the experts voted, which is not `share` where they
+            hardly agreed.
+        votes: class probabilities (E, N, K, *S) float16 of those that voted, where they saw the whole series then.
     """
 
     parts: tuple[Part, ...]
@@ -65,6 +72,8 @@ class AdaptedSeries:
     quality: float
     routing_weights: Tensor
     seconds: float
+    voted_share: float = 0.0
+    votes: Tensor | None = None
 
     def predict_slabs(
         self, volume: Tensor, task: Task, *, device: torch.device | str = "cpu", work: Work | None = None
@@ -84,10 +93,14 @@ class AdaptedSeries:
 
 @dataclass(frozen=True)
 class _Vote:
-    """How far each expert agrees with the mean of those that vote, (E,), on the instances seen in one way."""
+    """How far each expert agrees with the mean of those that vote, (E,), on the instances seen in one way.
+
+    `answers` are kept where the instances are the whole series.
+    """
 
     share: float
     by_expert: Tensor
+    answers: Tensor | None = None
 
     @property
     def agreement(self) -> float:
@@ -110,6 +123,7 @@ class RoutingAdapter:
         self.settings = task.adaptation.effective
         self._voters = min(network.num_experts, self.settings.max_voters)
         self._work = Work()
+        self._sees_all = False
 
     @torch.no_grad()
     def __call__(self, volume: Tensor, *, work: Work | None = None) -> AdaptedSeries:
@@ -129,6 +143,7 @@ class RoutingAdapter:
         looks = len(self.settings.shares) + (len(self.settings.zooms) if self.task.spacing is None else 0)
         self._work.expect(looks * self._voters * len(instances) + windows * passes)
         try:
+            self._sees_all = _is_whole(instances, volume, self.task)
             vote = self._choose_share(instances, clock)
             is_evident = vote.agreement >= self.settings.evidence
             zooms = self._choose_zooms(instances, vote, clock) if is_evident and passes > 1 else [1.0]
@@ -141,9 +156,41 @@ class RoutingAdapter:
                 self.network.freeze_statistics([magnify(instances, self.task, zoom)])
                 views = divide_views(self.task, passes, zoom, among=len(zooms))
                 parts.append(Part(self.network.fold(), zoom, tuple(views)))
-            return AdaptedSeries(tuple(parts), share, vote.agreement, routing_weights, clock.seconds)
+            return AdaptedSeries(
+                tuple(parts), share, vote.agreement, routing_weights, clock.seconds, vote.share, vote.answers
+            )
         finally:
             self.reset()
+
+    @torch.no_grad()
+    def predict_voters(self, volume: Tensor, series: AdaptedSeries, work: Work | None = None) -> Iterator[_Slabs]:
+        """What each expert that voted says of the whole series by itself, with the statistics that it voted with.
+
+        Where all of it was seen for the vote, no pass is needed; otherwise it is one view of each.
+
+        Args:
+            volume: the prepared image (C, X, Y, Z) that was adapted to.
+            series: what adaptation gave for it.
+            work: is told of each pass.
+
+        Returns:
+            For one expert after the other, slabs as `inference.predict_slabs` gives them; the one before must be done.
+        """
+        work = work or Work()
+        if series.votes is not None:
+            yield from ([from_instances(answer.float(), self.task)] for answer in series.votes)
+            return
+        work.expect(count_windows(volume, self.task) * self._voters)
+        instances = sample_instances(volume, self.task, self.settings.max_instances).to(self.device)
+        for expert in range(self._voters):
+            try:
+                with self.network.only(expert):
+                    self.network.set_share(series.voted_share)
+                    self.network.freeze_statistics([instances])
+                    alone = self.network.fold()
+            finally:
+                self.reset()
+            yield predict_slabs(alone, volume, self.task, device=self.device, work=work)
 
     def reset(self) -> None:
         """Back to the uniform average and the stored statistics, bit for bit."""
@@ -192,7 +239,8 @@ class RoutingAdapter:
             with self.network.only(expert):
                 answers.append(predict_instances(self.network, instances, self.task, zoom=zoom, work=self._work))
         experts = torch.stack(answers)  # (E, N, K, *S)
-        return _Vote(share, agreements(experts, experts.mean(0)))
+        is_kept = self._sees_all and zoom == 1.0 and experts.numel() <= _KEPT_VOTES
+        return _Vote(share, agreements(experts, experts.mean(0)), experts.half().cpu() if is_kept else None)
 
 
 def count_views(task: Task, windows: int) -> int:
@@ -238,6 +286,37 @@ def sample_instances(volume: Tensor, task: Task, count: int) -> Tensor:
     if task.spatial_dims == 3:
         return torch.stack([volume[(slice(None), *place)] for place in places])
     return to_instances(volume, task, torch.tensor([place[2].start for place in places]))
+
+
+def _is_whole(instances: Tensor, volume: Tensor, task: Task) -> bool:
+    """Whether instances (N, C, *S) are all of a prepared image (C, X, Y, Z)."""
+    if task.spatial_dims == 2:
+        return len(instances) == volume.shape[3]
+    return tuple(volume.shape[1:]) == task.size
+
+
+class Samples:
+    """Keeps of an answer, which passes by in slabs, what lies at some places."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = places
+        self._kept: list[list[Tensor]] = [[] for _ in places]
+
+    def take(self, slabs: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The slabs (K, X, Y, d) as they come."""
+        begin = 0
+        for slab in slabs:
+            for (x, y, z), kept in zip(self._places, self._kept, strict=True):
+                first, last = max(z.start, begin), min(z.stop, begin + slab.shape[3])
+                if first < last:
+                    kept.append(slab[:, x, y, first - begin : last - begin].clone())
+            begin += slab.shape[3]
+            yield slab
+
+    def instances(self, task: Task) -> Tensor:
+        """What was kept, (N, K, *S)."""
+        found = torch.stack([torch.cat(kept, dim=3) for kept in self._kept])
+        return found[..., 0] if task.spatial_dims == 2 else found
 
 
 class _Clock:

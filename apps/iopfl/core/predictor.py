@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from iopfl.base.errors import ConfigError
-from iopfl.core.adaptation import AdaptedSeries, Place, RoutingAdapter, sample_instances, sample_places
+from iopfl.core.adaptation import AdaptedSeries, RoutingAdapter, Samples, sample_instances, sample_places
 from iopfl.core.agreement import expert_agreement
 from iopfl.core.bank import ModelBank
+from iopfl.core.disagreement import find_disagreement
 from iopfl.core.inference import count_windows, predict_instances, predict_slabs
 from iopfl.core.measuring import Measurement, find_affine, measure
 from iopfl.core.networks import build_network
@@ -88,11 +89,13 @@ class Segmentation:
         mask: the task's label values, (X, Y, Z) uint8; Z = 1 for a picture.
         image: the source as read, (C, X, Y, Z), with its affine.
         answer: where the mask comes from.
+        disagreement: percent of the experts that give another label than most, (X, Y, Z) uint8; None if not asked for.
     """
 
     mask: Tensor
     image: MetaTensor
     answer: Answer
+    disagreement: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ class Predictor:
         kind: str | None = None,
         *,
         with_quality: bool = False,
+        with_disagreement: bool = False,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Segmentation:
@@ -164,14 +168,17 @@ class Predictor:
             path: of the image.
             kind: one of `KINDS`; None = what the site's validation labels favour.
             with_quality: agreement of the experts too, at a forward pass an expert; `routed` has it anyway.
+            with_disagreement: where the experts disagree too, at up to a view of the whole image an expert.
             progress: told passes of the network done, and in all.
             cancelled: asked between them.
 
         Raises:
             SeriesError: the image cannot be read.
-            ConfigError: the site has no such model.
+            ConfigError: the site has no such model, or the bank has one expert, which has nobody to disagree with.
             CancelledError: `cancelled` said so.
         """
+        if with_disagreement:
+            self.check_disagreement()
         started = time.monotonic()
         work = Work(progress, cancelled)
         work.count(0)  # who waited for long may have gone
@@ -195,16 +202,31 @@ class Predictor:
             slabs = predict_slabs(self._build(choice), volume, self.task, device=self.device, work=work)
         samples = None
         if with_quality and "quality" not in details:
-            samples = _Samples(sample_places(volume, self.task, self.task.adaptation.max_instances))
+            samples = Samples(sample_places(volume, self.task, self.task.adaptation.max_instances))
             slabs = samples.take(slabs)
         mask = self._prepare.mask(slabs, like=image)
         if samples is not None:
             details["quality"] = self.quality(volume, samples.instances(self.task))
+        disagreement = self._find_disagreement(image, volume, work) if with_disagreement else None
         affine = find_affine(image.affine.numpy(), mask.shape)
         details["measurements"] = measure(mask.numpy(), self.task.labels, affine)
         seconds = time.monotonic() - started
         answer = Answer(task=self.task.name, bank=self.bank.label, model=kind, seconds=seconds, **details)
-        return Segmentation(mask, image, answer)
+        return Segmentation(mask, image, answer, disagreement)
+
+    def check_disagreement(self) -> None:
+        """Raise where a single expert votes.
+
+        Raises:
+            ConfigError: with what to do.
+        """
+        if len(self.bank) < 2:
+            raise ConfigError(
+                f"bank {self.bank.label} has one model, {self.bank.names[0]}: a map of disagreement takes a bank of "
+                "several; ask for the mask alone"
+            )
+        if self.task.adaptation.effective.max_voters < 2:
+            raise ConfigError(f"task {self.task.name} lets one expert vote: set adaptation.max_voters to 2 or more")
 
     def adapt_site(self, paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> None:
         """Adapt `published` to all images of a site at once, as the paper does; otherwise it sees one series."""
@@ -270,6 +292,12 @@ class Predictor:
             self._series.popitem(last=False)
         return self._series[key]
 
+    def _find_disagreement(self, image: MetaTensor, volume: Tensor, work: Work) -> Tensor:
+        series = self._adapt(volume, work)
+        adapter = RoutingAdapter(self._route(), self.task, device=self.device)
+        answers = adapter.predict_voters(volume, series, work)
+        return find_disagreement([self._prepare.mask(slabs, like=image) for slabs in answers])
+
     def _route(self) -> RoutedNetwork:
         if self._routed is None:
             self._routed = route_network(build_network(self.task), self.bank.experts).to(self.device)
@@ -304,27 +332,3 @@ class Predictor:
         if choice.kind not in self._networks:
             self._networks[choice.kind] = self.bank.build(choice.weights or None)
         return self._networks[choice.kind]
-
-
-class _Samples:
-    """Keeps of an answer, which passes by in slabs, what lies at some places."""
-
-    def __init__(self, places: Sequence[Place]) -> None:
-        self._places = places
-        self._kept: list[list[Tensor]] = [[] for _ in places]
-
-    def take(self, slabs: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The slabs (K, X, Y, d) as they come."""
-        begin = 0
-        for slab in slabs:
-            for (x, y, z), kept in zip(self._places, self._kept, strict=True):
-                first, last = max(z.start, begin), min(z.stop, begin + slab.shape[3])
-                if first < last:
-                    kept.append(slab[:, x, y, first - begin : last - begin].clone())
-            begin += slab.shape[3]
-            yield slab
-
-    def instances(self, task: Task) -> Tensor:
-        """What was kept, (N, K, *S)."""
-        found = torch.stack([torch.cat(kept, dim=3) for kept in self._kept])
-        return found[..., 0] if task.spatial_dims == 2 else found

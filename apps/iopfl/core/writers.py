@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -59,6 +60,17 @@ def write_mask(path: Path, segmentation: Segmentation, task: Task | None = None)
             named.replace(temporary)
         finally:
             named.unlink(missing_ok=True)
+
+
+def write_disagreement(path: Path, segmentation: Segmentation) -> None:
+    """Write where the experts disagree, in percent of them, as `write_mask` does.
+
+    Raises:
+        ConfigError: as there, or nobody asked for it.
+    """
+    if segmentation.disagreement is None:
+        raise ConfigError("expected an answer with the experts' disagreement: ask for it with the answer")
+    write_mask(path, replace(segmentation, mask=segmentation.disagreement))
 
 
 def is_segmentation_name(name: str) -> bool:
