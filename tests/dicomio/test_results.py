@@ -23,16 +23,24 @@ ORIGIN = Origin("iopfl hippocampus", "bank 3-1a2b3c4d, routed", "", "hippocampus
 @pytest.mark.parametrize("segmentation", ["seg", "label_map"])
 def test_everything_of_a_mask_is_of_its_patient_and_says_what_it_is_not_for(tmp_path, segmentation):
     series = read_series(phantoms.write(phantoms.build_slices(phantoms.volume()), tmp_path / "series"))
-    kinds = check_kinds(["structures", "captures", "report", segmentation, "report"])
-    results = build_results(kinds, phantoms.mask_in(series.shape), series, segments_of(HIPPOCAMPUS), ORIGIN)
+    kinds = check_kinds(["structures", "captures", "report", segmentation, "report", "disagreement"])
+    mask, where = phantoms.mask_in(series.shape), np.full(series.shape, 50, np.uint8)
+    results = build_results(kinds, mask, series, segments_of(HIPPOCAMPUS), ORIGIN, disagreement=where)
     classes = [LABEL_MAP if segmentation == "label_map" else uid.SegmentationStorage]
-    classes += [uid.Comprehensive3DSRStorage, *[uid.SecondaryCaptureImageStorage] * 4, uid.RTStructureSetStorage]
+    classes += [
+        uid.Comprehensive3DSRStorage,
+        *[uid.SecondaryCaptureImageStorage] * 4,
+        uid.RTStructureSetStorage,
+        uid.SegmentationStorage,
+    ]
     assert [ds.SOPClassUID for ds in results] == classes
     assert {str(ds.PatientName) for ds in results} == {"Müller^Jörg"}
     assert {ds.StudyInstanceUID for ds in results} == {series.study_instance_uid}
-    assert {ds.SeriesDescription for ds in results} == {"hippocampus, not for clinical use"}
+    assert {ds.SeriesDescription.removeprefix("check here, ") for ds in results} == {
+        "hippocampus, not for clinical use"
+    }
     assert len({ds.SOPInstanceUID for ds in results}) == len(results)
-    assert len({ds.SeriesInstanceUID for ds in results}) == 4
+    assert len({ds.SeriesInstanceUID for ds in results}) == 5
 
 
 def test_a_photograph_gets_no_structure_set(tmp_path):

@@ -38,7 +38,7 @@ from orthanc import free_port
 
 QUIET = 0.15
 SEGMENTS = [Segment(1, "bright", "#ff0000")]
-THRESHOLD = 450
+THRESHOLD, SECOND_THRESHOLD = 450, 100
 
 
 class Model:
@@ -48,15 +48,15 @@ class Model:
         self.asked: list[tuple[str, int]] = []
         self.before = lambda cancelled: None
 
-    def __call__(self, name: str, image: Path, cancelled) -> Answered:
+    def __call__(self, name: str, image: Path, cancelled, with_disagreement: bool) -> Answered:
         started = time.monotonic()
         voxels = np.asarray(nib.load(image).dataobj)
         self.asked.append((name, voxels.shape[2]))
         self.before(cancelled)
         mask = (voxels > THRESHOLD).astype(np.uint8)
-        return Answered(
-            mask, SEGMENTS, Origin("threshold", "1", description="what is bright"), time.monotonic() - started
-        )
+        origin = Origin("threshold", "1", description="what is bright")
+        where = (voxels > SECOND_THRESHOLD).astype(np.uint8) * 50 - mask * 50 if with_disagreement else None
+        return Answered(mask, SEGMENTS, origin, time.monotonic() - started, disagreement=where)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_series_comes_back_as_a_segmentation_and_the_steps_are_timed(tmp_path,
 
 
 def test_all_that_a_rule_asks_for_arrives_in_one_association_and_again_after_a_refusal(tmp_path, model):
-    datasets, results = make_slices(5), ("seg", "report", "captures", "structures")
+    datasets, results = make_slices(5), ("seg", "report", "captures", "structures", "disagreement")
     uid = datasets[0].SeriesInstanceUID
     rule = {"results": results}
     with storage_peer() as pacs, listening_node(tmp_path / "node", model, pacs.port, rule=rule) as listener:
@@ -122,9 +122,10 @@ def test_all_that_a_rule_asks_for_arrives_in_one_association_and_again_after_a_r
         eventually(lambda: listener.queue.get(uid) and listener.queue.get(uid).attempts, "a refusal")
         pacs.status = 0
         job = state_of(listener, uid, State.DONE)
-        assert [ds.Modality for ds in pacs.received] == ["SEG", "SR", *["OT"] * 5, "RTSTRUCT"]
+        assert [ds.Modality for ds in pacs.received] == ["SEG", "SR", *["OT"] * 5, "RTSTRUCT", "SEG"]
+        assert pacs.received[-1].SegmentSequence[0].SegmentLabel == "check here"
         assert pacs.received[0].SOPInstanceUID == job.segmentation
-        assert len(listener.outbox.paths(job.segmentation)) == 8
+        assert len(listener.outbox.paths(job.segmentation)) == 9
         listener.outbox.keep_only(set())
         assert not list(listener.outbox.folder.iterdir())
 

@@ -33,7 +33,7 @@ TASK = replace(GLAND, modality="MR")
 RULES = """
 rules:
   - {{name: dimse, match: {{modality: MR, description: "*Hippo*"}}, answer: gland_routed, send_to: pacs,
-      results: [seg, report, captures, structures]}}
+      results: [seg, report, captures, structures, disagreement]}}
   - {{name: web, match: {{modality: MR, calling: ORTHANC, min_slices: 3}}, answer: gland, send_to: [web]}}
 destinations:
   pacs: {{ae_title: ORTHANC, host: 127.0.0.1, port: {dicom_port}}}
@@ -124,6 +124,9 @@ def test_a_pacs_sends_a_series_and_gets_its_segmentation(
     query = {"Level": "Series", "Query": {"StudyInstanceUID": series.study_instance_uid}, "Expand": True}
     found = pacs.request("POST", "/tools/find", json=query).json()
     assert {one["MainDicomTags"]["Modality"] for one in found} == {series.modality, "SEG", *beside}
+    if beside:
+        said = [one["MainDicomTags"]["SeriesDescription"] for one in found]
+        assert any(text.startswith("check here, ") for text in said)
     algorithm = ds.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
     assert algorithm.AlgorithmName == "iopfl gland" and bank.label in algorithm.AlgorithmVersion
     assert "not for clinical use" in ds.SeriesDescription

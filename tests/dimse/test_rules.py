@@ -50,6 +50,14 @@ def test_a_whole_file_is_read(read):
     assert "hidden" not in repr(rules)
 
 
+def test_where_experts_disagree_is_asked_of_banks_of_several_models_alone(read):
+    rules = read(WHOLE.replace("answer: vessel_routed", "answer: vessel_routed\n    results: [seg, disagreement]"))
+    assert rules.rules[0].results == ("seg", "disagreement")
+    rules.check_experts({"vessel": 2, "prostate": 1}.get)
+    with pytest.raises(ConfigError, match=r"rule fundus: .* takes a bank of several models, this has one"):
+        rules.check_experts({"vessel": 1, "prostate": 1}.get)
+
+
 MR = {"modality": "MR", "body_part": "PROSTATE", "description": "T2 tse TRA", "called": "IOPFL", "slices": 20}
 
 

@@ -85,8 +85,9 @@ def _check_rules(arguments: Any) -> None:
     if arguments.bank:
         from iopfl.core.manifest import read_manifest
 
-        tasks = [read_manifest(bank).task for bank in arguments.bank]
-        rules = rules.for_tasks({task.name: task.modality for task in tasks})
+        manifests = {manifest.task.name: manifest for manifest in map(read_manifest, arguments.bank)}
+        rules = rules.for_tasks({name: manifest.task.modality for name, manifest in manifests.items()})
+        rules.check_experts(lambda name: len(manifests[name].entries))
     if arguments.series is None:
         for rule in rules.rules:
             wanted = [f"{key} {pattern}" for key, pattern in rule.patterns.items()]

@@ -152,6 +152,7 @@ def _listen(arguments: Any) -> None:
     }
     models = SiteModels(AppSettings.from_conf(conf, default_state=arguments.state))
     rules = rules.for_tasks({name: task.modality for name, task in models.tasks.items()})
+    rules.check_experts(lambda name: len(models.predictor(name).bank))
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.WARNING, format=form, stream=sys.stderr, force=True)
     logging.getLogger("iopfl").setLevel(logging.INFO)
@@ -172,18 +173,24 @@ def build_answer(models: SiteModels) -> Answer:
     from iopfl.dimse.listening import Answered
     from iopfl.dimse.rules import ROUTED
 
-    def answer(name: str, image: Path, cancelled: Callable[[], bool]) -> Answered:
+    def answer(name: str, image: Path, cancelled: Callable[[], bool], with_disagreement: bool) -> Answered:
         task_name = name.removesuffix(ROUTED)
         with models.lock(task_name):
             predictor = models.predictor(task_name)
-            result = predictor.segment(image, "routed" if name.endswith(ROUTED) else None, cancelled=cancelled)
+            result = predictor.segment(
+                image,
+                "routed" if name.endswith(ROUTED) else None,
+                with_disagreement=with_disagreement,
+                cancelled=cancelled,
+            )
         made, task = result.answer, predictor.task
         origin = Origin(
             algorithm=f"iopfl {task.name}",
             version=f"bank {made.bank}, {made.model}",
             description=task.description or task.name,
         )
-        return Answered(result.mask.numpy(), segments_of(task), origin, made.seconds, made.quality)
+        where = None if result.disagreement is None else result.disagreement.numpy()
+        return Answered(result.mask.numpy(), segments_of(task), origin, made.seconds, made.quality, where)
 
     return answer
 

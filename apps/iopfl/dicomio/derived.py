@@ -1,6 +1,6 @@
 """What every object that is made of a mask shares: who made it, its sources' place, patient and study.
 
-Used by `segmentation`, `report`, `captures`, `structures` and `maps`.
+Used by `segmentation`, `report`, `captures` and `structures`.
 """
 
 from __future__ import annotations

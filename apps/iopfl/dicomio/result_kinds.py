@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from iopfl.base.errors import ConfigError
 
 SEGMENTATIONS = ("seg", "label_map")
-KINDS = (*SEGMENTATIONS, "report", "captures", "structures")
+DISAGREEMENT = "disagreement"
+KINDS = (*SEGMENTATIONS, "report", "captures", "structures", DISAGREEMENT)
 """What may be asked for; the first is what comes unasked."""
 
 

@@ -10,7 +10,9 @@ from pydicom import Dataset
 from iopfl.core.measuring import measure
 from iopfl.dicomio.captures import build_captures
 from iopfl.dicomio.derived import Origin
+from iopfl.dicomio.regions import build_regions
 from iopfl.dicomio.report import build_report
+from iopfl.dicomio.result_kinds import DISAGREEMENT
 from iopfl.dicomio.segmentation import Segment, build_segmentation
 from iopfl.dicomio.series import Series
 from iopfl.dicomio.structures import build_structure_set
@@ -24,6 +26,7 @@ def build_results(
     origin: Origin,
     *,
     quality: float | None = None,
+    disagreement: np.ndarray | None = None,
 ) -> list[Dataset]:
     """Build what is asked for of a mask, the segmentation first.
 
@@ -36,6 +39,7 @@ def build_results(
         segments: all labels of the mask.
         origin: who or what made it.
         quality: agreement of the experts with it, 0 to 1; None where nobody asked for it.
+        disagreement: (X, Y, Z) percent of the experts, for the kind of that name.
 
     Raises:
         SeriesError: the mask is on another grid, or holds a value that no segment has.
@@ -50,4 +54,6 @@ def build_results(
         results.extend(build_captures(mask, series, segments, origin, quality=quality))
     if "structures" in kinds and series.has_geometry:
         results.append(build_structure_set(mask, series, segments, origin))
+    if DISAGREEMENT in kinds and disagreement is not None:
+        results.append(build_regions(disagreement, series, origin))
     return results

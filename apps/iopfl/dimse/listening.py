@@ -24,6 +24,7 @@ from pydicom.misc import is_dicom
 from iopfl.base.errors import CancelledError, ConfigError, IOPFLError, PACSError, SeriesError
 from iopfl.base.locks import try_hold
 from iopfl.dicomio.files import read_dataset, reading
+from iopfl.dicomio.result_kinds import DISAGREEMENT
 from iopfl.dicomio.results import build_results
 from iopfl.dicomio.segmentation import Origin, Segment
 from iopfl.dicomio.series import check_instance, read_series, write_nifti
@@ -57,6 +58,7 @@ class Answered:
         origin: what made it.
         seconds: of the model, from file to mask.
         quality: agreement of the bank's experts with the mask, 0 to 1; None where it was not computed.
+        disagreement: (X, Y, Z) percent of the experts that give another label; None where nobody asked for it.
     """
 
     mask: np.ndarray
@@ -64,10 +66,12 @@ class Answered:
     origin: Origin
     seconds: float = 0.0
     quality: float | None = None
+    disagreement: np.ndarray | None = None
 
 
-Answer = Callable[[str, Path, Callable[[], bool]], Answered]
-"""Segments an image file: a rule's answer, the file, and what is asked now and then whether to end (CancelledError)."""
+Answer = Callable[[str, Path, Callable[[], bool], bool], Answered]
+"""Segments an image file: a rule's answer, the file, what is asked now and then whether to end (CancelledError), and
+whether it is to say where the experts disagree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,11 +232,17 @@ class Listener:
         with tempfile.TemporaryDirectory(dir=self._work) as folder:
             image = Path(folder) / "image.nii"
             write_nifti(series, image)
-            answered = self._answer(rule.answer, image, self._stop.is_set)
+            answered = self._answer(rule.answer, image, self._stop.is_set, DISAGREEMENT in rule.results)
         times["answered"] = time.time()
         times["model"] = times["answered"] - answered.seconds
         results = build_results(
-            rule.results, answered.mask, series, answered.segments, answered.origin, quality=answered.quality
+            rule.results,
+            answered.mask,
+            series,
+            answered.segments,
+            answered.origin,
+            quality=answered.quality,
+            disagreement=answered.disagreement,
         )
         segmentation = self.outbox.add(results)
         times["segmented"] = time.time()

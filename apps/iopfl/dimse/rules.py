@@ -25,7 +25,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import translate
 from pathlib import Path
@@ -36,7 +36,7 @@ from pydicom import Dataset
 
 from iopfl.base.errors import ConfigError
 from iopfl.core.settings_files import read_settings
-from iopfl.dicomio.result_kinds import KINDS, check_kinds
+from iopfl.dicomio.result_kinds import DISAGREEMENT, KINDS, check_kinds
 from iopfl.dicomio.showing import show_code
 from iopfl.dimse.peers import TLS, Peer
 
@@ -199,6 +199,14 @@ class Rules:
         """The DIMSE destination with an AE title."""
         peers = (destination for destination in self.destinations.values() if isinstance(destination, Peer))
         return next((peer for peer in peers if peer.ae_title == ae_title), None)
+
+    def check_experts(self, count: Callable[[str], int]) -> None:
+        """Raises:
+        ConfigError: a rule asks where the experts disagree of a task whose bank has one; `count` says how many.
+        """
+        for rule in self.rules:
+            if DISAGREEMENT in rule.results and count(rule.answer.removesuffix(ROUTED)) < 2:
+                raise ConfigError(f"rule {rule.name}: {DISAGREEMENT} takes a bank of several models, this has one")
 
     def for_tasks(self, modalities: Mapping[str, str]) -> Rules:
         """These rules for the tasks that there are.
