@@ -9,12 +9,17 @@ from urllib.parse import parse_qs, urlsplit
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 from PIL import Image, ImageColor
 
 from app.site import finish
-from dicomio.phantoms import series_uid, write
+from dicomio.phantoms import build_slices, series_uid, volume, write
+from iopfl.core.predictor import Segmentation
+from iopfl.core.transforms import read_image, read_label
+from iopfl.core.writers import write_mask
 from iopfl.dicomio.segmentation import Origin, build_segmentation, read_segmentation, segments_of
-from iopfl.dicomio.series import read_series
+from iopfl.dicomio.series import read_series, write_nifti
 from label_server import params
 
 from .clinic import (
@@ -249,9 +254,19 @@ def test_quality_in_words(clinic, page, quality, words):
     assert words in text
 
 
-def test_a_mask_survives_nrrd_and_another_grid_is_refused(clinic, page):
+@pytest.mark.parametrize("kind", ["straight", "tilted"])
+def test_a_mask_survives_nrrd_and_another_grid_is_refused(clinic, page, kind):
     page.goto(f"{clinic.server.url}/ohif/iopfl/nrrd.js")
-    datasets = build_series("a grid", 0)
+    datasets = build_series(f"a {kind} grid", 0)
+    if kind == "tilted":
+        rounded = ((0.87, 0.5, 0.0), (-0.42, 0.73, 0.54))
+        datasets = build_slices(volume(), series="a tilted grid", directions=rounded, shift=(0.4, -0.9, 0.2))
+    folder = clinic.folder / f"a {kind} grid"
+    series = read_series(write(datasets, folder))
+    classes = (np.arange(np.prod(series.shape)) % 3).reshape(series.shape[::-1]).T
+    mask = np.array(NODULE.label_values, np.uint8)[classes]
+    answered = clinic.folder / "answered.nrrd"
+    write_mask(answered, Segmentation(torch.from_numpy(mask), MetaTensor(mask[None], affine=series.affine), None))
     planes = [
         {
             "rows": ds.Rows,
@@ -265,28 +280,23 @@ def test_a_mask_survives_nrrd_and_another_grid_is_refused(clinic, page):
         for ds in reversed(datasets)
     ]
     found = page.evaluate(
-        """async (planes) => {
-          const { makeGrid, checkSameGrid } = await import('/ohif/iopfl/grid.js');
+        """async ([planes, answer]) => {
+          const { makeGrid, takeSlices } = await import('/ohif/iopfl/grid.js');
           const { readNrrd, writeNrrd } = await import('/ohif/iopfl/nrrd.js');
           const grid = makeGrid(planes);
-          const data = Uint8Array.from({ length: grid.sizes.reduce((a, b) => a * b) }, (_, index) => index % 7);
-          const file = await (await writeNrrd(grid, data)).arrayBuffer();
-          const moved = { ...grid, origin: grid.origin.map((value) => value + 0.5) };
+          const mask = readNrrd(Uint8Array.from(answer).buffer);
+          const file = await (await writeNrrd(grid, takeSlices(mask, grid))).arrayBuffer();
+          const moved = { ...mask, origin: mask.origin.map((value) => value + 0.5) };
           let refusal = '';
-          try { checkSameGrid({ ...moved, data }, grid); } catch (problem) { refusal = problem.message; }
+          try { takeSlices(moved, grid); } catch (problem) { refusal = problem.message; }
           return { file: [...new Uint8Array(file)], order: grid.order, refusal };
         }""",
-        planes,
+        [planes, list(answered.read_bytes())],
     )
     assert found["order"] == list(reversed(range(len(planes))))
     assert "beside the images" in found["refusal"]
     file = clinic.folder / "written.nrrd"
     file.write_bytes(bytes(found["file"]))
-    from iopfl.core.transforms import read_image
-
-    read = read_image(file, NODULE)
-    folder = clinic.folder / "a grid"
-    series = read_series(write(datasets, folder))
-    assert np.allclose(read.affine.numpy(), series.affine, atol=1e-4)
-    values = np.arange(read.numel()).reshape(series.array.shape[::-1]).T % 7
-    assert (read[0].numpy() == values).all()
+    write_nifti(series, clinic.folder / "image.nii.gz")
+    read = read_label(file, NODULE, like=read_image(clinic.folder / "image.nii.gz", NODULE))
+    assert np.array_equal(read[0].numpy(), series.from_frames(series.to_frames(classes)))

@@ -155,12 +155,13 @@ def test_a_steep_gantry_tilt(tmp_path, mask):
         (13 * 0.7 - 10.5, 7 * 1.7 + 20.25, 7 * 3.0 + 30.0),
     )
     series = read_series(phantoms.write(phantoms.build_slices(voxels, shift=tilt), tmp_path / "tilted"))
-    assert np.array_equal(read_segmentation(build_ours(mask, series), series, LABELS).mask, mask)
+    drawn = series.from_frames(mask)
+    assert np.array_equal(read_segmentation(build_ours(drawn, series), series, LABELS).mask, drawn)
     # Another program's rows run the other way, hence its normal does.
     options = {"directions": ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0)), "origin": last, "shift": (0.0, -1.7, 0.0)}
     turned = read_series(phantoms.write(phantoms.build_slices(voxels, **options), tmp_path / "turned"))
-    seg = build_ours(mask[::-1, :, ::-1], turned)
-    assert np.array_equal(read_segmentation(seg, series, LABELS).mask, mask)
+    seg = build_ours(turned.from_frames(mask[::-1, :, ::-1]), turned)
+    assert np.array_equal(read_segmentation(seg, series, LABELS).mask, drawn)
 
 
 def test_frames_in_any_order(slices, series, mask):

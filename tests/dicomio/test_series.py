@@ -54,10 +54,14 @@ def test_slices_with_gaps_between_them_keep_their_distance(tmp_path):
     assert series.affine[2, 2] == pytest.approx(7.5)  # not the Slice Thickness, which is 1
 
 
-def test_a_tilted_gantry_becomes_a_sheared_affine(tmp_path):
+def test_a_tilted_gantry_becomes_a_straight_grid_that_holds_every_slice(tmp_path):
     shift = (0.0, 0.8, 0.0)
     series = read(phantoms.build_slices(phantoms.volume(), shift=shift), tmp_path)
-    np.testing.assert_allclose(series.affine, phantoms.affine_of(shift=shift), atol=1e-5)
+    np.testing.assert_allclose(series.affine, phantoms.affine_of(), atol=1e-5)
+    np.testing.assert_allclose(series.frames_affine, phantoms.affine_of(shift=shift), atol=1e-5)
+    assert series.shape == (13, 11 + 4, 6)  # 5 steps of 0.8 mm are 4.4 pixels
+    assert np.array_equal(series.to_frames(series.array), phantoms.volume())
+    assert series.array[0, -1, 0] == series.array.min()
 
 
 @pytest.mark.parametrize("shared_orientation", [True, False])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from iopfl.base.image_headers import ImageHeader, read_header
 from iopfl.core.color_masks import find_gray, find_values
 from iopfl.core.grids import Grid
 from iopfl.core.image_files import is_picture, read_voxels
+from iopfl.core.label_grids import check_same_place, lay_slices, refuse_grid
 from iopfl.core.label_names import has_names, merge, name_values
 from iopfl.core.memory import check_room
 from iopfl.core.places import place_in_itk
@@ -32,7 +33,6 @@ from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
 
 _MAX_LAYERS = 64
-_SAME_PLACE = 0.5  # voxels by which a label's corner may lie beside the image's
 _PERCENTILES = (0.5, 99.5)  # beyond which intensities are cut off
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L"
 
@@ -107,15 +107,19 @@ def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> Lab
         return _open_segmentation(path, task, like)
 
     def check(header: ImageHeader) -> None:
-        if math.prod(header.shape) != math.prod(shape):
-            _refuse_grid(path, shape, header.shape)
+        if math.prod(header.shape) > math.prod(shape):
+            refuse_grid(path, shape, header.shape)
 
     label = read_voxels(path, colors=False, check=check)
     is_color = False
     if is_picture(path) and 1 <= label.shape[0] <= 4:
         label, is_color = _read_colors(path, label, task, is_named=has_names(said))
+    laid = None
+    if label.shape[0] == 1 and label.shape[1:] != shape and isinstance(like, MetaTensor) and not is_picture(path):
+        laid = lay_slices(label, like)
+        label = label if laid is None else laid
     if label.shape[0] != 1 or label.shape[1:] != shape:
-        _refuse_grid(path, shape, label.shape[1:])
+        refuse_grid(path, shape, label.shape[1:])
     values = _find_values(label.as_tensor())
     classes: MetaTensor = torch.zeros_like(label)
     if has_names(said) and any(values) and not is_color:
@@ -129,9 +133,9 @@ def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> Lab
     if isinstance(like, MetaTensor):
         source = Path(str(like.meta.get("filename_or_obj", "")))
         if not is_picture(path) and not is_picture(source):
-            _check_same_place(path, classes, like)
+            check_same_place(path, classes, like)
         classes.affine = like.affine  # headers differ in the last digits
-    return LabelFile(classes, is_as_stored)
+    return LabelFile(classes, is_as_stored and laid is None)
 
 
 def _read_colors(path: Path, label: MetaTensor, task: Task, *, is_named: bool) -> tuple[MetaTensor, bool]:
@@ -158,7 +162,7 @@ def _open_segmentation(path: Path, task: Task, like: Tensor) -> LabelFile:
     shape = tuple(like.shape[1:])
     header = read_header(path)
     if header.voxels > math.prod(shape) or header.channels > _MAX_LAYERS:
-        _refuse_grid(path, shape, (header.channels, *header.shape) if header.channels > 1 else header.shape)
+        refuse_grid(path, shape, (header.channels, *header.shape) if header.channels > 1 else header.shape)
     found = read_segmentation(path)
     affine = place_in_itk(like) if isinstance(like, MetaTensor) else found.affine  # where Slicer shows the image
     drawn = place_segments(path, found, like, affine)
@@ -180,39 +184,12 @@ def _fill_by_values(classes: Tensor, label: Tensor, values: Sequence[float], tas
         classes[label == value] = index
 
 
-def _refuse_grid(path: Path, expected: tuple[int, ...], given: Sequence[int]) -> NoReturn:
-    raise SeriesError(
-        f"label {path.name}: expected the image's grid {expected}, given {tuple(given)}; "
-        "export the label on the image it was drawn on"
-    )
-
-
 def _find_values(label: Tensor) -> list[float]:
     """The values in a label, in order; bytes are counted, as to sort a large volume takes many seconds."""
     in_bytes = label.to(torch.uint8)
     if torch.equal(in_bytes.to(label.dtype), label):
         return torch.bincount(in_bytes.flatten(), minlength=256).nonzero().flatten().float().tolist()
     return label.unique().tolist()
-
-
-def _check_same_place(path: Path, label: MetaTensor, image: MetaTensor) -> None:
-    """Check that the voxels of a label lie where the image's do, for nibabel or for ITK."""
-    size = torch.tensor([edge - 1 for edge in image.shape[1:]], dtype=torch.float64)
-    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3) * size  # (8, 3)
-    corners = torch.cat([corners, torch.ones(8, 1)], dim=1).T  # (4, 8)
-    own = image.affine.double()
-
-    def find_distance(place: torch.Tensor) -> float:
-        return ((label.affine.double() - place) @ corners)[:3].norm(dim=0).max().item()
-
-    apart = find_distance(own)
-    if apart > _SAME_PLACE * max(image.pixdim):
-        apart = min(apart, find_distance(torch.from_numpy(place_in_itk(image))))
-    if apart > _SAME_PLACE * max(image.pixdim):
-        raise SeriesError(
-            f"label {path.name}: expected the image's position and orientation, but a corner of it lies elsewhere in "
-            f"the patient, {apart:.1f} mm away; export the label on the image it was drawn on"
-        )
 
 
 class Preprocessing:

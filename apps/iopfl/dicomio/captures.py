@@ -58,6 +58,7 @@ def build_captures(
     """
     if mask.shape != series.shape:
         raise SeriesError(f"expected a mask on the series' grid {series.shape}, given {mask.shape}")
+    mask, array = series.to_frames(mask), series.to_frames(series.array)
     shown = np.flatnonzero(mask.any(axis=(0, 1)))
     shown = shown if shown.size else np.array([series.shape[2] // 2])
     words = _say(origin, quality, segments, bool(mask.any()))
@@ -65,7 +66,7 @@ def build_captures(
     source, series_uid = outline_sources(series)[0], generate_uid()
     captures: list[Dataset] = []
     for number, z in enumerate(shown.tolist(), start=1):
-        plane = series.array[:, :, z].astype(np.float32).swapaxes(0, 1)  # (Y, X) or (Y, X, 3)
+        plane = array[:, :, z].astype(np.float32).swapaxes(0, 1)  # (Y, X) or (Y, X, 3)
         gray = (np.clip((plane - black) / max(white - black, 1e-6), 0, 1) * 255).round().astype(np.uint8)
         picture, scale = draw(gray, mask[:, :, z], segments, [*words, f"slice {z + 1} of {series.shape[2]}"])
         ds = SCImage.from_ref_dataset(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iopfl.base.errors import SeriesError
+from iopfl.core.straightening import orthonormalize
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Its own inverse."""
@@ -23,7 +24,7 @@ SPACING_TOLERANCE = 0.05
 DIRECTION_TOLERANCE = 1e-3
 """Difference of direction cosines up to which two slices count as parallel."""
 
-_UNIT_TOLERANCE = 0.01  # of the directions' length and right angle: scanners round to 3 digits
+_UNIT_TOLERANCE = 0.01  # of the directions' length: some round them to 2 digits
 _SAME_POSITION = 1e-3  # mm
 _FARTHEST = 1e5  # mm: no scanner is larger; beyond it, a number is broken
 _SHOWN = 6
@@ -39,8 +40,8 @@ class Plane:
 
     Attributes:
         position: center of the first pixel, LPS in mm.
-        row: direction of a row (from column to column), LPS, length 1.
-        column: direction of a column (from row to row), LPS, length 1.
+        row: direction of a row (from column to column), LPS, length 1, as it is written: it may be rounded.
+        column: direction of a column (from row to row), LPS, length 1, likewise.
         spacing: in mm, between columns and between rows: (x, y), the reverse of DICOM's Pixel Spacing.
     """
 
@@ -57,16 +58,23 @@ class Plane:
             raise SeriesError(f"expected a positive Pixel Spacing, came {self.spacing}; send the original series")
         row, column = np.array(self.row), np.array(self.column)
         lengths = np.array([np.linalg.norm(row), np.linalg.norm(column)])
-        if np.abs(lengths - 1).max() > _UNIT_TOLERANCE or abs(row @ column) > _UNIT_TOLERANCE:
+        if np.abs(lengths - 1).max() > _UNIT_TOLERANCE or orthonormalize(np.stack([row, column], axis=1)) is None:
             raise SeriesError(
                 f"expected two perpendicular directions of length 1 as Image Orientation, came {self.row} and "
                 f"{self.column}; send the original series"
             )
 
     @property
+    def directions(self) -> np.ndarray:
+        """Of a row and of a column, at right angles and of length 1, LPS, (3, 2)."""
+        directions = orthonormalize(np.stack([self.row, self.column], axis=1))
+        assert directions is not None  # checked above
+        return directions
+
+    @property
     def normal(self) -> np.ndarray:
         """Direction from slice to slice: row x column, LPS, (3,)."""
-        return np.cross(self.row, self.column)
+        return np.cross(*self.directions.T)
 
     def is_parallel(self, other: Plane) -> bool:
         """Whether both have the same directions."""
@@ -102,7 +110,7 @@ def build_affine(planes: Sequence[Plane], *, thickness: float) -> np.ndarray:
 
     The distance of slices is that of their positions, never Slice Thickness:
     slices may overlap or have gaps. A constant sideways shift (gantry tilt)
-    becomes a sheared affine.
+    becomes a sheared affine, which `straighten` puts right.
 
     Args:
         planes: in order of the normal, each position once.
@@ -122,8 +130,7 @@ def build_affine(planes: Sequence[Plane], *, thickness: float) -> np.ndarray:
 def stack_affine(plane: Plane, step: np.ndarray) -> np.ndarray:
     """Voxel index to LPS mm of slices that begin with a plane and go on by a step (3,) in mm: (4, 4)."""
     affine = np.eye(4)
-    affine[:3, 0] = np.array(plane.row) * plane.spacing[0]
-    affine[:3, 1] = np.array(plane.column) * plane.spacing[1]
+    affine[:3, :2] = plane.directions * plane.spacing
     affine[:3, 2] = step
     affine[:3, 3] = plane.position
     return affine

@@ -44,6 +44,8 @@ def build_results(
     Raises:
         SeriesError: the mask is on another grid, or holds a value that no segment has.
     """
+    if mask.shape == series.shape:
+        mask = series.from_frames(series.to_frames(mask))  # nothing is beside the frames, hence not measured either
     segmentation = build_segmentation(mask, series, segments, origin, as_label_map="label_map" in kinds)
     results = [segmentation]
     if "report" in kinds:

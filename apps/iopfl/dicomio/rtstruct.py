@@ -72,9 +72,10 @@ def draw_regions(ds: Dataset, described: Described, series: Series) -> np.ndarra
     Raises:
         SegmentationError: a contour lies between the slices, all lie outside the image, or labels overlap.
     """
-    mask = np.zeros(series.shape, np.uint8, order="F")
+    shape = series.frames_shape
+    mask = np.zeros(shape, np.uint8, order="F")
     drawn = False
-    to_index = np.linalg.inv(LPS_TO_RAS @ series.affine)
+    to_index = np.linalg.inv(LPS_TO_RAS @ series.frames_affine)
     for item in ds.get("ROIContourSequence") or []:
         number = int(item.ReferencedROINumber)
         region = described.by_number.get(number)
@@ -86,14 +87,14 @@ def draw_regions(ds: Dataset, described: Described, series: Series) -> np.ndarra
                 continue
             points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
             points = points @ to_index[:3, :3].T + to_index[:3, 3]  # voxel indices
-            slices.setdefault(_find_slice(points, number, series.shape[2]), []).append(points[:, :2])
+            slices.setdefault(_find_slice(points, number, shape[2]), []).append(points[:, :2])
         for z, contours in slices.items():
-            if 0 <= z < series.shape[2]:
-                fill(mask[..., z], fill_contours(contours, series.shape[:2]), number, region.value)
+            if 0 <= z < shape[2]:
+                fill(mask[..., z], fill_contours(contours, shape[:2]), number, region.value)
         drawn = drawn or bool(slices)
     if drawn and not mask.any():
         raise SegmentationError("expected contours within the image, but all of them lie outside")
-    return mask
+    return series.from_frames(mask)
 
 
 def fill_contours(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:

@@ -148,6 +148,7 @@ def _number_frames(mask: np.ndarray, series: Series, segments: Sequence[Segment]
     """The mask with segment numbers for label values, as frames in slice order, (Z, Y, X)."""
     if mask.shape != series.shape:
         raise SeriesError(f"expected a mask on the series' grid {series.shape}, came {mask.shape}")
+    mask = series.to_frames(mask)
     numbers, present = np.zeros(256, np.uint8), np.zeros(256, bool)
     numbers[[segment.value for segment in segments]] = np.arange(1, len(segments) + 1)
     frames = np.empty(mask.shape[::-1], np.uint8)

@@ -133,7 +133,9 @@ def _draw(ds: Dataset, described: Described, series: Series) -> np.ndarray:
     rows, columns = int(ds.Rows), int(ds.Columns)
     if series.has_geometry:
         planes = [find_plane(ds, index) for index in range(count_frames(ds))]
-        slices, affine = place_frames(planes, series.affine, distance=find_distance(ds), thickness=find_thickness(ds))
+        slices, affine = place_frames(
+            planes, series.frames_affine, distance=find_distance(ds), thickness=find_thickness(ds)
+        )
     else:
         slices, affine = [0] * count_frames(ds), series.affine
         if (columns, rows, 1) != series.shape:
@@ -146,10 +148,10 @@ def _draw(ds: Dataset, described: Described, series: Series) -> np.ndarray:
         for index, frame in enumerate(decoder.iterate(ds, raw=True)):
             for number, drawn in _split(ds, frame, index):
                 fill(volume[slices[index]], drawn, number, described.find_value(number))
-    mask = resample_nearest(volume.transpose(2, 1, 0), affine, series.shape, series.affine)
+    mask = resample_nearest(volume.transpose(2, 1, 0), affine, series.frames_shape, series.frames_affine)
     if volume.any() and not mask.any():
         raise SegmentationError("expected a segmentation within the image, but all of it lies outside")
-    return mask
+    return series.from_frames(mask)
 
 
 def _split(ds: Dataset, frame: np.ndarray, index: int) -> Iterator[tuple[int, np.ndarray]]:

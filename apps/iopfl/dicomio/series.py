@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from iopfl.base.errors import ConfigError, SeriesError
 from iopfl.base.files import replacing
 from iopfl.core.memory import check_volume
 from iopfl.core.sites import find_suffix
+from iopfl.core.straightening import Stack, straighten
 from iopfl.dicomio.decoding import Decoder
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.frames import count_frames, find_plane, find_thickness
@@ -52,10 +54,11 @@ class Series:
     Attributes:
         datasets: the source instances without pixel data: one a slice, in slice order; or one enhanced multi-frame.
         array: (X, Y, Z), stored integers or float32 after the modality's rescale, high values bright; or
-            (X, Y, Z, 3) uint8 RGB.
-        affine: (4, 4) float64, voxel index (x, y, z) to RAS mm; identity where there is no geometry.
+            (X, Y, Z, 3) uint8 RGB. Where slices shift sideways (gantry tilt), on a straight grid, which is larger.
+        affine: (4, 4) float64, voxel index (x, y, z) to RAS mm, at right angles; identity where there is no geometry.
         has_geometry: whether the slices have a place in the patient; a photograph has none.
         frame_numbers: for a multi-frame source, the frame (from 1) of each slice; otherwise empty.
+        stack: where the source's own frames lie on that grid; None of what has no geometry.
     """
 
     datasets: tuple[Dataset, ...]
@@ -63,6 +66,7 @@ class Series:
     affine: np.ndarray
     has_geometry: bool = True
     frame_numbers: tuple[int, ...] = ()
+    stack: Stack | None = None
 
     def __repr__(self) -> str:
         """Without the headers, which hold the patient."""
@@ -98,6 +102,24 @@ class Series:
         """(X, Y, Z), without colors."""
         x, y, z = self.array.shape[:3]
         return x, y, z
+
+    @property
+    def frames_shape(self) -> tuple[int, int, int]:
+        """(columns, rows, Z) of the source's own frames."""
+        return self.shape if self.stack is None else self.stack.shape
+
+    @property
+    def frames_affine(self) -> np.ndarray:
+        """(4, 4), voxel index of the source's own frames to RAS mm; sheared where they shift sideways."""
+        return self.affine if self.stack is None else self.stack.affine
+
+    def to_frames(self, volume: np.ndarray) -> np.ndarray:
+        """A volume of this grid, on the source's own frames; what lies beside them is left out."""
+        return volume if self.stack is None else self.stack.take(volume)
+
+    def from_frames(self, volume: np.ndarray) -> np.ndarray:
+        """A volume of the source's own frames, on this grid; 0 beside them."""
+        return volume if self.stack is None else self.stack.lay(volume)
 
 
 class _Slice(NamedTuple):
@@ -193,19 +215,26 @@ def _build(instances: Sequence[Dataset]) -> Series:
     if is_picture and multi_frame:
         raise SeriesError(f"expected one picture, came {count_frames(first)} frames; send them one by one")
     slices = [_Slice(ds, frame) for ds in instances for frame in range(count_frames(ds))]
-    affine = np.eye(4)
+    affine, stack = np.eye(4), None
     if not is_picture:
         planes = [find_plane(*piece) for piece in slices]
         order = _order(slices, planes)
         slices = [slices[index] for index in order]
         affine = build_affine([planes[index] for index in order], thickness=find_thickness(*slices[0]))
     array = _decode(slices)
+    if not is_picture:
+        stack = straighten(array.shape[:3], affine)
+    if stack is not None:
+        affine = stack.straight_affine
+        check_volume(stack.straight_shape, array.size // math.prod(stack.shape), array.itemsize)
+        array = stack.lay(array, fill=array.min() if array.ndim == 3 else 0)
     return Series(
         datasets=(first,) if multi_frame else tuple(piece.ds for piece in slices),
         array=array,
         affine=affine,
         has_geometry=not is_picture,
         frame_numbers=tuple(piece.frame + 1 for piece in slices) if multi_frame else (),
+        stack=stack,
     )
 
 

@@ -48,7 +48,7 @@ def build_structure_set(mask: np.ndarray, series: Series, segments: Sequence[Seg
         raise SeriesError("expected a series with a place in the patient; a photograph has none: ask for a SEG")
     if mask.shape != series.shape:
         raise SeriesError(f"expected a mask on the series' grid {series.shape}, given {mask.shape}")
-    sources = outline_sources(series)
+    mask, sources = series.to_frames(mask), outline_sources(series)
     now = datetime.now()
     ds = SOPClass(
         study_instance_uid=series.study_instance_uid,
@@ -120,7 +120,7 @@ def _draw(number: int, segment: Segment, mask: np.ndarray, series: Series, sourc
 
 
 def _contours(segment: Segment, mask: np.ndarray, series: Series, sources: Sequence[Dataset]) -> Iterator[Dataset]:
-    to_patient = LPS_TO_RAS @ series.affine
+    to_patient = LPS_TO_RAS @ series.frames_affine
     for z in np.flatnonzero((mask == segment.value).any(axis=(0, 1))):
         for points in trace(mask[..., z] == segment.value):
             voxels = np.column_stack([points, np.full(len(points), z), np.ones(len(points))])

@@ -1,15 +1,41 @@
 // Where a series' slices lie in the patient, as the server sees it (iopfl/dicomio/geometry.py): x along a row, y down
-// a column, z along their normal.
+// a column, z along their normal. Where slices shift sideways, its masks lie on a straight grid that holds them all
+// (iopfl/core/straightening.py).
 
 import { Refused } from './server.js';
 
 const TOLERANCE = 0.1; // voxels by which a corner of the mask may lie beside the image's
+const [STRAIGHT, TIE] = [1e-6, 1e-3]; // as in straightening.py
 
 const plus = (a, b, factor = 1) => a.map((value, index) => value + factor * b[index]);
 const dot = (a, b) => a.reduce((sum, value, index) => sum + value * b[index], 0);
 const times = (a, factor) => a.map((value) => value * factor);
 const cross = ([a, b, c], [x, y, z]) => [b * z - c * y, c * x - a * z, a * y - b * x];
 const length = (a) => Math.sqrt(dot(a, a));
+
+/** The closest two directions at right angles: scanners round theirs. */
+function orthonormalize(a, b) {
+  const [p, q, r] = [dot(a, a), dot(a, b), dot(b, b)];
+  const s = Math.sqrt(p * r - q * q);
+  const t = s * Math.sqrt(p + r + 2 * s);
+  return [times(plus(times(a, r + s), b, -q), 1 / t), times(plus(times(b, p + s), a, -q), 1 / t)];
+}
+
+/** The straight grid, and how many of its voxels lie before each slice along x and y. */
+function straighten({ sizes: [columns, rows, count], axes: [x, y, step], origin }) {
+  const [row, column] = [times(x, 1 / length(x)), times(y, 1 / length(y))];
+  const normal = cross(row, column);
+  const lean = [dot(step, row) / length(x), dot(step, column) / length(y)].map((value) => (Math.abs(value) < STRAIGHT ? 0 : value));
+  const shifts = Array.from({ length: count }, (_, k) => lean.map((value) => Math.floor(k * value + 0.5 + TIE)));
+  const [first, last] = [Math.min, Math.max].map((pick) => [0, 1].map((axis) => pick(...shifts.map((shift) => shift[axis]))));
+  return {
+    sizes: [columns + last[0] - first[0], rows + last[1] - first[1], count],
+    axes: [x, y, times(normal, dot(normal, step))],
+    origin: plus(plus(origin, x, first[0]), y, first[1]),
+    offsets: shifts.map((shift) => [shift[0] - first[0], shift[1] - first[1]]),
+    isPlaced: true,
+  };
+}
 
 /** Whether a plane is of the patient; where DICOM says nothing of it, OHIF makes something up, and says so. */
 const hasPlace = (plane) => Boolean(plane.imagePositionPatient && plane.rowPixelSpacing && plane.columnPixelSpacing)
@@ -18,8 +44,8 @@ const hasPlace = (plane) => Boolean(plane.imagePositionPatient && plane.rowPixel
 /**
  * Order slices as the server does.
  * @param planes of cornerstone's `imagePlaneModule`, one a slice, in any order.
- * @returns {{sizes, axes, origin, order, isPlaced}} order: index of the k-th slice along the normal; isPlaced: whether
- *   the slices have a place in the patient, which a photograph has not.
+ * @returns {{sizes, axes, origin, order, isPlaced, straight}} order: index of the k-th slice along the normal; isPlaced:
+ *   whether the slices have a place in the patient, which a photograph has not; straight: the server's grid.
  */
 export function makeGrid(planes) {
   const [first] = planes;
@@ -28,7 +54,7 @@ export function makeGrid(planes) {
   if (!planes.every(hasPlace)) {
     return { sizes, order, axes: [[-1, 0, 0], [0, -1, 0], [0, 0, 1]], origin: [0, 0, 0], isPlaced: false };
   }
-  const [row, column] = [[...first.rowCosines], [...first.columnCosines]];
+  const [row, column] = orthonormalize([...first.rowCosines], [...first.columnCosines]);
   const normal = cross(row, column);
   const positions = planes.map((plane) => [...plane.imagePositionPatient]);
   order.sort((a, b) => dot(positions[a], normal) - dot(positions[b], normal));
@@ -36,11 +62,27 @@ export function makeGrid(planes) {
   const count = planes.length;
   const step = count > 1 ? times(plus(end, start, -1), 1 / (count - 1)) : times(normal, first.sliceThickness || 1);
   const axes = [times(row, first.columnPixelSpacing), times(column, first.rowPixelSpacing), step];
-  return { sizes, axes, origin: start, order, isPlaced: true };
+  const grid = { sizes, axes, origin: start, order, isPlaced: true };
+  return { ...grid, straight: straighten(grid) };
 }
 
-/** Check that a mask lies exactly on a series' grid. */
-export function checkSameGrid(mask, grid) {
+/** What of a mask lies on a series' slices, one after the other; refused where it does not lie on the server's grid. */
+export function takeSlices(mask, grid) {
+  checkSameGrid(mask, grid.straight ?? grid);
+  const [columns, rows, count] = grid.sizes;
+  const [width, height] = mask.sizes;
+  if (width === columns && height === rows) return mask.data;
+  const data = new Uint8Array(columns * rows * count);
+  grid.straight.offsets.forEach(([x, y], z) => {
+    for (let row = 0; row < rows; row += 1) {
+      const start = x + width * (y + row + height * z);
+      data.set(mask.data.subarray(start, start + columns), columns * (row + rows * z));
+    }
+  });
+  return data;
+}
+
+function checkSameGrid(mask, grid) {
   const shape = (sizes) => sizes.join(' x ');
   if (mask.sizes.some((size, index) => size !== grid.sizes[index])) {
     throw new Refused(`The mask has ${shape(mask.sizes)} voxels, the images have ${shape(grid.sizes)}: were images added to the series? Reload this page.`);

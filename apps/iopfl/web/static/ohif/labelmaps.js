@@ -1,7 +1,7 @@
 // The mask of a series as OHIF holds it: one cornerstone segmentation for each series and task, whose segment
 // numbers are the task's label values.
 
-import { checkSameGrid, makeGrid, place } from './grid.js';
+import { makeGrid, place, takeSlices } from './grid.js';
 import { Refused } from './server.js';
 import { update } from './state.js';
 import { viewportsOf } from './viewports.js';
@@ -52,12 +52,12 @@ export class Labelmap {
 
   /** Put an answer of the server in place of what is there. */
   fill(mask, answer, answeredBy) {
-    checkSameGrid(mask, this.grid);
+    const data = takeSlices(mask, this.grid);
     const known = new Set([0, ...this.task.labels.map((label) => label.value)]);
-    const strange = mask.data.find((value) => !known.has(value));
+    const strange = data.find((value) => !known.has(value));
     if (strange !== undefined) throw new Refused(`The mask holds the value ${strange}, which no label of ${this.task.name} has: it is not shown.`);
     this.remember();
-    this.write(mask.data);
+    this.write(data);
     this.commit();
     Object.assign(this, { answer, answeredBy, isEdited: false, isSubmitted: false });
     update({});

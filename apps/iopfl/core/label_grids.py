@@ -1,0 +1,68 @@
+"""Whether a label lies on its image's voxels, and how it is brought there where its slices do but its grid does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from iopfl.base.errors import SeriesError
+from iopfl.core.places import place_in_itk
+from iopfl.core.straightening import straighten
+
+_SAME_PLACE = 0.5  # voxels by which a label's corner may lie beside the image's
+
+
+def refuse_grid(path: Path, expected: tuple[int, ...], given: Sequence[int]) -> NoReturn:
+    """Raise what to do about a label of another grid than its image's."""
+    raise SeriesError(
+        f"label {path.name}: expected the image's grid {expected}, given {tuple(given)}; "
+        "export the label on the image it was drawn on"
+    )
+
+
+def lay_slices(label: MetaTensor, image: MetaTensor) -> MetaTensor | None:
+    """A label on slices that shift sideways, as a PACS has those of a tilted gantry, on the image's straight grid.
+
+    Args:
+        label: (1, X', Y', Z), with the affine of the slices.
+        image: (C, X, Y, Z), whose grid holds exactly these slices.
+
+    Returns:
+        (1, X, Y, Z), or None: it is none of that kind.
+    """
+    stack = straighten(label.shape[1:], label.affine.double().numpy())
+    if stack is None or stack.straight_shape != tuple(image.shape[1:]):
+        return None
+    if _find_distance(image.shape[1:], stack.straight_affine, image.affine.numpy()) > _reach(image):
+        return None
+    laid = torch.from_numpy(np.ascontiguousarray(stack.lay(label.as_tensor()[0].numpy())))[None]
+    return MetaTensor(laid, affine=torch.from_numpy(stack.straight_affine))
+
+
+def check_same_place(path: Path, label: MetaTensor, image: MetaTensor) -> None:
+    """Check that the voxels of a label lie where the image's do, for nibabel or for ITK."""
+    own, size = label.affine.numpy(), image.shape[1:]
+    apart = _find_distance(size, own, image.affine.numpy())
+    if apart > _reach(image):
+        apart = min(apart, _find_distance(size, own, place_in_itk(image)))
+    if apart > _reach(image):
+        raise SeriesError(
+            f"label {path.name}: expected the image's position and orientation, but a corner of it lies elsewhere in "
+            f"the patient, {apart:.1f} mm away; export the label on the image it was drawn on"
+        )
+
+
+def _reach(image: MetaTensor) -> float:
+    return _SAME_PLACE * float(max(image.pixdim))
+
+
+def _find_distance(size: Sequence[int], one: np.ndarray, other: np.ndarray) -> float:
+    """How far, at most, the corners of a grid lie apart by two affines, in mm."""
+    ends = np.stack(np.meshgrid(*[(0, edge - 1) for edge in size], indexing="ij")).reshape(3, 8)
+    moved = (np.asarray(one, float) - np.asarray(other, float)) @ np.vstack([ends, np.ones(8)])
+    return float(np.linalg.norm(moved[:3], axis=0).max())
