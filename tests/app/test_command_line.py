@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -214,6 +215,24 @@ def test_a_batch_goes_on_after_a_file_that_is_no_image_and_its_status_tells(run,
     assert run("segment no_image.nii.gz none.nii.gz --bank bank -o masks2")[0] == 2
     status, _, err = run("segment no_image.nii.gz --bank bank -o masks2")
     assert (status, len(err.splitlines())) == (2, 1)
+
+
+def test_an_evaluation_goes_on_after_an_image_or_a_label_that_cannot_be_used(run, home, tmp_path):
+    site = shutil.copytree(home / "site_a", tmp_path / "site_a")
+    (site / "case00.nii.gz").write_bytes(b"x")
+    (site / "labels" / "final" / "case01.nii.gz").write_bytes(b"x")
+    for model in ("global", "published"):
+        status, out, err = run(f"evaluate --studies {site} --bank bank --split all --model {model} --json")
+        found = json.loads(out)
+        assert (status, found["images"], sorted(found["failed"])) == (1, 2, ["case00", "case01"])
+        assert {case["image"] for case in found["cases"]} == {"case02", "case03"}
+        said = [line for line in err.splitlines() if line.startswith("iopfl: ")]
+        assert len(said) == 3 and said[-1] == "iopfl: 2 of 4 images were not evaluated"
+        assert str(tmp_path) not in err
+    for image in site.glob("*.nii.gz"):
+        image.write_bytes(b"x")
+    status, out, err = run(f"evaluate --studies {site} --bank bank --split all --model global")
+    assert (status, out, len(err.splitlines())) == (2, "", 1) and "no labeled image could be evaluated" in err
 
 
 def test_other_json_is_json(run):

@@ -72,6 +72,22 @@ def stored(studies: Path) -> dict[str, int]:
     return {name: values.pop() for name, values in found.items() if values != {0}}
 
 
+def test_what_no_task_takes_is_refused_for_all_of_them_unless_one_is_meant(store, tmp_path):
+    from monailabel.interfaces.exception import MONAILabelException
+
+    nib.save(nib.Nifti1Image(np.full(SHAPE, 9, np.uint8), oblique_affine()), tmp_path / "label.nii.gz")
+    with pytest.raises(MONAILabelException) as refused:
+        store.submit(IMAGE, tmp_path / "label.nii.gz", {})
+    assert [f"task {name} has values" in refused.value.msg for name in ("gland", "odd", "pair")] == [True] * 3
+    with pytest.raises(MONAILabelException) as refused:
+        store.submit(IMAGE, tmp_path / "label.nii.gz", {"model": "odd_routed"})
+    assert "task odd has values" in refused.value.msg and "gland" not in refused.value.msg
+    nib.save(nib.Nifti1Image(np.ones((4, 5, 6, 2), np.uint8), np.eye(4)), tmp_path / "image.nii.gz")
+    with pytest.raises(MONAILabelException) as refused:
+        store.add_image("fresh", str(tmp_path / "image.nii.gz"), {})
+    assert [f"task {name} expects 1 channel" in refused.value.msg for name in ("gland", "odd", "pair")] == [True] * 3
+
+
 @pytest.mark.parametrize("task", [PAIR, ODD], ids=["1, 2", "4, 7"])
 @pytest.mark.parametrize("first", [1, 2, 5])
 def test_names_decide_in_every_order_of_the_segments(store, studies, tmp_path, task, first):

@@ -141,11 +141,36 @@ def test_a_model_that_no_client_is_offered_is_refused(server):
     assert "'the best'" in refused.json()["detail"] and "personalized" in refused.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        *(
+            (ending, "does not fit a picture: ask for one of .nii.gz, .nii, .nrrd")
+            for ending in (".png", ".tif", ".BMP")
+        ),
+        *((ending, "is not served: ask for one of .nii.gz") for ending in (".jpg", ".mhd", ".dcm", ".nhdr", ".xyz")),
+    ],
+)
+@pytest.mark.parametrize("model", ["gland", "gland_routed"])
+def test_an_answer_is_in_the_format_that_was_asked_for_or_refused(server, model, asked, words):
+    form = {"params": json.dumps({"result_extension": asked})}
+    refused = server.post(f"/infer/{model}?image={IMAGE}&output=image", data=form)
+    assert (refused.status_code, words in refused.json()["detail"]) == (400, True), refused.text
+    assert refused.json()["detail"].startswith(f"result_extension {asked!r}")
+
+
+def test_a_session_of_several_files_is_no_image(server, studies):
+    files = [("files", (f"{name}.nii.gz", (studies / f"{IMAGE}.nii.gz").read_bytes())) for name in "ab"]
+    session = server.request("PUT", "/session/", files=files).json()["session_id"]
+    refused = server.post(f"/infer/gland?image=a&session_id={session}")
+    assert (refused.status_code, refused.json()["detail"].startswith("expected a session of one image")) == (400, True)
+
+
 def test_an_inference_leaves_no_file_behind(server, client, home):
     before = set((home / "state" / "tmp").rglob("*"))
     assert server.post(f"/infer/gland?image={IMAGE}&output=image").ok
     refused = server.post(f"/infer/gland?image={IMAGE}", data={"params": json.dumps({"result_extension": ".png"})})
-    assert refused.status_code == 400 and "does not fit a picture" in refused.json()["detail"]
+    assert refused.status_code == 400
     left = [path for path in set((home / "state" / "tmp").rglob("*")) - before if path.is_file()]
     assert not left
 

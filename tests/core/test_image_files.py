@@ -17,11 +17,13 @@ import nibabel as nib
 import nrrd
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from iopfl.base.errors import SeriesError
 from iopfl.base.image_headers import IMAGE_SUFFIXES, read_header
 from iopfl.core.image_files import read_voxels
+from iopfl.core.places import place_in_itk
 from iopfl.core.sites import find_suffix
 
 SHAPE = (6, 5, 4)
@@ -316,3 +318,14 @@ def test_a_picture_of_several_pages_is_refused_and_not_answered_by_its_first(tmp
     pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
     with pytest.raises(SeriesError, match="it has 3 pages"):
         read_voxels(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+@pytest.mark.parametrize("spell", [str.upper, str.title, str.swapcase], ids=["upper", "title", "swapped"])
+def test_an_ending_is_read_however_it_is_spelled(tmp_path, suffix, spell):
+    plain = write_image(tmp_path, suffix)
+    expected = read_voxels(plain)
+    other = plain.rename(tmp_path / f"image{spell(suffix)}")
+    found = read_voxels(other)
+    assert torch.equal(found.as_tensor(), expected.as_tensor()) and torch.equal(found.affine, expected.affine)
+    assert np.array_equal(place_in_itk(found), place_in_itk(expected)) or find_suffix(other.name) == ".nii"

@@ -10,16 +10,21 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from iopfl import __version__
 from iopfl.base.allocation import keep_blocks
-from iopfl.base.errors import CancelledError, IOPFLError
+from iopfl.base.errors import CancelledError, IOPFLError, SeriesError
 from iopfl.cli.models import add_bank, add_keys, add_model, open_predictor
-from iopfl.cli.segment import add_segment
+from iopfl.cli.segment import SOME_FAILED, add_segment
 from iopfl.datasets import IMPORTABLE
+
+if TYPE_CHECKING:
+    from iopfl.core.evaluation import Evaluation
+    from iopfl.core.predictor import Predictor
+    from iopfl.core.sites import Case
 
 _EXAMPLE = "example:\n  "
 
@@ -127,7 +132,7 @@ def _serve(arguments: Any) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     example = "iopfl evaluate --studies sites/site_d --bank bank/ --model routed"
-    text = "Score a model on a site's labeled images, each on its own grid."
+    text = "Score a model on a site's labeled images, each on its own grid. Exit status 1: some could not be."
     parser = _add(commands, "evaluate", _evaluate, text, example)
     parser.add_argument("--studies", type=Path, required=True, metavar="SITE_FOLDER", help="images and labels/final/")
     parser.add_argument("--split", default="test", help="train, validation, test or all (default: %(default)s)")
@@ -143,15 +148,36 @@ def _evaluate(arguments: Any) -> None:
 
     cases = select_cases(arguments.studies, predictor.task, arguments.split)
     site = arguments.studies.resolve().name
+    failures: dict[str, str] = {}
+
+    def refuse(case: Case, error: SeriesError) -> None:
+        failures[case.stem] = str(error)
+
     with tqdm(total=len(cases), unit="image", disable=None) as bar:
         result = evaluate(
-            predictor, cases, arguments.model, site=site, progress=lambda done, _: bar.update(done - bar.n)
+            predictor,
+            cases,
+            arguments.model,
+            site=site,
+            progress=lambda done, _: bar.update(done - bar.n),
+            refuse=refuse,
         )
+    _say_evaluation(arguments, site, result, failures, predictor)
+    for failure in failures.values():
+        print(f"iopfl: {failure}", file=sys.stderr)
+    if failures:
+        print(f"iopfl: {len(failures)} of {len(cases)} images were not evaluated", file=sys.stderr)
+        raise SystemExit(SOME_FAILED)
+
+
+def _say_evaluation(
+    arguments: Any, site: str, result: Evaluation, failures: Mapping[str, str], predictor: Predictor
+) -> None:
     if arguments.json:
-        print(json.dumps(result.to_dict(), indent=1))
+        print(json.dumps({**result.to_dict(), "failed": failures}, indent=1))
         return
     unit = result.cases[0].unit
-    print(f"{site}, {result.kind}, {len(cases)} images of split {arguments.split}, bank {predictor.bank.label}")
+    print(f"{site}, {result.kind}, {len(result.cases)} images of split {arguments.split}, bank {predictor.bank.label}")
     print(f"{'region':<14}{'Dice':>8}{'HD95 ' + unit:>13}{'ASSD ' + unit:>13}")
     for region in predictor.task.scored_regions:
         dice, hd95, assd = (result.mean(metric, region) for metric in ("dice", "hd95", "assd"))

@@ -14,8 +14,8 @@ from typing import Any
 from iopfl.base.errors import ConfigError, SeriesError
 from iopfl.cli.models import add_model, open_predictor
 
-_SOME_FAILED = 1
-"""Exit status where some images were segmented and others were not."""
+SOME_FAILED = 1
+"""Exit status where some images got what was asked for and others did not."""
 _COLUMNS = ("image", "task", "bank", "model", "quality", "label", "volume_ml", "long_axis_mm")
 _IN_PIXELS = ("pixels", "long_axis_pixels")
 """Of photographs, which have no millimeters."""
@@ -84,7 +84,7 @@ def _segment(arguments: Any) -> None:
         raise failures[0]
     if failures:
         print(f"iopfl: {len(failures)} of {len(arguments.images)} images were not segmented", file=sys.stderr)
-        raise SystemExit(2 if len(failures) == len(arguments.images) else _SOME_FAILED)
+        raise SystemExit(2 if len(failures) == len(arguments.images) else SOME_FAILED)
 
 
 def _place_maps(asked: Path | None, targets: Sequence[Path]) -> list[Path | None]:

@@ -10,18 +10,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from iopfl.base.errors import DatasetError
+from iopfl.base.errors import DatasetError, SeriesError
 from iopfl.core.metrics import region_dice, surface_distances
 from iopfl.core.predictor import Answer, Predictor, Segmentation
 from iopfl.core.sites import SPLITS, Case, find_cases, labeled, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import is_picture, read_label
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def evaluate(
     site: str,
     progress: Callable[[int, int], None] | None = None,
     inspect: Callable[[Case, Segmentation], None] | None = None,
+    refuse: Callable[[Case, SeriesError], None] | None = None,
 ) -> Evaluation:
     """Segment and score cases.
 
@@ -124,24 +127,52 @@ def evaluate(
         site: name, for the result.
         progress: told cases done and cases in all.
         inspect: given each segmentation, e.g. to draw it.
+        refuse: given each case whose image or label cannot be used, and why; the others go on. None = it ends there.
+
+    Raises:
+        DatasetError: there is no case, or none that can be used.
+        SeriesError: a case cannot be used, without `refuse`.
     """
     if not cases:
         raise DatasetError(f"{site}: no labeled image to evaluate on")
+    problems: list[SeriesError] = []
+
+    def attempt(work: Callable[[Case], T], case: Case) -> T | None:
+        try:
+            return work(case)
+        except SeriesError as error:
+            if refuse is None:
+                raise
+            problems.append(error)
+            refuse(case, error)
+            return None
+
     started = time.monotonic()
     if kind == "published":
-        predictor.adapt_site([case.image for case in cases])
-    before = (time.monotonic() - started) / len(cases)  # offline adaptation is part of what an image costs
+        cases = [case for case in cases if attempt(lambda case: predictor.prepare(case.image), case) is not None]
+        if cases:
+            predictor.adapt_site([case.image for case in cases])
+    before = (time.monotonic() - started) / max(1, len(cases))  # offline adaptation is part of what an image costs
     scores = []
     for index, case in enumerate(cases):
-        segmentation = predictor.segment(case.image, kind)
-        answer = replace(segmentation.answer, seconds=segmentation.answer.seconds + before)
-        segmentation = replace(segmentation, answer=answer)
-        scores.append(score_case(segmentation, case, predictor.task))
-        if inspect:
-            inspect(case, segmentation)
+        found = attempt(lambda case: _score(predictor, case, kind, before), case)
+        if found is not None:
+            scores.append(found[0])
+            if inspect:
+                inspect(case, found[1])
         if progress:
             progress(index + 1, len(cases))
+    if not scores:
+        raise DatasetError(f"{site}: no labeled image could be evaluated, the first since: {problems[0]}")
     return Evaluation(site, kind or scores[0].answer.model, tuple(scores))
+
+
+def _score(predictor: Predictor, case: Case, kind: str | None, before: float) -> tuple[CaseScore, Segmentation]:
+    """Segment and score a case; `before` are seconds that its answer took besides."""
+    segmentation = predictor.segment(case.image, kind)
+    answer = replace(segmentation.answer, seconds=segmentation.answer.seconds + before)
+    segmentation = replace(segmentation, answer=answer)
+    return score_case(segmentation, case, predictor.task), segmentation
 
 
 def score_case(segmentation: Segmentation, case: Case, task: Task) -> CaseScore:

@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import nrrd
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from monai.data.image_reader import NrrdImage
 from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import EnsureChannelFirst
 from nibabel.fileholders import FileHolder
+from nibabel.openers import ImageOpener
 
 from iopfl.base.errors import SeriesError
 from iopfl.base.image_headers import ImageHeader, read_header
@@ -127,9 +129,18 @@ def _check_place(name: str, image: MetaTensor) -> None:
     )
 
 
+def open_nifti(path: Path) -> Any:
+    """nibabel's image of a NIfTI, with its header alone read: by its path nibabel opens no `.Nii.gz`."""
+    with ImageOpener(path) as file:
+        sizes = {int.from_bytes(file.read(4), order) for order in ("little", "big") if file.seek(0) == 0}
+    kind = nib.Nifti2Image if 540 in sizes else nib.Nifti1Image
+    return kind.from_file_map({"image": FileHolder(str(path))})
+
+
 def _read_nifti(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarray, dict[str, Any]]:
     reader = NibabelReader()
-    image = reader.read(path)  # its header
+    reader.filenames = [str(path)]  # what its `read` would set
+    image = correct_nifti_header_if_necessary(open_nifti(path))
     if find_suffix(path.name) != ".nii.gz":
         array, meta = reader.get_data(image)
         return array, {**meta, "filename_or_obj": str(path)}  # MONAI leaves it out; a mask is placed by it

@@ -9,13 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
 
 from iopfl.base.errors import SeriesError
 from iopfl.base.image_headers import read_header
-from iopfl.core.image_files import is_picture
+from iopfl.core.image_files import is_picture, open_nifti
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _READERS = {
@@ -50,7 +49,7 @@ def read_nifti_header(image: MetaTensor) -> Any | None:
     if not source.name.lower().endswith((".nii", ".nii.gz")) or not source.is_file():
         return None
     read_header(source)  # it is what its name says
-    return nib.load(source).header
+    return open_nifti(source).header
 
 
 def _source_of(image: MetaTensor) -> Path:

@@ -12,6 +12,7 @@ from monai.data.image_writer import ImageWriter
 
 from iopfl.base.errors import ConfigError
 from iopfl.base.files import replacing
+from iopfl.base.image_headers import read_header
 from iopfl.core.image_files import is_picture
 from iopfl.core.places import place_in_itk, read_nifti_header
 from iopfl.core.predictor import Segmentation
@@ -20,6 +21,7 @@ from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
 
 _LOSSY = (".jpg", ".jpeg")
+_SERVED = (".nii.gz", ".nii", ".nrrd", SUFFIX, ".mha", ".png", ".tif", ".bmp")
 
 
 def mask_name(image: Path, suffix: str | None = None) -> str:
@@ -49,7 +51,7 @@ def write_mask(path: Path, segmentation: Segmentation, task: Task | None = None)
     """
     suffix = find_suffix(path.name)
     if suffix is None or suffix in _LOSSY:
-        raise ConfigError(f"{path.name}: masks are written as .nii.gz, .nii, .nrrd, .mha, .png, .tif or .bmp")
+        raise ConfigError(f"{path.name}: masks are written as {', '.join(_SERVED)}")
     with replacing(path) as temporary:
         named = temporary.with_name(temporary.name + suffix)  # writers look at the whole suffix
         try:
@@ -73,6 +75,31 @@ def write_disagreement(path: Path, segmentation: Segmentation) -> None:
     write_mask(path, replace(segmentation, mask=segmentation.disagreement))
 
 
+def mask_suffix(image: Path, asked: str) -> str:
+    """The ending of a mask that a client gets, lower case.
+
+    Args:
+        image: the source.
+        asked: ending that the client wants; empty = the image's own, or PNG for a JPEG.
+
+    Raises:
+        ConfigError: a format that no mask is written in, or a picture's for a volume.
+    """
+    if not asked:
+        return find_suffix(mask_name(image)) or ".nii.gz"
+    suffix = {".tiff": ".tif"}.get(asked.lower(), asked.lower())
+    if suffix not in _SERVED:
+        raise ConfigError(f"result_extension {asked!r} is not served: ask for one of {', '.join(_SERVED)}")
+    shape = read_header(image).shape
+    if is_picture(Path(f"mask{suffix}")) and len(shape) > 2 and shape[2] > 1:
+        fitting = [name for name in _SERVED if not is_picture(Path(f"mask{name}"))]
+        raise ConfigError(
+            f"result_extension {asked!r}: a volume of {shape[2]} slices does not fit a picture: ask for one of "
+            f"{', '.join(fitting)}"
+        )
+    return suffix
+
+
 def is_segmentation_name(name: str) -> bool:
     """Whether a file's name is that of a segmentation of 3D Slicer."""
     return name.lower().endswith(SUFFIX)
@@ -84,7 +111,7 @@ def _write(path: Path, segmentation: Segmentation) -> None:
         nib.save(_to_nifti(segmentation), path)
     elif is_picture(path):
         if mask.shape[-1] != 1:
-            raise ConfigError(f"{path.name}: a volume of {mask.shape[-1]} slices does not fit a picture: use .nii.gz")
+            raise ConfigError(f"a volume of {mask.shape[-1]} slices does not fit a picture: use .nii.gz")
         writer: ImageWriter = PILWriter(output_dtype=torch.uint8, scale=None)
         writer.set_data_array(mask[..., 0], channel_dim=None, contiguous=True)
         writer.write(str(path), verbose=False)

@@ -20,7 +20,7 @@ from iopfl.lib.annotators import find_annotator
 from iopfl.lib.folder import FINAL, FolderDatastore
 from iopfl.lib.folder_files import plain_tag
 from iopfl.lib.models import as_client_error
-from iopfl.lib.submissions import Submission, take_submission
+from iopfl.lib.submissions import NO_TASK, Submission, join_problems, take_submission
 
 
 class CheckedDatastore(FolderDatastore):
@@ -104,34 +104,36 @@ class CheckedDatastore(FolderDatastore):
 
     def _check_readable(self, image: Path) -> None:
         """Check that one of the tasks can read an image."""
-        problem = SeriesError("expected a task to read this image for, this server has none: give it a bank")
+        problems = []
         for task in self._tasks:
             try:
                 read_image(image, task)
                 return
             except SeriesError as error:
-                problem = error
-        raise problem
+                problems.append(error)
+        raise join_problems(
+            problems or [SeriesError("expected a task to read this image for, this server has none: give it a bank")]
+        )
 
     def find_tasks(self, image_id: str, labels: Iterable[Path]) -> list[Task]:
         """The tasks that all these labels of an image fit, at least one.
 
         Raises:
-            MONAILabelException: what does not fit the last task.
+            MONAILabelException: what does not fit.
         """
         image, labels = Path(self.get_image_uri(image_id)), list(labels)
-        problem = SeriesError("expected a task to label this image for, this server has none: give it a bank")
-        found = []
+        found, problems = [], []
         for task in self.tasks_for(image_id):
             try:
                 like = read_image(image, task)
                 for label in labels:
                     read_label(label, task, like=like)
             except SeriesError as error:
-                problem = error
+                problems.append(error)
             else:
                 found.append(task)
         if not found:
+            problem = join_problems(problems or [SeriesError(NO_TASK)])
             raise as_client_error(problem) from problem
         return found
 

@@ -10,13 +10,11 @@ from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from iopfl.base.errors import CancelledError, ConfigError, IOPFLError
+from iopfl.base.errors import CancelledError, ConfigError, IOPFLError, SeriesError
 from iopfl.base.running import running
 from iopfl.core.label_names import names_by_place
-from iopfl.core.segment_writer import SUFFIX
-from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
-from iopfl.core.writers import is_segmentation_name, mask_name, write_mask
+from iopfl.core.writers import mask_suffix, write_mask
 from iopfl.lib.models import SiteModels, as_client_error
 
 logger = logging.getLogger(__name__)
@@ -77,6 +75,8 @@ class SiteSegmentation(InferTask):
         image = Path(request["image"])
         name = self._task.name
         try:
+            _check_one(image)
+            suffix = mask_suffix(image, str(request.get("result_extension") or ""))  # before anything is computed
             with running.follow(name, image.name) as mine, self._models.lock(name):
                 predictor = self._models.predictor(name)
                 result = predictor.segment(
@@ -87,8 +87,6 @@ class SiteSegmentation(InferTask):
                     cancelled=mine.cancelled,
                 )
             # MONAI Label deletes the file once it is sent.
-            asked = str(request.get("result_extension") or "")
-            suffix = SUFFIX if is_segmentation_name(asked) else find_suffix(mask_name(image, asked)) or ".nii.gz"
             with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as file:
                 target = Path(file.name)
             try:
@@ -119,6 +117,15 @@ class RoutedSegmentation(SiteSegmentation):
     def kind(self, request: Mapping[str, Any]) -> str | None:
         """Always routed."""
         return "routed"
+
+
+def _check_one(image: Path) -> None:
+    """Raises:
+    SeriesError: it is a session's folder.
+    """
+    if image.is_dir():
+        count = sum(1 for _ in image.iterdir())
+        raise SeriesError(f"expected a session of one image, this one has {count} files: make a session of each")
 
 
 def _first(value: Any) -> Any:

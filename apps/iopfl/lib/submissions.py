@@ -20,7 +20,7 @@ from iopfl.core.transforms import LabelFile, open_label, read_image
 from iopfl.core.writers import write_mask
 
 _ROUTED = "_routed"
-_NO_TASK = "expected a task to label this image for, this server has none: give it a bank"
+NO_TASK = "expected a task to label this image for, this server has none: give it a bank"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def take_submission(
     asked = str(info.get("model") or "").removesuffix(_ROUTED)
     meant = next((name for name in (asked, str(origin.get("task"))) if name in {task.name for task in tasks}), "")
     fitting: dict[str, tuple[Task, LabelFile, Tensor]] = {}
-    problems = [((False, -1), SeriesError(_NO_TASK))]
+    problems = [((False, -1), SeriesError(NO_TASK))]
     likes: list[Tensor] = []
     for task in tasks:
         rank = (task.name == meant, 0)  # whether it was meant, and how near it is
@@ -74,7 +74,8 @@ def take_submission(
             fitting[task.name] = (task, read, _to_values(read, task))
     is_refused = bool(meant) and asked == meant and meant not in fitting and not has_names(said)
     if not fitting or is_refused:
-        raise max(problems, key=lambda problem: problem[0])[1]
+        closest = max(rank for rank, _ in problems)
+        raise join_problems([error for rank, error in problems if rank == closest])
     first = meant if meant in fitting else next(iter(fitting))
     task, read, mask = fitting[first]
     same = [name for name, (_, _, other) in fitting.items() if torch.equal(other, mask)]
@@ -85,6 +86,14 @@ def take_submission(
     like = likes[list(fitting).index(first)]
     write_mask(target, Segmentation(mask, like, Answer(task.name, "", "", 0.0)))  # type: ignore[arg-type]
     return Submission(target, chosen)
+
+
+def join_problems(problems: Sequence[SeriesError]) -> SeriesError:
+    """What several tasks said of the same file, where none of them was meant more than the others."""
+    texts = list(dict.fromkeys(str(error) for error in problems))
+    if len(texts) == 1:
+        return problems[0]
+    return SeriesError(f"no task of this server takes it: {'; or '.join(texts)}")
 
 
 def _narrow(names: Sequence[str], tasks: Sequence[Task], said: Any, meant: str) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from nibabel.wrapstruct import WrapStructError
 from iopfl.base.errors import DatasetError, SeriesError
 from iopfl.base.image_headers import read_header
 from iopfl.core import memory
+from iopfl.core.image_files import open_nifti
 from iopfl.datasets.importers.common import (
     Case,
     Importer,
@@ -140,7 +141,7 @@ def _read(path: Path) -> nib.Nifti1Image:
         header = read_header(path)
         if header.stored_bytes > memory.limit():
             raise DatasetError(f"{path} holds {header.stored_bytes / 1e9:.1f} GB, more than the memory there is for it")
-        volume = nib.Nifti1Image.from_filename(path)
+        volume = open_nifti(path)
         data = np.asanyarray(volume.dataobj)
     except (*_DAMAGE, SeriesError) as error:
         raise DatasetError(f"{path} cannot be read as NIfTI: download it again") from error
