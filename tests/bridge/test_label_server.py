@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +20,15 @@ from fl_bridge.exchange import BANK_PARAM, REASON_HEADER, TASK_PUBLISH, TASK_SHA
 from fl_bridge.label_server import LabelServerTrainer
 from fl_bridge.site_policy import SitePolicy
 from fl_bridge.trainer import InProcessTrainer
-from iopfl.base.errors import BankError, BankTrustError, CancelledError, ConfigError, SitsOutError, TrainingError
+from iopfl.base.digest import content_digest
+from iopfl.base.errors import (
+    BankError,
+    BankTrustError,
+    CancelledError,
+    ConfigError,
+    SitsOutError,
+    TrainingError,
+)
 from iopfl.base.private_files import write_private
 from iopfl.base.reasons import Reason
 from iopfl.cli.pull import pull_bank
@@ -49,7 +59,7 @@ def site(tmp_path_factory):
 
 
 def serving(site, *, task="disk.yaml", state="state"):
-    conf = {"bank": site / "bank", "tasks": site / task, "site": "north", "keys": site / "keys"}
+    conf = {"bank": site / "bank", "tasks": site / task, "site": "north", "keys": site / "keys", "max_federations": 8}
     return running_server(PACKAGES / "iopfl", site / "north", state=site / state, conf=conf)
 
 
@@ -175,6 +185,50 @@ def test_what_is_wrong_is_refused_and_named(server, global_weights):
     assert server.get("/iopfl/federations/disk/wrong/rounds/0/what?base_hash=x").status_code == 404
     spoofed = server.post("/train/disk", json={"round": {"federation": "disk-1"}})
     assert spoofed.status_code == 400 and "leave it out" in spoofed.json()["detail"]
+
+
+def test_an_order_is_of_the_address_whatever_its_options_say(server, global_weights):
+    order = order_of(global_weights, 0, "disk-1")
+    url = f"{server.url}/iopfl/federations/disk/disk-1/rounds/0/train"
+    for options in (
+        {**order_of(global_weights, 7, "disk-2").to_meta(), "kind": "share"},
+        {"kind": "share"},
+        {"seed": "1"},
+        {"min_new_labels": -1},
+        {"min_new_labels": True},
+    ):
+        answer = requests.post(url, params={"base_hash": order.base_hash}, json=options, timeout=60)
+        assert (answer.status_code, "update the bridge" in answer.text) == (400, True), options
+
+
+def test_weights_that_nothing_will_come_of_are_refused_before_they_are_read(server, site, global_weights):
+    """Each federation keeps several sets of weights: their number is limited, and idle ones make room."""
+
+    def put(federation, kind="train", round_index=0):
+        url = f"{server.url}/iopfl/federations/disk/{federation}/rounds/{round_index}/{kind}/global"
+        base = {"base_hash": hash_weights(global_weights)}
+        return requests.put(url, params=base, data=body, headers={"Content-Digest": content_digest(body)}, timeout=60)
+
+    body, folder = serialize(global_weights), site / "state" / "rounds" / "disk"
+    refused = put("invented", "share")
+    assert (refused.status_code, "no personalized model" in refused.text) == (409, True)
+    answers = [put(f"invented-{number}") for number in range(12)]
+    assert [answer.status_code for answer in answers][-1] == 409 and "max_federations" in answers[-1].text
+    assert len(list(folder.iterdir())) == 8
+    for path in [path for invented in folder.glob("invented-*") for path in (*invented.iterdir(), invented)]:
+        os.utime(path, (1e9, 1e9))
+    trained = [path.name for path in folder.iterdir() if (path / "local.safetensors").exists()]
+    assert put("later").ok and {path.name for path in folder.iterdir()} == {*trained, "later"}
+    shutil.rmtree(folder / "later")
+
+
+def test_a_site_takes_part_in_the_federations_that_its_administrator_named(tmp_path):
+    from iopfl.base.errors import FederationsError
+    from iopfl.lib.federations import check_federation
+
+    check_federation(tmp_path, "one", known=("one",), limit=1)
+    with pytest.raises(FederationsError, match="administrator sets which"):
+        check_federation(tmp_path, "two", known=("one",), limit=9)
 
 
 def test_what_goes_wrong_at_a_label_server_tells_the_federation_no_name(server, site, global_weights, tmp_path):

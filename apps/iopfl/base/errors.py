@@ -90,6 +90,10 @@ class ImageExistsError(IOPFLError):
     """An image of this id is there already, and stays as it is."""
 
 
+class FederationsError(IOPFLError):
+    """A federation that this site takes no part in, or one too many."""
+
+
 class LeaseError(IOPFLError):
     """Every image that is left is lent to somebody else."""
 

@@ -43,6 +43,8 @@ STATUS_OF_ERROR: tuple[tuple[type[errors.IOPFLError], int], ...] = (
     (errors.LabelVersionError, 409),
     (errors.ImageExistsError, 409),
     (errors.LeaseError, 409),
+    (errors.FederationsError, 409),
+    (errors.SitsOutError, 409),
     (errors.PACSError, 502),
     (errors.StorageError, 507),
     (errors.IOPFLError, 400),

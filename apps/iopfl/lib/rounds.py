@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import tasks as background_tasks
 from safetensors import SafetensorError, safe_open
 
-from iopfl.base.errors import ConfigError, TooFewLabelsError, WeightsError
+from iopfl.base.errors import ConfigError, SitsOutError, TooFewLabelsError, WeightsError
 from iopfl.base.files import write_bytes
 from iopfl.base.reasons import Reason, find_reason
 from iopfl.core.networks import build_network
@@ -29,6 +30,7 @@ from iopfl.core.sites import Case
 from iopfl.core.task import Task
 from iopfl.core.weights import check_weights, floating, read_weights, write_weights
 from iopfl.lib.datastore import split_labeled
+from iopfl.lib.federations import check_federation
 from iopfl.lib.models import SiteModels
 from iopfl.lib.used_labels import describe_used, summarize_used, write_used
 
@@ -38,6 +40,14 @@ TRAIN, SHARE = "train", "share"
 KINDS = (TRAIN, SHARE)
 ROUND_KEY = "round"
 """Of a training's request: the order that it carries out. A clinician's training has none."""
+
+_OPTIONS: Mapping[str, tuple[type, ...]] = {
+    "seed": (int,),
+    "min_new_labels": (int,),
+    "proximal_weight": (int, float),
+}
+_LARGEST = 2**63
+_TAKING_IN = threading.Lock()
 
 _UNFINISHED = ("SUBMITTED", "RUNNING")
 
@@ -54,16 +64,33 @@ class FederationRounds:
         """Where this task's federations are kept."""
         return self._models.settings.state / "rounds" / self.task.name
 
+    def check_wanted(self, order: Order, kind: str) -> None:
+        """Check that global weights may come, before they do.
+
+        Raises:
+            FederationsError: of a federation that this site takes no part in, or one too many.
+            SitsOutError: asked for a personalized model, where none was trained.
+            ConfigError: no kind of order.
+        """
+        self._file(order, kind, "global.safetensors")
+        if kind == SHARE and not self._has_model(order):
+            raise SitsOutError(Reason.NO_MODEL, reason=Reason.NO_MODEL)
+        settings = self._models.settings
+        check_federation(self.folder, order.federation, known=settings.federations, limit=settings.max_federations)
+
     def put_global(self, order: Order, kind: str, file: Path) -> None:
         """Take in the global weights of a round, once they were checked; the same twice is no fault.
 
         Raises:
             WeightsError: not the weights of this task's network.
-            ConfigError: no federation id, or no kind of order.
+            IOPFLError: as `check_wanted`.
         """
         weights, _ = read_weights(file)
         reference = build_network(self.task).state_dict()
         check_weights(floating(weights), floating(reference), what=f"global weights of round {order.round_index}")
+        with _TAKING_IN:
+            self.check_wanted(order, kind)
+            self._file(order, kind, "").parent.mkdir(parents=True, exist_ok=True)
         write_weights(self._file(order, kind, "global.safetensors"), weights, {"order": json.dumps(order.to_meta())})
 
     def start(self, order: Order, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,16 +99,17 @@ class FederationRounds:
         Args:
             order: whose global weights are here.
             kind: of `KINDS`.
-            options: `seed`, `min_new_labels`, `proximal_weight`.
+            options: those of `_OPTIONS`; others are refused.
 
         Returns:
             As `describe`; `status` is "busy" when a clinician's training has the slot.
 
         Raises:
-            ConfigError: the order's global weights are not here.
+            ConfigError: the order's global weights are not here, or an option is none.
         """
+        options = _check_options(options)
         now = self.describe(order, kind)
-        if now["status"] in ("training", "answered"):
+        if now["status"] in ("training", "answered") or (kind == SHARE and not self._has_model(order)):
             return now
         if now["status"] == "missing":
             raise ConfigError(f"round {order.round_index}: expected its global weights first: put them")
@@ -89,7 +117,7 @@ class FederationRounds:
         if running is not None and ROUND_KEY in running["request"]:
             AsyncTask.stop("train")  # a round that the federation has left behind
         self._file(order, kind, "refusal.json").unlink(missing_ok=True)
-        request = {"model": self.task.name, ROUND_KEY: {**order.to_meta(), "kind": kind, **options}}
+        request = {"model": self.task.name, ROUND_KEY: {**options, **order.to_meta(), "kind": kind}}
         started, _ = AsyncTask.run("train", request=request)
         return self.describe(order, kind) if started else {**now, "status": "busy"}
 
@@ -111,6 +139,8 @@ class FederationRounds:
         answer = self._read_answer(order, kind)
         if answer is not None:
             return {"status": "answered", **answer}
+        if kind == SHARE and not self._has_model(order):
+            return {"status": "sits out", "reason": Reason.NO_MODEL, "says": Reason.NO_MODEL}
         if _order_given(self._file(order, kind, "global.safetensors")) != order:
             return {"status": "missing"}
         last = next((task for task in reversed(background_tasks("train")) if _is_of(task, order, kind)), None)
@@ -198,6 +228,10 @@ class FederationRounds:
         write_bytes(self._file(order, kind, "answer.json"), json.dumps(kept).encode())
         return answer
 
+    def _has_model(self, order: Order) -> bool:
+        """Whether this site trained in a round of a federation."""
+        return (federation_folder(self.folder, order.federation) / LOCAL).is_file()
+
     def _split(self, datastore: Datastore) -> Mapping[str, Sequence[Case]]:
         try:
             return split_labeled(datastore, self.task)
@@ -230,6 +264,20 @@ class FederationRounds:
         if kind not in KINDS:
             raise ConfigError(f"no kind of order {kind!r}: expected {' or '.join(KINDS)}")
         return federation_folder(self.folder, order.federation) / f"{kind}-{name}"
+
+
+def _check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a bridge says of a training, which never says which order it is of.
+
+    Raises:
+        ConfigError: another option, or no such number.
+    """
+    for name, value in options.items():
+        kinds = _OPTIONS.get(name)
+        least = -_LARGEST if name == "seed" else 0
+        if kinds is None or type(value) not in kinds or not least <= value < _LARGEST:
+            raise ConfigError(f"expected {', '.join(_OPTIONS)} as numbers, given something else: update the bridge")
+    return dict(options)
 
 
 def _order_given(path: Path) -> Order | None:

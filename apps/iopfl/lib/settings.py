@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from iopfl.base.errors import ConfigError
+from iopfl.base.names import check_name
 from iopfl.core.signing import default_keys
 from iopfl.core.task import Task, read_task
 from iopfl.lib.final_labels import FinalRule
@@ -44,6 +45,8 @@ class AppSettings:
         final_label: which of an image's labels is the final one.
         lease_minutes: how long an image that was offered to one annotator is offered to no other.
         max_memory_gb: what an answer may take of the memory, in GB; None = a share of what there is (`core.memory`).
+        federations: ids of those that a bridge may bring rounds of; empty = the first that come.
+        max_federations: how many a task may have.
         pacs_cache_gb: what the images of a PACS may take on the disk, in GB.
         pacs_credentials: YAML file with `token`, or `username` and `password`; None = from the environment, or none.
         pacs_ca: PEM file of the authority that signed the PACS's certificate; None = the public ones count.
@@ -58,6 +61,8 @@ class AppSettings:
     final_label: FinalRule
     lease_minutes: float
     max_memory_gb: float | None
+    federations: tuple[str, ...]
+    max_federations: int
     pacs_cache_gb: float
     pacs_credentials: Path | None
     pacs_ca: Path | None
@@ -94,6 +99,8 @@ class AppSettings:
             final_label=FinalRule.parse(conf.get("final_label") or "newest"),
             lease_minutes=_read_positive(conf, "lease_minutes", 30.0),
             max_memory_gb=_read_positive(conf, "max_memory_gb", 0) if conf.get("max_memory_gb") else None,
+            federations=tuple(check_name(name, "a federation id") for name in _split(conf.get("federations", ""))),
+            max_federations=int(_read_positive(conf, "max_federations", 4, least=1)),
             pacs_cache_gb=_read_positive(conf, "pacs_cache_gb", 20.0),
             pacs_credentials=_read_file(conf, "pacs_credentials"),
             pacs_ca=_read_file(conf, "pacs_ca"),
@@ -104,13 +111,15 @@ def _split(value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def _read_positive(conf: Mapping[str, str], key: str, default: float) -> float:
+def _read_positive(conf: Mapping[str, str], key: str, default: float, *, least: float = 0) -> float:
     try:
         value = float(conf.get(key) or default)
     except ValueError:
         value = -1.0
-    if not 0 < value < math.inf:
-        raise ConfigError(f"{key}: expected a number above 0, given {conf[key]!r}")
+    if not (0 < value < math.inf and value >= least):
+        raise ConfigError(
+            f"{key}: expected a number {f'from {least:g} on' if least else 'above 0'}, given {conf[key]!r}"
+        )
     return value
 
 

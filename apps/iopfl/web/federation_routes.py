@@ -67,6 +67,7 @@ def describe_all(task: str) -> Response:
 
 @router.put(_ROUND + "/global", summary="Take in the global weights of a round")
 async def put_global(request: Request, rounds: Rounds, asked: Asked) -> Response:
+    await run_in_threadpool(rounds.check_wanted, *asked)
     limit = await run_in_threadpool(lambda: _weights_size(rounds))
     async with _received(request, limit) as file:
         await run_in_threadpool(rounds.put_global, *asked, file)
