@@ -1,6 +1,8 @@
 """A site answers an order twice with the same answer, whatever happened in between."""
 
 import dataclasses
+import itertools
+import shutil
 
 import pytest
 import torch
@@ -200,3 +202,35 @@ def test_turns_are_as_many_as_files(tmp_path):
             pass
     with hold_one(paths) as one, try_hold(one) as held:
         assert held is None
+
+
+DAMAGES = {"halved": lambda content: content[: len(content) // 2], "empty": lambda content: b"", "missing": None}
+
+
+def test_a_damaged_file_of_a_round_is_found_again_or_named(build, global_weights, tmp_path, caplog):
+    """Another's files stay as they are; nothing ends in a traceback, and no answer is another one."""
+    order = order_of(global_weights)
+    answer = build().train(global_weights, order)
+    shared = build().personalized(global_weights, order)
+    whole = tmp_path / "state" / "north" / "disk-1"
+    names = [path.name for path in whole.iterdir() if path.stat().st_size]
+    assert len(names) == 5, names
+    for name, damage in itertools.product(names, DAMAGES):
+        state = f"{name}-{damage}"
+        folder = tmp_path / state / "north" / "disk-1"
+        shutil.copytree(whole, folder)
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        if DAMAGES[damage] is not None:
+            (folder / name).write_bytes(DAMAGES[damage](content))
+        before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != name}
+        try:
+            again = build(state=state).train(global_weights, order)
+            found = build(state=state).personalized(global_weights, order)
+        except WeightsError as error:
+            assert name in str(error) and "\n" not in str(error) and damage != "missing"
+            assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != name} == before
+            continue
+        assert distance(answer.weights, again.weights) == distance(shared.weights, found.weights) == 0, state
+        assert {**answer.metrics, "seconds": 0} == {**again.metrics, "seconds": 0}
+        assert shared.metrics == found.metrics and not [record for record in caplog.records if record.exc_info]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iopfl.base.errors import SitsOutError, TooFewLabelsError, WeightsError
+from iopfl.base.errors import ConfigError, SitsOutError, TooFewLabelsError, WeightsError
 from iopfl.base.files import write_bytes
 from iopfl.base.locks import hold_one
 from iopfl.base.names import check_name
@@ -283,6 +283,8 @@ def _accumulate(folder: Path, alpha: float) -> None:
         return
     weights, round_index, path = kept[0], kept[1]["order"]["round_index"], folder / PERSONALIZED
     if not path.is_file():
+        if (folder / ROUND).exists():
+            logger.warning("%s of %s is gone: the personalized model begins anew", path.name, folder.name)
         PersonalizedModel.start(weights, round_index=round_index).save(path)
         return
     before = PersonalizedModel.load(path)
@@ -296,24 +298,40 @@ def _read_local(folder: Path) -> tuple[Weights, dict[str, Any]] | None:
     if not (folder / LOCAL).is_file():
         return None
     weights, metadata = read_weights(folder / LOCAL)
-    if "about" not in metadata:
-        raise WeightsError(f"{LOCAL}: expected a local model of a round, found no order: move the file away")
-    return weights, json.loads(metadata["about"])
+    about = _read_object(metadata.get("about", ""))
+    try:
+        Order.from_meta(about["order"])
+    except (LookupError, TypeError, AttributeError, ConfigError) as error:
+        raise WeightsError(f"{LOCAL}: expected a local model of a round, found no order: move the file away") from error
+    return weights, about
 
 
 def _read_shared(folder: Path, content: str) -> SharedModel | None:
     """P_k as it was shared; None where what was shared last is another P_k, by its hash."""
     if not (folder / SHARED).is_file():
         return None
-    weights, metadata = read_weights(folder / SHARED)
-    if metadata.get("content") != content:
+    try:
+        weights, metadata = read_weights(folder / SHARED)
+        about = _read_object(metadata.get("about", ""))
+        return SharedModel(weights, **about) if metadata.get("content") == content else None
+    except (WeightsError, TypeError):
+        logger.warning("%s of %s is damaged: it is made again of the same model", SHARED, folder.name)
         return None
-    return SharedModel(weights, **json.loads(metadata["about"]))
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
+    """The answer that is finished; one that is damaged is as none, and found again from the local model."""
     path = folder / ROUND
-    return json.loads(path.read_bytes()) if path.is_file() else {}
+    return _read_object(path.read_bytes()) if path.is_file() else {}
+
+
+def _read_object(content: bytes | str) -> dict[str, Any]:
+    """A JSON object; empty for anything else."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _report_to(path: Path, round_index: int) -> Progress:

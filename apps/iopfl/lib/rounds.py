@@ -239,8 +239,11 @@ class FederationRounds:
             return {"train": [], "validation": []}
 
     def _read_answer(self, order: Order, kind: str) -> dict[str, Any] | None:
+        folder = federation_folder(self.folder, order.federation)
+        if not (folder / (LOCAL if kind == TRAIN else SHARED)).is_file():
+            return None
         if kind == TRAIN:
-            answer = read_answer(federation_folder(self.folder, order.federation), order)
+            answer = read_answer(folder, order)
         else:
             kept = self._read_json(order, kind, "answer")
             answer = kept if kept.get("order") == order.to_meta() else None
