@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fl_bridge.describing import describe_round
 from fl_bridge.record import FederationRecord
-from iopfl.core.rounds import PROGRESS
+from iopfl.core.round_files import PROGRESS
 
 
 class Follower:

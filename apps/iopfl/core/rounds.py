@@ -17,23 +17,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iopfl.base.errors import ConfigError, SitsOutError, TooFewLabelsError, WeightsError
+from iopfl.base.errors import SitsOutError, TooFewLabelsError
 from iopfl.base.files import write_bytes
 from iopfl.base.locks import hold_one
-from iopfl.base.names import check_name
 from iopfl.base.reasons import Reason
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.personalization import PersonalizedModel
+from iopfl.core.round_files import (
+    LOCAL,
+    PERSONALIZED,
+    PROGRESS,
+    ROUND,
+    SHARED,
+    accumulate,
+    federation_folder,
+    read_local,
+    read_record,
+    read_shared,
+)
 from iopfl.core.sites import Case, labeled
 from iopfl.core.task import Task
 from iopfl.core.training import LabeledImages, Progress, fine_tune, train, validate
-from iopfl.core.weights import Weights, check_weights, complete, floating, hash_weights, read_weights, write_weights
+from iopfl.core.weights import Weights, check_weights, complete, floating, hash_weights, write_weights
 
 logger = logging.getLogger(__name__)
 
-LOCAL, PERSONALIZED, SHARED = "local.safetensors", "personalized.safetensors", "shared.safetensors"
-ROUND, PROGRESS = "round.json", "progress.json"
 _PROGRESS_SECONDS = 0.5
 
 
@@ -101,9 +110,9 @@ class SiteRounds:
         """
         global_weights = self._complete(global_weights, order)
         with self._open(order.federation, cancelled) as folder:
-            _accumulate(folder, self._task.training.alpha)
-            finished = _read_record(folder)
-            kept = _read_local(folder)
+            accumulate(folder, self._task.training.alpha)
+            finished = read_record(folder)
+            kept = read_local(folder)
             if kept is None or kept[1]["order"] != order.to_meta():
                 if kept and order.round_index <= kept[1]["order"]["round_index"]:
                     raise SitsOutError(
@@ -111,7 +120,7 @@ class SiteRounds:
                     )
                 self._check_labels(kept[1].get("labels", []) if kept else [], min_new_labels)
                 kept = self._train(folder, global_weights, order, proximal_weight, cancelled)
-                _accumulate(folder, self._task.training.alpha)
+                accumulate(folder, self._task.training.alpha)
             weights, about = kept
             if finished.get("order") != order.to_meta():
                 personalized = PersonalizedModel.load(folder / PERSONALIZED)
@@ -138,13 +147,13 @@ class SiteRounds:
         """
         global_weights = self._complete(global_weights, order)
         with self._open(order.federation, cancelled) as folder:
-            _accumulate(folder, self._task.training.alpha)
-            kept = _read_local(folder)
+            accumulate(folder, self._task.training.alpha)
+            kept = read_local(folder)
             if kept is None:
                 raise SitsOutError(Reason.NO_MODEL, reason=Reason.NO_MODEL)
             personalized = PersonalizedModel.load(folder / PERSONALIZED)
             content = hash_weights(personalized.weights)
-            shared = _read_shared(folder, content)
+            shared = read_shared(folder, content)
             if shared is None:
                 weights = self._fine_tune(folder, personalized, cancelled)
                 dice = self._validate_all(global_weights, kept[0], weights)
@@ -259,79 +268,6 @@ class SiteRounds:
             self._images = {other: images for other, images in self._images.items() if other[0] != part}
             self._images[key] = LabeledImages(cases, self._task, minimum=1 if part == "validation" else None)
         return self._images[key]
-
-
-def federation_folder(folder: Path, federation: str) -> Path:
-    """Where a site keeps what is of one federation.
-
-    Raises:
-        ConfigError: the id could be a path.
-    """
-    return folder / check_name(federation, "a federation id")
-
-
-def read_answer(folder: Path, order: Order) -> dict[str, Any] | None:
-    """`samples` and `metrics` of a finished round; None while the order is not the one answered last."""
-    finished = _read_record(folder)
-    return finished if finished.get("order") == order.to_meta() else None
-
-
-def _accumulate(folder: Path, alpha: float) -> None:
-    """Bring P_k up to the local model that is kept; does nothing where it is."""
-    kept = _read_local(folder)
-    if kept is None:
-        return
-    weights, round_index, path = kept[0], kept[1]["order"]["round_index"], folder / PERSONALIZED
-    if not path.is_file():
-        if (folder / ROUND).exists():
-            logger.warning("%s of %s is gone: the personalized model begins anew", path.name, folder.name)
-        PersonalizedModel.start(weights, round_index=round_index).save(path)
-        return
-    before = PersonalizedModel.load(path)
-    after = before.accumulate(weights, round_index=round_index, alpha=alpha)
-    if after is not before:
-        after.save(path)
-
-
-def _read_local(folder: Path) -> tuple[Weights, dict[str, Any]] | None:
-    """The local model that is kept and what it answers; None where there is none."""
-    if not (folder / LOCAL).is_file():
-        return None
-    weights, metadata = read_weights(folder / LOCAL)
-    about = _read_object(metadata.get("about", ""))
-    try:
-        Order.from_meta(about["order"])
-    except (LookupError, TypeError, AttributeError, ConfigError) as error:
-        raise WeightsError(f"{LOCAL}: expected a local model of a round, found no order: move the file away") from error
-    return weights, about
-
-
-def _read_shared(folder: Path, content: str) -> SharedModel | None:
-    """P_k as it was shared; None where what was shared last is another P_k, by its hash."""
-    if not (folder / SHARED).is_file():
-        return None
-    try:
-        weights, metadata = read_weights(folder / SHARED)
-        about = _read_object(metadata.get("about", ""))
-        return SharedModel(weights, **about) if metadata.get("content") == content else None
-    except (WeightsError, TypeError):
-        logger.warning("%s of %s is damaged: it is made again of the same model", SHARED, folder.name)
-        return None
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    """The answer that is finished; one that is damaged is as none, and found again from the local model."""
-    path = folder / ROUND
-    return _read_object(path.read_bytes()) if path.is_file() else {}
-
-
-def _read_object(content: bytes | str) -> dict[str, Any]:
-    """A JSON object; empty for anything else."""
-    try:
-        found = json.loads(content)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _report_to(path: Path, round_index: int) -> Progress:

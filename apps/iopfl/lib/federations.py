@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from iopfl.base.errors import FederationsError
-from iopfl.core.rounds import LOCAL, federation_folder
+from iopfl.core.round_files import LOCAL, federation_folder
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from iopfl.base.files import write_bytes
 from iopfl.base.reasons import Reason, find_reason
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
-from iopfl.core.rounds import LOCAL, PROGRESS, SHARED, SiteRounds, federation_folder, read_answer
+from iopfl.core.round_files import LOCAL, PROGRESS, SHARED, federation_folder, read_answer
+from iopfl.core.rounds import SiteRounds
 from iopfl.core.sites import Case
 from iopfl.core.task import Task
 from iopfl.core.weights import check_weights, floating, read_weights, write_weights
