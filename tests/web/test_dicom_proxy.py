@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +19,7 @@ import pytest
 import requests
 import uvicorn
 from fastapi import FastAPI
+from pydicom import Dataset, uid
 
 from iopfl import compat
 
@@ -24,10 +27,12 @@ compat.apply_early()  # before MONAI Label is imported
 
 from monailabel.config import settings  # noqa: E402
 
-from dicomio.phantoms import build_slices, series_uid, volume, write  # noqa: E402
+from dicomio.phantoms import build_slices, mask_in, series_uid, volume, write  # noqa: E402
 from iopfl.access.gate import install  # noqa: E402
 from iopfl.access.identity import Access  # noqa: E402
 from iopfl.access.settings import AccessSettings  # noqa: E402
+from iopfl.dicomio.segmentation import Origin, Segment, build_segmentation  # noqa: E402
+from iopfl.dicomio.series import read_series  # noqa: E402
 from iopfl.web import dicom_proxy  # noqa: E402
 from label_server import wait_until  # noqa: E402
 from orthanc import running_orthanc  # noqa: E402
@@ -121,14 +126,82 @@ def test_what_is_retrieved_is_what_the_pacs_has(proxy, pacs):
     assert get(f"{proxy}/qido/{SERIES}/metadata").json() == metadata.json()
 
 
-def test_an_instance_is_stored(proxy, pacs, tmp_path):
-    [file] = write(build_slices(volume((9, 7, 1)), series="stored"), tmp_path / "stored").iterdir()
-    body = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + file.read_bytes() + b"\r\n--x--\r\n"
-    kind = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=x'}
-    assert requests.post(f"{proxy}/stow/studies", data=body, headers=kind, timeout=SECONDS).status_code == 200
-    assert len(get(f"{proxy}/qido/series?SeriesInstanceUID={series_uid('stored')}").json()) == 1
-    refused = requests.post(f"{proxy}/stow/studies", data=body, timeout=SECONDS)
-    assert refused.status_code == 415
+def as_bytes(ds: Dataset) -> bytes:
+    file = io.BytesIO()
+    ds.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def segmentation(tmp_path, **changes) -> Dataset:
+    """A SEG of the series that the PACS has, as a viewer exports it."""
+    folder = tmp_path / "source"
+    mask = mask_in((13, 11, 6))
+    source = read_series(folder if folder.is_dir() else write(build_slices(volume()), folder))
+    ds = build_segmentation(
+        mask, source, [Segment(1, "one", "#FF0000"), Segment(2, "two", "#00FF00")], Origin("model", "1")
+    )
+    for keyword, value in changes.items():
+        setattr(ds, keyword, value)
+    for of_file, of_object in (
+        ("MediaStorageSOPClassUID", "SOPClassUID"),
+        ("MediaStorageSOPInstanceUID", "SOPInstanceUID"),
+    ):
+        setattr(ds.file_meta, of_file, ds[of_object].value)
+    return ds
+
+
+def store(
+    url: str, *instances: bytes, kind: str = 'multipart/related; type="application/dicom"; boundary=x', **options
+):
+    head = b"--x\r\nContent-Type: application/dicom\r\n\r\n"
+    body = b"".join(head + instance + b"\r\n" for instance in instances) + b"--x--\r\n"
+    return requests.post(url, data=body, headers={"Content-Type": kind}, timeout=SECONDS)
+
+
+def test_a_segmentation_is_stored_once_and_replaced_by_nobody(proxy, pacs, tmp_path):
+    ds = segmentation(tmp_path)
+    study = series_uid("a series study")
+    content = as_bytes(ds)
+    assert store(f"{proxy}/stow/studies/{study}", content).status_code == 200
+    asked = {"headers": {"Accept": 'multipart/related; type="application/dicom"'}}
+    place = f"wado/studies/{study}/series/{ds.SeriesInstanceUID}/instances/{ds.SOPInstanceUID}"
+    kept = get(f"{proxy}/{place}", **asked).content
+    ds.PixelData = bytes(len(ds.PixelData))
+    again = store(f"{proxy}/stow/studies", as_bytes(ds))
+    assert (again.status_code, "has this instance already" in again.text) == (409, True)
+    assert len(get(f"{proxy}/{place}", **asked).content) == len(kept)
+    assert store(f"{proxy}/stow/studies", content, kind="text/plain").status_code == 415
+
+
+def test_nothing_but_segmentations_of_the_pacs_own_studies_is_stored(proxy, pacs, tmp_path):
+    """No image, no series that is an image's, no other patient, and nothing beside something that is refused."""
+    [image] = build_slices(volume((9, 7, 1)), series="stored")
+    report = segmentation(tmp_path, SOPClassUID=uid.EnhancedSRStorage)
+    deflated = segmentation(tmp_path)
+    deflated.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    whole = as_bytes(segmentation(tmp_path))
+    disguised = whole.replace(b".1.66.4", b".1.77.4", 1)  # in the file meta information
+    before = pacs.request("GET", "/statistics").json()["CountInstances"]
+    refused = [
+        (403, "came MR Image Storage", as_bytes(image)),
+        (403, "came Enhanced SR Storage", as_bytes(report)),
+        (403, "another one", as_bytes(segmentation(tmp_path, StudyInstanceUID="1.2.3"))),
+        (403, "Patient ID", as_bytes(segmentation(tmp_path, PatientID="P-2"))),
+        (403, "series of its own", as_bytes(segmentation(tmp_path, SeriesInstanceUID=series_uid("a series")))),
+        (400, "names several", disguised),
+        (400, "not deflated", as_bytes(deflated)),
+        (400, "several or none", whole[:700]),
+        (400, "meta information", b"no DICOM"),
+        (400, "meta information", b""),
+    ]
+    for status, words, content in refused:
+        answer = store(f"{proxy}/stow/studies", whole, content)
+        assert (answer.status_code, words in answer.text) == (status, True), (words, answer.text)
+    assert store(f"{proxy}/stow/studies", whole, whole).status_code == 409
+    assert store(f"{proxy}/stow/studies/1.2.3", whole).status_code == 403
+    assert store(f"{proxy}/stow/studies").status_code == 400
+    assert store(f"{proxy}/stow/studies", *[whole] * 65).status_code == 413
+    assert pacs.request("GET", "/statistics").json()["CountInstances"] == before
 
 
 @pytest.mark.parametrize(
@@ -310,26 +383,40 @@ def test_an_answer_is_passed_on_before_it_is_whole(proxy, point_at):
             assert b"".join(pieces) == b"b" * 1000
 
 
-def test_what_is_stored_is_passed_on_before_it_is_whole(proxy, point_at):
-    arrived = threading.Event()
+def test_what_is_stored_takes_no_memory_of_its_size(proxy, point_at, tmp_path):
+    size, got = 2**26, []
+    ds = segmentation(tmp_path)
+    ds.PixelData = bytes(size)
+    content = as_bytes(ds)
 
     def behave(handler: _Faulty) -> None:
-        handler.rfile.read(5)  # the first chunk's length and line end
-        arrived.set()
-        handler.close_connection = True
-        handler.begin(2, "application/json")
-        handler.wfile.write(b"{}")
+        if handler.command == "GET":
+            known = {"0020000D": {"vr": "UI", "Value": [str(ds.StudyInstanceUID)]}}
+            text = json.dumps([known] if handler.path.split("?")[0].endswith("/studies") else []).encode()
+        else:
+            left, text = int(handler.headers["content-length"]), b"{}"
+            while left:
+                got.append(len(handler.rfile.read(min(left, 2**20))))
+                left -= got[-1]
+        handler.begin(len(text), "application/dicom+json")
+        handler.wfile.write(text)
 
     def body() -> Iterator[bytes]:
-        yield b"x" * 1000
-        assert arrived.wait(SECONDS), "the first piece was held back"
-        yield b"y"
+        yield b"--x\r\nContent-Type: application/dicom\r\n\r\n"
+        yield from (content[start : start + 2**20] for start in range(0, len(content), 2**20))
+        yield b"\r\n--x--"
 
     with misbehaving(behave) as url:
         point_at(url)
         kind = {"Content-Type": "multipart/related; boundary=x"}
-        requests.post(f"{proxy}/stow/studies", data=body(), headers=kind, timeout=SECONDS)
-    assert arrived.is_set()
+        tracemalloc.start()
+        try:
+            answer = requests.post(f"{proxy}/stow/studies", data=body(), headers=kind, timeout=60)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert answer.status_code == 200 and sum(got) > size, answer.text
+    assert peak < 2**24
 
 
 def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(proxy, point_at):

@@ -1,17 +1,20 @@
 """The PACS's DICOMweb through this server: OHIF gets all from one place, and no browser holds the PACS's password.
 
 Passed on are searches (QIDO-RS), retrievals (WADO-RS) and storing (STOW-RS; PS3.18, 10), and nothing
-else that the PACS may answer to. Bodies stream both ways: a series of gigabytes needs no memory here.
+else that the PACS may answer to. A series of gigabytes needs no memory here: answers stream, what is stored is kept
+on the disk until it was looked through.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import ssl
 from collections.abc import AsyncIterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
 from urllib.parse import quote, urlencode
 from weakref import WeakKeyDictionary
 
@@ -24,6 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from iopfl.access.roles import for_annotator, for_user
 from iopfl.lib.pacs import PACSAccess
+from iopfl.web.stow import Upload, check_places
 
 logger = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs addresses, in which OHIF asks for names and patient ids
@@ -55,6 +59,8 @@ _HEADERS = {
 _SENT = ("accept", "content-type", "content-length")
 _KEPT = ("content-type", "content-length", "warning", "retry-after")
 _REFUSED = (401, 403, 407)
+_MAX_FOUND = 2**22
+"""Bytes of a search's answer that is read here."""
 
 router = APIRouter(prefix="/proxy/dicom", include_in_schema=False)
 _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[PACSAccess, httpx.AsyncClient]] = WeakKeyDictionary()
@@ -78,11 +84,16 @@ async def retrieve(request: Request, path: str) -> Response:
 
 @router.post("/stow/{path:path}", dependencies=[Depends(for_annotator)])
 async def store(request: Request, path: str) -> Response:
-    """Store instances, such as a segmentation that was exported in OHIF."""
+    """Store segmentations, such as one that was exported in OHIF; nothing else (`stow`)."""
     _check(_STORE, path, "stored")
-    if not request.headers.get("content-type", "").startswith("multipart/related"):
-        raise HTTPException(415, "expected DICOM instances as multipart/related")
-    return await _pass_on(request, settings.MONAI_LABEL_STOW_PREFIX, path)
+    _find_access()
+    upload = Upload()
+    try:
+        await upload.receive(request)
+        await check_places(upload.parts, path.partition("/")[2], _search)
+        return await _pass_on(request, settings.MONAI_LABEL_STOW_PREFIX, path, upload)
+    finally:
+        upload.close()
 
 
 def _check(expected: re.Pattern[str], path: str, what: str) -> None:
@@ -91,8 +102,39 @@ def _check(expected: re.Pattern[str], path: str, what: str) -> None:
         raise HTTPException(404, f"nothing is {what} there: expected a path of DICOMweb, such as studies")
 
 
-async def _pass_on(request: Request, prefix: str | None, path: str) -> Response:
-    """Send a request to the PACS, and its answer back as it comes.
+async def _search(path: str, query: dict[str, str]) -> list[dict[str, Any]]:
+    """Search in the PACS; empty where it knows no such search, as some do not over all studies.
+
+    Raises:
+        HTTPException: 502, it does not answer, or not to this server.
+    """
+    access = _find_access()
+    url = "/".join(filter(None, [access.url.rstrip("/"), settings.MONAI_LABEL_QIDO_PREFIX, path]))
+    headers = {"accept": "application/dicom+json", **access.headers()}
+    deadline = asyncio.get_running_loop().time() + TOTAL_SECONDS
+    try:
+        async with (
+            asyncio.timeout_at(deadline),
+            _client(access).stream("GET", url, params={"limit": "10", **query}, headers=headers) as answer,
+        ):
+            if answer.status_code in _REFUSED or answer.is_redirect or answer.is_server_error:
+                raise HTTPException(502, f"the PACS refused this server's search with status {answer.status_code}")
+            content = b""
+            async for piece in answer.aiter_bytes():
+                content += piece
+                if len(content) > _MAX_FOUND:
+                    raise HTTPException(502, "the PACS answers a search for one object with megabytes")
+    except (httpx.HTTPError, TimeoutError) as error:
+        raise HTTPException(502, f"the PACS does not answer ({type(error).__name__}): is it running?") from error
+    try:
+        found = json.loads(content) if answer.is_success and content else []
+    except ValueError as error:
+        raise HTTPException(502, "expected DICOM JSON of the PACS, it answers with something else") from error
+    return found if isinstance(found, list) else []
+
+
+async def _pass_on(request: Request, prefix: str | None, path: str, upload: Upload | None = None) -> Response:
+    """Send a request to the PACS, with an upload if it has one, and its answer back as it comes.
 
     Raises:
         HTTPException: 404, there is no PACS; 502, it does not answer, or not to this server.
@@ -101,13 +143,13 @@ async def _pass_on(request: Request, prefix: str | None, path: str) -> Response:
     root = access.url.rstrip("/")
     sent = {name: request.headers[name] for name in _SENT if name in request.headers}
     # Not compressed, so that addresses in it can be read.
-    sent |= {"accept-encoding": "identity", **access.headers()}
+    sent |= {"accept-encoding": "identity", **access.headers(), **(upload.headers() if upload else {})}
     deadline = asyncio.get_running_loop().time() + TOTAL_SECONDS
     outgoing = _client(access).build_request(
         request.method,
         httpx.URL("/".join(filter(None, [root, prefix, path])), query=_encode_query(request).encode()),
         headers=sent,
-        content=request.stream() if request.method == "POST" else None,
+        content=upload.stream() if upload else None,
     )
     try:
         async with asyncio.timeout_at(deadline):
