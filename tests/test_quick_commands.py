@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from iopfl.base.locks import try_hold
@@ -38,8 +39,9 @@ for words, expected in lines:
 def run(command: str, lines: list[tuple[list[str], int]], heavy: list[str]) -> None:
     """Run commands one after another in one fresh process, and look at what it imported after each."""
     words = [sys.executable, "-c", PROGRAM, json.dumps([heavy, command, lines])]
-    environment = {"PYTHONPATH": f"{PACKAGES}:{PACKAGES.parent}", "HOME": "/nonexistent"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    with tempfile.TemporaryDirectory() as home:
+        environment = {"PYTHONPATH": f"{PACKAGES}:{PACKAGES.parent}", "HOME": home}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr.splitlines()[-1]
 
 

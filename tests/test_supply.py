@@ -92,6 +92,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
+@pytest.mark.long  # every server of the tests runs with this list alone, too
 def test_everything_is_imported_with_the_list_alone(tmp_path):
     """Each module of ours, the app with all its routes, and what runs FLARE's jobs; see also what tests start."""
     program = """
@@ -125,6 +126,7 @@ except ImportError:
     assert done.stdout.splitlines()[-1] == "no tools"
 
 
+@pytest.mark.long
 def test_the_bill_of_materials_is_valid_whole_and_the_same_each_time(tmp_path):
     """As `make sbom` writes it, by the rules of CycloneDX."""
     pytest.importorskip("cyclonedx_py", reason="no CycloneDX: make tools")

@@ -107,7 +107,7 @@ def tokens(guarded, home) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def routes(tmp_path_factory) -> list[tuple[str, str]]:
     command = [sys.executable, "-c", LIST_ROUTES, str(tmp_path_factory.mktemp("routes"))]
-    environment = {"PYTHONPATH": str(PACKAGES), "PATH": "/usr/bin:/bin", "HOME": "/nowhere"}
+    environment = {"PYTHONPATH": str(PACKAGES), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path_factory.mktemp("home"))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     return [(method, path) for method, path in json.loads(done.stdout[done.stdout.index("[") :])]
 

@@ -78,6 +78,7 @@ def compute_without_flare(state, data, task_file, folder):
     return weights, {site: trainer.personalized(weights, order) for site, trainer in trainers.items()}
 
 
+@pytest.mark.long
 def test_killed_after_a_round_it_goes_on_to_the_same_weights_and_a_bank(arguments, data, task_file, tmp_path):
     state = tmp_path / "the bank.state"
     process = start(arguments)
@@ -205,7 +206,7 @@ def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(data, task_file, 
         (["--outside", "north"], "needs two sites inside"),
         (["--rounds", "0"], "at least one round"),
         (["--task", "spleen"], "no task 'spleen'"),
-        (["--data", "/nonexistent"], "no folder /nonexistent"),
+        (["--data", "no/such"], "no folder no/such"),
     ],
 )
 def test_bad_input_is_one_plain_line_and_status_2(arguments, change, message, capsys):
