@@ -21,8 +21,7 @@ class Models:
         self.found = SimpleNamespace(
             bank=bank,
             task="task",
-            prepare=lambda path: path,
-            expert_answers=lambda path: SimpleNamespace(mean=lambda axis: None),
+            agreement=lambda path: 0.5,
             segment=lambda path, **options: SimpleNamespace(answer=answer),
         )
 
@@ -73,11 +72,10 @@ def models() -> Models:
 def test_an_image_that_cannot_be_had_just_now_is_not_put_last_for_good(models, monkeypatch):
     from iopfl.lib import activelearning
 
-    monkeypatch.setattr(activelearning, "expert_agreement", lambda experts, mean: 0.5)
     choose = activelearning.ExpertDisagreement(models, "gland")
     with pytest.raises(PACSAwayError):
         choose({}, Store(models, a=PACSAwayError("away"), b=PACSAwayError("away")))
-    monkeypatch.setattr(activelearning, "expert_agreement", lambda experts, mean: 0.9)
+    monkeypatch.setattr(models.found, "agreement", lambda path: 0.9)
     assert choose({}, Store(models, b=SeriesError("broken")))["id"] == "a"
 
 

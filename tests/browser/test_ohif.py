@@ -15,7 +15,7 @@ from PIL import Image, ImageColor
 
 from app.site import finish
 from dicomio.phantoms import build_slices, series_uid, volume, write
-from iopfl.core.predictor import Segmentation
+from iopfl.core.answers import Segmentation
 from iopfl.core.transforms import read_image, read_label
 from iopfl.core.writers import write_mask
 from iopfl.dicomio.segmentation import Origin, build_segmentation, read_segmentation, segments_of

@@ -10,12 +10,13 @@ import torch
 
 from iopfl.base.errors import CancelledError
 from iopfl.core import published
-from iopfl.core.adaptation import RoutingAdapter, count_views, divide_views, sample_instances
+from iopfl.core.adaptation import RoutingAdapter, count_views, divide_views
 from iopfl.core.inference import magnify, predict_instances
 from iopfl.core.networks import build_network
 from iopfl.core.published import adapt_published, predict_published
 from iopfl.core.routers import SampleRouter
 from iopfl.core.routing import RoutedLayer, route_network
+from iopfl.core.sampling import sample_instances
 from iopfl.core.views import views_of
 from iopfl.core.weights import snapshot
 from iopfl.core.work import Work
@@ -60,6 +61,7 @@ def test_adaptation_takes_no_labels(function):
         "volumes",
         "experts",
         "seed",
+        "padding",
         "work",
         "progress",
         "cancelled",

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from iopfl.base.errors import DatasetError, SeriesError
+from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.evaluation import evaluate, score_case, select_cases
-from iopfl.core.predictor import Answer, Predictor, Segmentation
+from iopfl.core.predictor import Predictor
 from iopfl.core.sites import Case, find_cases
 from iopfl.core.task import read_task
 from iopfl.core.transforms import read_image

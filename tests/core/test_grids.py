@@ -22,11 +22,11 @@ from monai.transforms import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from iopfl.core import grids
-from iopfl.core.adaptation import sample_instances
 from iopfl.core.grids import Grid
 from iopfl.core.inference import count_windows, predict, predict_slabs
 from iopfl.core.networks import build_network
 from iopfl.core.predictor import Predictor
+from iopfl.core.sampling import sample_instances
 from iopfl.core.transforms import Preprocessing
 from iopfl.core.work import Work
 

@@ -13,8 +13,8 @@ import SimpleITK
 import torch
 
 from iopfl.base.errors import SeriesError
+from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.colors import label_colors
-from iopfl.core.predictor import Answer, Segmentation
 from iopfl.core.transforms import open_label, read_image, read_label
 from iopfl.core.writers import write_mask
 

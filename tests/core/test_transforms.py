@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from iopfl.base.errors import ConfigError, SeriesError
-from iopfl.core.predictor import Answer, Segmentation
+from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.sites import find_cases
 from iopfl.core.task import Task, read_task
 from iopfl.core.transforms import (

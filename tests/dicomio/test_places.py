@@ -12,7 +12,7 @@ import torch
 
 from core.tiny import BALL
 from dicomio import phantoms
-from iopfl.core.predictor import Answer, Segmentation
+from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.transforms import read_image
 from iopfl.core.writers import write_mask
 from iopfl.dicomio.captures import build_captures

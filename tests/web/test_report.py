@@ -7,8 +7,9 @@ import re
 
 import pytest
 
+from iopfl.core.answers import Answer
 from iopfl.core.evaluation import CaseScore, Evaluation
-from iopfl.core.predictor import Answer, Predictor
+from iopfl.core.predictor import Predictor
 from iopfl.web.findings import Example, Report, SiteSummary, compare, summarize
 from iopfl.web.report import render_report, write_report
 

@@ -21,14 +21,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from monai.data.utils import dense_patch_slices
 from torch import Tensor, nn
 
-from iopfl.core.agreement import agreements
+from iopfl.core.agreement import agreements, hide
 from iopfl.core.inference import average, count_windows, magnify, predict_instances, predict_slabs
 from iopfl.core.routing import RoutedNetwork
+from iopfl.core.sampling import sample_instances, sample_padding
 from iopfl.core.task import Task
-from iopfl.core.transforms import from_instances, to_instances
+from iopfl.core.transforms import from_instances
 from iopfl.core.views import View, views_of
 from iopfl.core.work import Work
 
@@ -124,13 +124,15 @@ class RoutingAdapter:
         self._voters = min(network.num_experts, self.settings.max_voters)
         self._work = Work()
         self._sees_all = False
+        self._padding: Tensor | None = None
 
     @torch.no_grad()
-    def __call__(self, volume: Tensor, *, work: Work | None = None) -> AdaptedSeries:
+    def __call__(self, volume: Tensor, *, padding: Tensor | None = None, work: Work | None = None) -> AdaptedSeries:
         """Adapt to a series. Nothing of it stays in the adapter.
 
         Args:
             volume: a prepared image, (C, X, Y, Z).
+            padding: where it is no image, (X, Y, Z) bool; None = nowhere.
             work: is told of each pass.
 
         Raises:
@@ -138,6 +140,7 @@ class RoutingAdapter:
         """
         clock, self._work = _Clock(self.settings.seconds), work or Work()
         instances = sample_instances(volume, self.task, self.settings.max_instances).to(self.device)
+        self._padding = sample_padding(padding, self.task, self.settings.max_instances)
         windows = count_windows(volume, self.task)
         passes = count_views(self.task, windows)
         looks = len(self.settings.shares) + (len(self.settings.zooms) if self.task.spacing is None else 0)
@@ -194,6 +197,7 @@ class RoutingAdapter:
 
     def reset(self) -> None:
         """Back to the uniform average and the stored statistics, bit for bit."""
+        self._padding = None
         self.network.route(None)
         self.network.set_share(0.0)
 
@@ -237,7 +241,8 @@ class RoutingAdapter:
         answers = []
         for expert in range(self._voters):
             with self.network.only(expert):
-                answers.append(predict_instances(self.network, instances, self.task, zoom=zoom, work=self._work))
+                answer = predict_instances(self.network, instances, self.task, zoom=zoom, work=self._work)
+                answers.append(hide(answer, self._padding))
         experts = torch.stack(answers)  # (E, N, K, *S)
         is_kept = self._sees_all and zoom == 1.0 and experts.numel() <= _KEPT_VOTES
         return _Vote(share, agreements(experts, experts.mean(0)), experts.half().cpu() if is_kept else None)
@@ -266,57 +271,11 @@ def divide_views(task: Task, passes: int, zoom: float, *, among: int) -> Sequenc
     return views[:share] if zoom == 1.0 else views[::-1][: math.ceil(share / zoom**2)]
 
 
-Place = tuple[slice, slice, slice]
-"""Of an instance or a window in a prepared image, along X, Y and Z."""
-
-
-def sample_places(volume: Tensor, task: Task, count: int) -> list[Place]:
-    """At most `count` places in a prepared image (C, X, Y, Z), evenly: slices of a 2D task, windows of a 3D one."""
-    x, y, z = volume.shape[1:]
-    places: list[Place] = [(slice(0, x), slice(0, y), slice(index, index + 1)) for index in range(z)]
-    if task.spatial_dims == 3:
-        places = dense_patch_slices((x, y, z), task.size, task.size)
-    count = min(count, len(places))
-    return [places[int((index + 0.5) * len(places) / count)] for index in range(count)]
-
-
-def sample_instances(volume: Tensor, task: Task, count: int) -> Tensor:
-    """What lies at `sample_places`, as the network takes it: (N, in_channels, *S)."""
-    places = sample_places(volume, task, count)
-    if task.spatial_dims == 3:
-        return torch.stack([volume[(slice(None), *place)] for place in places])
-    return to_instances(volume, task, torch.tensor([place[2].start for place in places]))
-
-
 def _is_whole(instances: Tensor, volume: Tensor, task: Task) -> bool:
     """Whether instances (N, C, *S) are all of a prepared image (C, X, Y, Z)."""
     if task.spatial_dims == 2:
         return len(instances) == volume.shape[3]
     return tuple(volume.shape[1:]) == task.size
-
-
-class Samples:
-    """Keeps of an answer, which passes by in slabs, what lies at some places."""
-
-    def __init__(self, places: Sequence[Place]) -> None:
-        self._places = places
-        self._kept: list[list[Tensor]] = [[] for _ in places]
-
-    def take(self, slabs: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The slabs (K, X, Y, d) as they come."""
-        begin = 0
-        for slab in slabs:
-            for (x, y, z), kept in zip(self._places, self._kept, strict=True):
-                first, last = max(z.start, begin), min(z.stop, begin + slab.shape[3])
-                if first < last:
-                    kept.append(slab[:, x, y, first - begin : last - begin].clone())
-            begin += slab.shape[3]
-            yield slab
-
-    def instances(self, task: Task) -> Tensor:
-        """What was kept, (N, K, *S)."""
-        found = torch.stack([torch.cat(kept, dim=3) for kept in self._kept])
-        return found[..., 0] if task.spatial_dims == 2 else found
 
 
 class _Clock:

@@ -39,3 +39,15 @@ def agreements(experts: Tensor, answer: Tensor) -> Tensor:
 def expert_agreement(experts: Tensor, answer: Tensor) -> float:
     """Mean agreement of the experts with the answer: the quality score. Shapes as in `agreements`."""
     return float(agreements(experts, answer).mean())
+
+
+def hide(answer: Tensor, padding: Tensor | None) -> Tensor:
+    """Class probabilities (N, K, *S) with background for certain where instances (N, *S) are padding; None = nowhere.
+
+    What a model finds where there is no image is no evidence.
+    """
+    if padding is None:
+        return answer
+    hidden = answer.masked_fill(padding[:, None].to(answer.device), 0.0)
+    hidden[:, 0].masked_fill_(padding.to(answer.device), 1.0)
+    return hidden

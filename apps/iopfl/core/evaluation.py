@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from iopfl.base.errors import DatasetError, SeriesError
+from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.metrics import region_dice, surface_distances
-from iopfl.core.predictor import Answer, Predictor, Segmentation
+from iopfl.core.predictor import Predictor
 from iopfl.core.sites import SPLITS, Case, find_cases, labeled, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import is_picture, read_label

@@ -61,8 +61,11 @@ class Grid:
         self._there = _Way(matrix, inner, [(0, edge) for edge in turned], smooth)
         self._back = _Way(back, turned, box)
 
-    def to_network(self, image: Tensor) -> Tensor:
-        """An image (C, X, Y, Z) on the network's grid: (C, *size) float32, zero beside it."""
+    def to_network(self, image: Tensor, padding: float | None = None) -> Tensor:
+        """An image (C, X, Y, Z) on the network's grid: (C, *size) float32, zero beside it.
+
+        With a value that is padding: NaN where most is padding; elsewhere nothing of it is mixed in.
+        """
         turned = image.permute(0, *(axis + 1 for axis in self._axes))
         depth = turned.shape[3]
         prepared = torch.zeros(len(image), *self.size)
@@ -72,7 +75,13 @@ class Grid:
             begin = depth - last if 2 in self._flipped else first
             part = turned[..., begin : begin + last - first]
             part = part.flip([axis + 1 for axis in self._flipped]) if self._flipped else part
-            inner[..., start:stop] = self._there(part.float(), start, stop, first)
+            if padding is None:
+                inner[..., start:stop] = self._there(part.float(), start, stop, first)
+                continue
+            image_here = (part != padding).all(0, keepdim=True)
+            share = self._there(image_here.float(), start, stop, first)
+            values = self._there(torch.where(image_here, part.float(), 0.0), start, stop, first) / share
+            inner[..., start:stop] = values.masked_fill_(share < 0.5, math.nan)
         return prepared
 
     def to_mask(self, slabs: Iterable[Tensor], values: Sequence[int]) -> Tensor:

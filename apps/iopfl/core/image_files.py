@@ -25,11 +25,16 @@ from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import EnsureChannelFirst
 from nibabel.fileholders import FileHolder
 from nibabel.openers import ImageOpener
+from torch import Tensor
 
 from iopfl.base.errors import SeriesError
 from iopfl.base.image_headers import ImageHeader, read_header
 from iopfl.base.image_headers.metaimage import read_metaimage
+from iopfl.core.file_notes import FileNotes
 from iopfl.core.sites import find_suffix
+
+_NOTES = "notes"
+"""Key of an image's `FileNotes` in its `meta`."""
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -46,6 +51,11 @@ _MOST_BEHIND = 2**26  # bytes behind the voxels of a gzipped NIfTI, which nobody
 def is_picture(path: Path) -> bool:
     """Whether a file is a plain picture, which has no spacing."""
     return find_suffix(path.name) in _PICTURES
+
+
+def find_notes(image: Tensor) -> FileNotes:
+    """What the file of an image says of itself; nothing where that is not known."""
+    return (image.meta.get(_NOTES) if isinstance(image, MetaTensor) else None) or FileNotes()
 
 
 def read_voxels(
@@ -141,16 +151,17 @@ def _read_nifti(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarr
     reader = NibabelReader()
     reader.filenames = [str(path)]  # what its `read` would set
     image = correct_nifti_header_if_necessary(open_nifti(path))
+    added = {"filename_or_obj": str(path), _NOTES: FileNotes.of(image.header.extensions)}  # MONAI leaves both out
     if find_suffix(path.name) != ".nii.gz":
         array, meta = reader.get_data(image)
-        return array, {**meta, "filename_or_obj": str(path)}  # MONAI leaves it out; a mask is placed by it
+        return array, {**meta, **added}
     # nibabel stops at the last voxel, before the checksum: a flipped bit would become other voxels without a word.
     with gzip.open(path) as file:
         image = correct_nifti_header_if_necessary(type(image).from_file_map({"image": FileHolder(fileobj=file)}))
         array, meta = reader.get_data(image)
         for _ in range(_MOST_BEHIND // _CHUNK):
             if not file.read(_CHUNK):  # the end, at which gzip compares
-                return array, {**meta, "filename_or_obj": str(path)}
+                return array, {**meta, **added}
     raise SeriesError("much more follows its voxels")
 
 

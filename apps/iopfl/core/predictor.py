@@ -19,15 +19,18 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from iopfl.base.errors import ConfigError
-from iopfl.core.adaptation import AdaptedSeries, RoutingAdapter, Samples, sample_instances, sample_places
-from iopfl.core.agreement import expert_agreement
+from iopfl.core.adaptation import AdaptedSeries, RoutingAdapter
+from iopfl.core.agreement import expert_agreement, hide
+from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.bank import ModelBank
 from iopfl.core.disagreement import find_disagreement
+from iopfl.core.image_files import find_notes
 from iopfl.core.inference import count_windows, predict_instances, predict_slabs
-from iopfl.core.measuring import Measurement, find_affine, measure
+from iopfl.core.measuring import find_affine, measure
 from iopfl.core.networks import build_network
 from iopfl.core.published import adapt_published, predict_published
 from iopfl.core.routing import RoutedNetwork, route_network
+from iopfl.core.sampling import Samples, sample_instances, sample_padding, sample_places
 from iopfl.core.task import Task
 from iopfl.core.transforms import Preprocessing, read_image
 from iopfl.core.weights import Weights, hash_weights
@@ -37,65 +40,6 @@ KINDS = ("global", "personalized", "local", "average", "published", "routed")
 """Models that can answer. `average` is the uniform average of the bank; `local` a site's own training."""
 
 _CACHED_SERIES = 4
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Where a mask comes from; `to_params` is what clients are shown.
-
-    Attributes:
-        task: name.
-        bank: version and content id of the bank.
-        model: kind that answered.
-        seconds: from file to mask.
-        routing_weights: expert name -> share of it in the answer, summing to 1; empty where one model answered.
-        quality: agreement of the experts with the answer, 0 to 1; None if not asked for.
-        share: of the series' own normalization statistics, for `routed`.
-        zooms: magnifications that the answer averages over, for `routed`.
-        reason: why this model answered, where there was a choice.
-        metrics: validation Dice behind that choice.
-        measurements: size of each label.
-    """
-
-    task: str
-    bank: str
-    model: str
-    seconds: float
-    routing_weights: Mapping[str, float] = field(default_factory=dict)
-    quality: float | None = None
-    share: float | None = None
-    zooms: tuple[float, ...] = ()
-    reason: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    measurements: Sequence[Measurement] = ()
-
-    def to_params(self) -> dict[str, Any]:
-        """As plain values, without what does not apply."""
-        values = {key: value for key, value in vars(self).items() if value not in (None, "", {}, ())}
-        for key in ("routing_weights", "metrics"):
-            if key in values:
-                values[key] = {name: round(float(number), 4) for name, number in values[key].items()}
-        if self.measurements:
-            values["measurements"] = {size.label: size.to_params() for size in self.measurements}
-        values["seconds"] = round(self.seconds, 3)
-        return values
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """A mask on the source's grid.
-
-    Attributes:
-        mask: the task's label values, (X, Y, Z) uint8; Z = 1 for a picture.
-        image: the source as read, (C, X, Y, Z), with its affine.
-        answer: where the mask comes from.
-        disagreement: percent of the experts that give another label than most, (X, Y, Z) uint8; None if not asked for.
-    """
-
-    mask: Tensor
-    image: MetaTensor
-    answer: Answer
-    disagreement: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -183,11 +127,11 @@ class Predictor:
         work = Work(progress, cancelled)
         work.count(0)  # who waited for long may have gone
         image = read_image(path, self.task)
-        volume = self._prepare(image)
+        volume, padding = self._prepare.prepare(image)
         details: dict[str, Any] = {}
         slabs: Iterable[Tensor]
         if kind == "routed":
-            series = self._adapt(volume, work)
+            series = self._adapt(volume, padding, work)
             details = {"quality": series.quality, "share": series.share}
             details["zooms"] = tuple(part.zoom for part in series.parts)
             details["routing_weights"] = dict(zip(self.bank.names, series.routing_weights.tolist(), strict=True))
@@ -206,8 +150,9 @@ class Predictor:
             slabs = samples.take(slabs)
         mask = self._prepare.mask(slabs, like=image)
         if samples is not None:
-            details["quality"] = self.quality(volume, samples.instances(self.task))
-        disagreement = self._find_disagreement(image, volume, work) if with_disagreement else None
+            details["quality"] = self.quality(volume, samples.instances(self.task), padding)
+        disagreement = self._find_disagreement(image, volume, padding, work) if with_disagreement else None
+        details["left_out"] = find_notes(image).left_out
         affine = find_affine(image.affine.numpy(), mask.shape)
         details["measurements"] = measure(mask.numpy(), self.task.labels, affine)
         seconds = time.monotonic() - started
@@ -258,42 +203,55 @@ class Predictor:
         return replace(best, reason="favoured by this site's validation labels", metrics=scores)
 
     @torch.no_grad()
-    def expert_answers(self, volume: Tensor) -> Tensor:
-        """Each expert's class probabilities of a subsample of a prepared image: (E, N, K, *S)."""
+    def expert_answers(self, volume: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Each expert's class probabilities of a subsample of a prepared image: (E, N, K, *S).
+
+        Args:
+            volume: (C, X, Y, Z).
+            padding: where it is no image, (X, Y, Z) bool, hence background; None = nowhere.
+        """
         instances = sample_instances(volume, self.task, self.task.adaptation.max_instances).to(self.device)
+        hidden = sample_padding(padding, self.task, self.task.adaptation.max_instances)
         routed = self._route()
         answers = []
         for expert in range(len(self.bank)):
             with routed.only(expert):
-                answers.append(predict_instances(routed, instances, self.task))
+                answers.append(hide(predict_instances(routed, instances, self.task), hidden))
         return torch.stack(answers)
 
-    def quality(self, volume: Tensor, answer: Tensor) -> float:
+    def quality(self, volume: Tensor, answer: Tensor, padding: Tensor | None = None) -> float:
         """Agreement of the experts with an answer, 0 to 1.
 
         Args:
             volume: a prepared image (C, X, Y, Z).
             answer: class probabilities (N, K, *S) of what `sample_instances` takes of it.
+            padding: as in `expert_answers`.
         """
-        return expert_agreement(self.expert_answers(volume), answer.to(self.device))
+        hidden = sample_padding(padding, self.task, self.task.adaptation.max_instances)
+        return expert_agreement(self.expert_answers(volume, padding), hide(answer, hidden).to(self.device))
+
+    def agreement(self, path: Path) -> float:
+        """Agreement of the experts with their mean on an image file, 0 to 1."""
+        experts = self.expert_answers(*self._prepare.prepare(read_image(path, self.task)))
+        return expert_agreement(experts, experts.mean(0))
 
     def prepare(self, path: Path) -> Tensor:
         """An image file as a prepared volume (C, X, Y, Z)."""
         return self._prepare(read_image(path, self.task))
 
-    def _adapt(self, volume: Tensor, work: Work) -> AdaptedSeries:
+    def _adapt(self, volume: Tensor, padding: Tensor | None, work: Work) -> AdaptedSeries:
         """Adapt, or take what was adapted for the very same series before."""
         key = hash_weights({"series": volume})
         if key not in self._series:
             adapter = RoutingAdapter(self._route(), self.task, device=self.device)
-            self._series[key] = adapter(volume, work=work)
+            self._series[key] = adapter(volume, padding=padding, work=work)
         self._series.move_to_end(key)
         while len(self._series) > _CACHED_SERIES:
             self._series.popitem(last=False)
         return self._series[key]
 
-    def _find_disagreement(self, image: MetaTensor, volume: Tensor, work: Work) -> Tensor:
-        series = self._adapt(volume, work)
+    def _find_disagreement(self, image: MetaTensor, volume: Tensor, padding: Tensor | None, work: Work) -> Tensor:
+        series = self._adapt(volume, padding, work)
         adapter = RoutingAdapter(self._route(), self.task, device=self.device)
         answers = adapter.predict_voters(volume, series, work)
         return find_disagreement([self._prepare.mask(slabs, like=image) for slabs in answers])

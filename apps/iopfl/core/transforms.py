@@ -23,7 +23,7 @@ from iopfl.base.errors import SeriesError
 from iopfl.base.image_headers import ImageHeader, read_header
 from iopfl.core.color_masks import find_gray, find_values
 from iopfl.core.grids import Grid
-from iopfl.core.image_files import is_picture, read_voxels
+from iopfl.core.image_files import find_notes, is_picture, read_voxels
 from iopfl.core.label_grids import check_same_place, lay_slices, refuse_grid
 from iopfl.core.label_names import has_names, merge, name_values
 from iopfl.core.memory import check_room
@@ -65,6 +65,9 @@ def read_image(path: Path, task: Task) -> MetaTensor:
         raise SeriesError(f"{path.name}: task {task.name} expects a volume, the image is one slice")
     if not torch.isfinite(image).all():
         raise SeriesError(f"{path.name}: the image holds NaN or infinity; expected finite intensities")
+    padding = find_notes(image).padding
+    if padding is not None and bool((image.as_tensor() == padding).all()):
+        raise SeriesError(f"{path.name}: expected an image, but all of it is padding, which is no image")
     check_room(path.name, image.shape[1:], task, image.affine.numpy())
     return image
 
@@ -209,9 +212,31 @@ class Preprocessing:
 
     def __call__(self, image: MetaTensor) -> Tensor:
         """Source grid (C, X, Y, Z) to network grid (C, X', Y', Z'), normalized over the whole series."""
-        prepared = self._grid(image).to_network(image.as_tensor())
-        _normalize(prepared, self.task.intensity)
-        return prepared
+        return self.prepare(image)[0]
+
+    def prepare(self, image: MetaTensor) -> tuple[Tensor, Tensor | None]:
+        """The same, and where it is padding, which counts for no statistics and is as dark as the darkest of the image.
+
+        Returns:
+            (C, X', Y', Z') float32; and (X', Y', Z') bool, or None where nothing is padding.
+
+        Raises:
+            SeriesError: too little is left beside the padding.
+        """
+        value = find_notes(image).padding
+        prepared = self._grid(image).to_network(image.as_tensor(), value)
+        if value is None:
+            _normalize(prepared, self.task.intensity)
+            return prepared, None
+        padding = prepared.isnan().any(0)
+        if padding.all():
+            raise SeriesError("expected an image, but nearly all of it is padding, which is no image")
+        inside = prepared[:, ~padding]
+        _normalize(inside, self.task.intensity)
+        prepared[:, ~padding] = inside
+        for channel, values in zip(prepared, inside, strict=True):
+            channel[padding] = values.min()
+        return prepared, padding if padding.any() else None
 
     def label(self, classes: MetaTensor) -> Tensor:
         """Class indices (1, X, Y, Z) to shares of each class on the network's grid: (K, X', Y', Z').
@@ -231,9 +256,13 @@ class Preprocessing:
             like: the image as it was read, (C, X, Y, Z).
 
         Returns:
-            (X, Y, Z) uint8, the task's label values of the most probable class.
+            (X, Y, Z) uint8, the task's label values of the most probable class; background where it is padding.
         """
-        return self._grid(like).to_mask(slabs, self.task.label_values)
+        mask, padding = self._grid(like).to_mask(slabs, self.task.label_values), find_notes(like).padding
+        if padding is not None:
+            for plane, voxels in zip(mask, like.as_tensor()[0], strict=True):  # one after the other: little memory
+                plane[voxels == padding] = self.task.label_values[0]
+        return mask
 
     def _grid(self, image: MetaTensor) -> Grid:
         return Grid(image.shape[1:], image.affine, self.task)
@@ -277,7 +306,7 @@ def from_instances(outputs: Tensor, task: Task) -> Tensor:
 
 
 def _normalize(volume: Tensor, intensity: str) -> None:
-    """Normalize (C, X, Y, Z) in its place: a volume is large."""
+    """Normalize (C, ...) in its place: a volume is large."""
     if intensity == "percentile":
         low, high = np.percentile(volume.numpy(), _PERCENTILES).astype(np.float32).tolist()
         volume.sub_(low).clamp_(0, high - low)

@@ -13,9 +13,9 @@ from monai.data.image_writer import ImageWriter
 from iopfl.base.errors import ConfigError
 from iopfl.base.files import replacing
 from iopfl.base.image_headers import read_header
+from iopfl.core.answers import Segmentation
 from iopfl.core.image_files import is_picture
 from iopfl.core.places import place_in_itk, read_nifti_header
-from iopfl.core.predictor import Segmentation
 from iopfl.core.segment_writer import SUFFIX, write_segmentation
 from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task

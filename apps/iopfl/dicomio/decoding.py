@@ -39,6 +39,7 @@ _SAFE = {
     uid.JPEG2000: "pillow",
     uid.RLELossless: "pydicom",
 }
+_KEEP_ALL_BITS = {"correct_unused_bits": False}
 _OPTIONS = {
     "rows": "Rows",
     "columns": "Columns",
@@ -66,12 +67,13 @@ class Decoder:
             self._process.kill()
             self._process.communicate()
 
-    def iterate(self, ds: Dataset, *, raw: bool) -> Iterator[np.ndarray]:
+    def iterate(self, ds: Dataset, *, raw: bool, all_bits: bool = False) -> Iterator[np.ndarray]:
         """Frames as stored, one after the other.
 
         Args:
             ds: with pixel data and its transfer syntax.
             raw: whether YBR stays YBR.
+            all_bits: whether the bits above Bits Stored stay as they are.
 
         Returns:
             Each (rows, columns) or (rows, columns, samples).
@@ -89,12 +91,14 @@ class Decoder:
             yield from _unpack(ds)
             return
         if syntax.is_encapsulated and syntax not in _SAFE:
-            yield from self._iterate_apart(ds, raw)
+            yield from self._iterate_apart(ds, raw, all_bits)
             return
-        for frame, _ in _find_decoder(syntax).iter_array(ds, raw=raw, decoding_plugin=_SAFE.get(syntax, "")):
+        options = _KEEP_ALL_BITS if all_bits else {}
+        decoded = _find_decoder(syntax).iter_array(ds, raw=raw, decoding_plugin=_SAFE.get(syntax, ""), **options)
+        for frame, _ in decoded:
             yield frame
 
-    def _iterate_apart(self, ds: Dataset, raw: bool) -> Iterator[np.ndarray]:
+    def _iterate_apart(self, ds: Dataset, raw: bool, all_bits: bool) -> Iterator[np.ndarray]:
         """The same in the other process."""
         _find_decoder(ds.file_meta.TransferSyntaxUID)
         options = {name: int(ds[keyword].value) for name, keyword in _OPTIONS.items() if keyword in ds}
@@ -106,6 +110,7 @@ class Decoder:
             "photometric_interpretation": str(ds.PhotometricInterpretation),
             "pixel_keyword": "PixelData",
             **options,
+            **(_KEEP_ALL_BITS if all_bits else {}),
         }
         if self._process is None:
             command = [sys.executable, "-P", str(_PROGRAM)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from pydicom import Dataset
@@ -11,6 +12,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut
 from iopfl.base.errors import SeriesError
 from iopfl.dicomio.decoding import Decoder
 from iopfl.dicomio.frames import count_frames, find_group
+from iopfl.dicomio.padding import correct_unused_bits, find_padding, has_padding
 from iopfl.dicomio.showing import show_code
 
 COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "PALETTE COLOR")
@@ -20,6 +22,18 @@ GRAYS = ("MONOCHROME1", "MONOCHROME2")
 
 MAX_SERIES_BYTES = 8 << 30
 """Decoded size beyond which a series is refused: 512 x 512 x 8192 voxels of 4 bytes."""
+
+
+class Frame(NamedTuple):
+    """A decoded frame.
+
+    Attributes:
+        pixels: (rows, columns), rescaled and with high values bright, or (rows, columns, 3) uint8 RGB.
+        padding: where pixels are no image, (rows, columns) bool; None where the instance says of none.
+    """
+
+    pixels: np.ndarray
+    padding: np.ndarray | None = None
 
 
 def is_color(ds: Dataset) -> bool:
@@ -46,18 +60,21 @@ def decoded_dtype(ds: Dataset) -> np.dtype:
     return np.dtype(f"{'i' if int(ds.PixelRepresentation) else 'u'}{bits // 8}")
 
 
-def decode_frames(ds: Dataset, decoder: Decoder) -> Iterator[np.ndarray]:
+def decode_frames(ds: Dataset, decoder: Decoder) -> Iterator[Frame]:
     """Frames of an instance, one after the other, in stored order.
-
-    Returns:
-        Each (rows, columns), rescaled and with high values bright, or (rows, columns, 3) uint8 RGB.
 
     Raises:
         SeriesError: as `Decoder.iterate`.
     """
-    dtype = decoded_dtype(ds)
-    for index, frame in enumerate(decoder.iterate(ds, raw=False)):
-        yield _to_rgb(frame, ds) if is_color(ds) else _to_intensities(frame, ds, index, dtype)
+    dtype, is_padded = decoded_dtype(ds), has_padding(ds)
+    for index, frame in enumerate(decoder.iterate(ds, raw=False, all_bits=is_padded)):
+        if is_color(ds):
+            yield Frame(_to_rgb(frame, ds))
+        elif not is_padded:
+            yield Frame(_to_intensities(frame, ds, index, dtype))
+        else:
+            padding = find_padding(ds, index, frame)
+            yield Frame(_to_intensities(correct_unused_bits(frame, ds), ds, index, dtype), padding)
 
 
 def _is_rescaled(ds: Dataset) -> bool:

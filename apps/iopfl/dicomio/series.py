@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -15,21 +14,17 @@ from pydicom import Dataset
 
 from iopfl.base.errors import ConfigError, SeriesError
 from iopfl.base.files import replacing
+from iopfl.core.file_notes import FileNotes
 from iopfl.core.memory import check_volume
 from iopfl.core.sites import find_suffix
 from iopfl.core.straightening import Stack, straighten
-from iopfl.dicomio.decoding import Decoder
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.frames import count_frames, find_plane, find_thickness
 from iopfl.dicomio.geometry import Plane, SharedPositionError, build_affine, order_slices
-from iopfl.dicomio.pixels import (
-    MAX_SERIES_BYTES,
-    decode_frames,
-    decoded_dtype,
-    is_color,
-)
+from iopfl.dicomio.pixels import MAX_SERIES_BYTES
 from iopfl.dicomio.refusals import PICTURES, VOLUMES, check_instance, find_refusal, is_other_object
 from iopfl.dicomio.showing import is_uid, show_code
+from iopfl.dicomio.volumes import Slice, decode_volume
 
 __all__ = ["Series", "check_instance", "find_refusal", "read_series", "write_nifti"]
 
@@ -59,6 +54,7 @@ class Series:
         has_geometry: whether the slices have a place in the patient; a photograph has none.
         frame_numbers: for a multi-frame source, the frame (from 1) of each slice; otherwise empty.
         stack: where the source's own frames lie on that grid; None of what has no geometry.
+        padding: value of the voxels in `array` that are no image, below all that are; None = there are none.
     """
 
     datasets: tuple[Dataset, ...]
@@ -67,6 +63,7 @@ class Series:
     has_geometry: bool = True
     frame_numbers: tuple[int, ...] = ()
     stack: Stack | None = None
+    padding: float | None = None
 
     def __repr__(self) -> str:
         """Without the headers, which hold the patient."""
@@ -120,13 +117,6 @@ class Series:
     def from_frames(self, volume: np.ndarray) -> np.ndarray:
         """A volume of the source's own frames, on this grid; 0 beside them."""
         return volume if self.stack is None else self.stack.lay(volume)
-
-
-class _Slice(NamedTuple):
-    """One slice: a frame (from 0) of an instance."""
-
-    ds: Dataset
-    frame: int
 
 
 def read_series(source: Path | Sequence[Path]) -> Series:
@@ -214,20 +204,20 @@ def _build(instances: Sequence[Dataset]) -> Series:
         raise SeriesError(f"expected one {what}, came {len(instances)} in one series; give one at a time")
     if is_picture and multi_frame:
         raise SeriesError(f"expected one picture, came {count_frames(first)} frames; send them one by one")
-    slices = [_Slice(ds, frame) for ds in instances for frame in range(count_frames(ds))]
+    slices = [Slice(ds, frame) for ds in instances for frame in range(count_frames(ds))]
     affine, stack = np.eye(4), None
     if not is_picture:
         planes = [find_plane(*piece) for piece in slices]
         order = _order(slices, planes)
         slices = [slices[index] for index in order]
         affine = build_affine([planes[index] for index in order], thickness=find_thickness(*slices[0]))
-    array = _decode(slices)
+    array, padding = decode_volume(slices)
     if not is_picture:
         stack = straighten(array.shape[:3], affine)
     if stack is not None:
         affine = stack.straight_affine
         check_volume(stack.straight_shape, array.size // math.prod(stack.shape), array.itemsize)
-        array = stack.lay(array, fill=array.min() if array.ndim == 3 else 0)
+        array = stack.lay(array, fill=array.min() if array.ndim == 3 else 0)  # of padding, where there is some
     return Series(
         datasets=(first,) if multi_frame else tuple(piece.ds for piece in slices),
         array=array,
@@ -235,10 +225,11 @@ def _build(instances: Sequence[Dataset]) -> Series:
         has_geometry=not is_picture,
         frame_numbers=tuple(piece.frame + 1 for piece in slices) if multi_frame else (),
         stack=stack,
+        padding=padding,
     )
 
 
-def _order(slices: Sequence[_Slice], planes: Sequence[Plane]) -> list[int]:
+def _order(slices: Sequence[Slice], planes: Sequence[Plane]) -> list[int]:
     """Indices along the normal, or what tells several volumes apart."""
     try:
         return order_slices(planes)
@@ -246,34 +237,6 @@ def _order(slices: Sequence[_Slice], planes: Sequence[Plane]) -> list[int]:
         values = {keyword: {str(piece.ds.get(keyword)) for piece in slices} for keyword in _VOLUMES_DIFFER_IN}
         differ = ", ".join(keyword for keyword, different in values.items() if len(different) > 1)
         raise SeriesError(f"{error}; they differ in {differ or 'nothing that is usual'}") from error
-
-
-def _decode(slices: Sequence[_Slice]) -> np.ndarray:
-    """Every slice's pixels, (X, Y, Z) or (X, Y, Z, 3); they are taken out of the instances."""
-    first = slices[0].ds
-    sources = {id(piece.ds): piece.ds for piece in slices}
-    place = {(id(piece.ds), piece.frame): z for z, piece in enumerate(slices)}
-    dtypes = {decoded_dtype(ds) for ds in sources.values()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-    shape = (len(slices), int(first.Rows), int(first.Columns), *([3] if is_color(first) else []))
-    check_volume(shape[2::-1], shape[3] if len(shape) > 3 else 1, dtype.itemsize)
-    if np.prod(shape, dtype=np.float64) * dtype.itemsize > MAX_SERIES_BYTES:
-        raise SeriesError(f"expected at most {MAX_SERIES_BYTES >> 30} GiB of voxels, came {shape}; send a part of it")
-    volume = np.empty(0, dtype)
-    decoded = 0
-    with Decoder() as decoder:
-        for key, ds in sources.items():
-            for frame, pixels in enumerate(decode_frames(ds, decoder)):
-                if pixels.shape != shape[1:]:
-                    raise SeriesError(f"expected frames of {shape[1:]} pixels, came {pixels.shape}; send it again")
-                if not volume.size:  # only now is it sure that such images are there
-                    volume = np.empty(shape, dtype)
-                volume[place[key, frame]] = pixels
-                decoded += 1
-            del ds.PixelData
-    if decoded < len(slices):
-        raise SeriesError(f"expected {len(slices)} frames, came {decoded}; send the series again")
-    return volume.swapaxes(0, 2)  # (X, Y, Z[, 3]), in the order of memory that NIfTI has
 
 
 def write_nifti(series: Series, path: Path) -> None:
@@ -287,6 +250,7 @@ def write_nifti(series: Series, path: Path) -> None:
         raise ConfigError(f"expected a path ending in .nii or .nii.gz, came {path.name}")
     image = nib.Nifti1Image(series.array, series.affine)
     image.header.set_xyzt_units("mm", "sec")
+    image.header.extensions.extend(FileNotes(padding=series.padding).to_extensions())
     with replacing(path) as temporary:
         named = temporary.with_name(temporary.name + suffix)  # nibabel looks at the whole suffix
         try:

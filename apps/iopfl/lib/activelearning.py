@@ -13,7 +13,6 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from iopfl.base.errors import IOPFLError, PACSAwayError
-from iopfl.core.agreement import expert_agreement
 from iopfl.lib.datastore import CheckedDatastore
 from iopfl.lib.models import SiteModels
 
@@ -93,11 +92,9 @@ class ExpertDisagreement(Strategy):
         try:
             path = Path(datastore.get_image_uri(image))  # it may be downloaded: nobody's answer waits for that
             with self._models.lock(self._task_name):
-                predictor = self._models.predictor(self._task_name)
-                experts = predictor.expert_answers(predictor.prepare(path))
+                return self._models.predictor(self._task_name).agreement(path)
         except PACSAwayError:
             raise
         except IOPFLError as error:
             logger.warning("an image was passed over: %s", type(error).__name__)
             return 2.0
-        return expert_agreement(experts, experts.mean(0))

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from monailabel.interfaces.exception import MONAILabelException
 
-from iopfl.core.predictor import Answer, Segmentation
+from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.transforms import read_image, read_label
 from iopfl.core.writers import mask_name, write_mask
 from iopfl.lib.datastore import CheckedDatastore

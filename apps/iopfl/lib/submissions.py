@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
+from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.image_files import is_picture
 from iopfl.core.label_names import find_label, has_names, names_in
-from iopfl.core.predictor import Answer, Segmentation
 from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
 from iopfl.core.transforms import LabelFile, open_label, read_image

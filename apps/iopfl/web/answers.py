@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from iopfl.base.running import running
-from iopfl.core.predictor import Predictor, Segmentation
+from iopfl.core.answers import Segmentation
+from iopfl.core.predictor import Predictor
 from iopfl.core.transforms import read_label
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from iopfl.core.answers import Segmentation
 from iopfl.core.evaluation import CaseScore, Evaluation
 from iopfl.core.manifest import Manifest
-from iopfl.core.predictor import Segmentation
 from iopfl.core.task import Task
 
 NOTICEABLE = 0.005

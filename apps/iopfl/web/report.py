@@ -17,9 +17,9 @@ from torch import Tensor
 
 from iopfl.base.errors import ConfigError, DatasetError
 from iopfl.base.files import write_bytes
+from iopfl.core.answers import Segmentation
 from iopfl.core.colors import label_colors
 from iopfl.core.evaluation import Evaluation
-from iopfl.core.predictor import Segmentation
 from iopfl.web import pictures
 from iopfl.web.findings import KINDS, Example, Report, by_site, mean_dice, summarize
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from iopfl.access.roles import for_user
 from iopfl.base.errors import IOPFLError, PACSError, SeriesError
+from iopfl.core.answers import Segmentation
 from iopfl.core.colors import label_colors
 from iopfl.core.metrics import region_dice
-from iopfl.core.predictor import Segmentation
 from iopfl.core.task import Task
 from iopfl.lib.rounds import FederationRounds
 from iopfl.web import pictures
