@@ -36,7 +36,7 @@ def recorder() -> Iterator[Recorder]:
         def log_message(self, *_) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     ours.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield ours

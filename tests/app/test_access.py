@@ -172,6 +172,7 @@ LOWEST = [
     ("POST", "/train/nothing", "admin"),
     ("DELETE", "/train/", "admin"),
     ("POST", "/batch/infer/nothing", "admin"),
+    ("POST", "/iopfl/labels/eye1/versions/1/store", "admin"),
     ("DELETE", "/datastore/image?id=nothing", "admin"),
     ("DELETE", "/datastore/label?id=nothing&tag=final", "admin"),
     ("GET", "/logs/", "admin"),

@@ -162,7 +162,7 @@ def test_a_series_that_grows_is_downloaded_again(pacs, open_store, tmp_path):
 
 
 def test_pages_of_the_search_are_followed(pacs, open_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("iopfl.dicomweb.client._PAGE", 2)
+    monkeypatch.setattr("iopfl.dicomweb.searching._PAGE", 2)
     for number in range(5):
         send(pacs, tmp_path, f"page{number}")
     assert len(open_store(pacs.dicomweb_url).list_images()) == 7
@@ -190,7 +190,7 @@ def test_series_that_cannot_be_looked_at_keep_nobody_from_the_others(pacs, gatew
     monkeypatch.setattr("iopfl.lib.pacs_cache._CHECKED_AT_ONCE", 1)
     store = open_store(gateway.url)
     (broken, *_) = store._search(["MR"], {})  # is looked at first
-    gateway.refuses = lambda method, path: 404 if broken in path and path.endswith("/metadata") else 0
+    gateway.refuses = lambda method, path: 404 if broken in path else 0
     others = set(SERIES) - {broken}
     until(lambda: store.list_images() and all(store._cache.facts(uid).checked for uid in others), "the other series")
     assert store._cache.facts(broken).checked == 0

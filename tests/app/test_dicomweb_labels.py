@@ -263,8 +263,8 @@ def test_a_label_whose_receipt_was_lost_is_not_stored_twice(pacs, gateway, open_
     drawn = draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(SERIES[0]))
     original = store._pacs.store
 
-    def lose(ds) -> None:
-        original(ds)
+    def lose(ds, **how) -> None:
+        original(ds, **how)
         raise PACSAwayError("the line went dead")
 
     store._pacs.store = lose

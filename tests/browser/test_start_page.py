@@ -36,6 +36,23 @@ def test_how_it_stands_with_the_pacs(clinic, page):
     assert "2 submitted labels not in the PACS yet" in text and "Series 1.2.4, version 2" in text
 
 
+def test_what_the_pacs_cannot_do_and_what_it_refused(clinic, page):
+    aside = {"image": "1.2.4", "version": 2, "is_set_aside": True, "attempts": 30, "reason": "refused with status 405"}
+    pacs = {"problem": "", "cannot": ["ignores the filter Modality: what it finds is looked at again here"]}
+    answer_with(page, PACS, pacs=pacs, left_out=[], waiting=[aside])
+    page.goto(clinic.server.url)
+    page.wait_for_selector("#pacs:has-text('The PACS ignores the filter Modality')")
+    page.click("#pacs summary:has-text('1 submitted label that the PACS refused')")
+    page.wait_for_selector("#pacs li:has-text('Series 1.2.4, version 2: refused with status 405')")
+    page.click("#pacs button:has-text('Offer it again')")
+    page.wait_for_selector("#problem:has-text('no version 2 of 1.2.4 waits for a PACS')")
+    left = {"waiting": {**aside, "attempts": 1, "reason": "refused with status 409"}}
+    for answer, text in ((left, "Still not: refused with status 409"), ({"waiting": None}, "The PACS has it now.")):
+        page.route("**/versions/2/store", lambda route, answer=answer: route.fulfill(json=answer))
+        page.click("#pacs button:has-text('Offer it again')")
+        page.wait_for_selector(f"#pacs li:has-text('{text}')")
+
+
 @pytest.mark.parametrize(("quality", "is_said"), [(0.49, True), (0.5, False)])
 def test_experts_that_disagree_are_said_in_words(clinic, page, quality, is_said):
     image = {"task": "nodule", "image": series_uid("case5"), "model": "routed"}

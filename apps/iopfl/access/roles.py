@@ -24,6 +24,8 @@ for_annotator = RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR)
 """Submit labels."""
 for_reviewer = RBAC(settings.MONAI_LABEL_AUTH_ROLE_REVIEWER)
 """Choose which label of an image is the final one."""
+for_admin = RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN)
+"""Look after the server."""
 
 
 def implied_roles(roles: list[str]) -> list[str]:

@@ -4,80 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import requests
 from dicomweb_client import DICOMwebClient
 from pydicom import Dataset
 from retrying import RetryError
 
-from iopfl.base.errors import IOPFLError, PACSAwayError, PACSError
-from iopfl.dicomweb.session import CONNECT_SECONDS, WAIT_SECONDS, DirectSession, ElsewhereError, TooMuchError
+from iopfl.dicomweb import storing
+from iopfl.dicomweb.answers import Item, first_value
+from iopfl.dicomweb.asking import Asking, Endpoint, RefusedError, UnansweredError
+from iopfl.dicomweb.retrieving import SOP_CLASS, SOP_INSTANCE, iterate, list_instances, path_of
+from iopfl.dicomweb.searching import UID, FoundSeries, SeriesSearch
+from iopfl.dicomweb.session import CONNECT_SECONDS, DirectSession
 
-UID = re.compile(r"[0-9][0-9.]{0,63}")
-"""What may become a file's name."""
+__all__ = ["UID", "DICOMweb", "Endpoint", "FoundSeries", "UnansweredError"]
 
 # They log each search, each failure with its stack, and what servers answer; what matters of that is said here.
 for _name in ("dicomweb_client", "retrying"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-_PAGE = 500
-_SERIES_TAGS = ("0020000E", "0020000D", "00080060", "00201209")
-"""Series and Study Instance UID, Modality, Number of Series Related Instances."""
 _RETRY_MILLISECONDS = 200
 _CHUNK = 10**6  # bytes of an answer that is read piece by piece
-_ONE_CHUNK = 2**31  # bytes: a request of known length, which every server understands
-_ANY_TRANSFER_SYNTAX = (("application/dicom", "*"),)
-"""As stored: decoding is ours to do, and not twice."""
-
-
-@dataclass(frozen=True)
-class FoundSeries:
-    """A series as a search finds it.
-
-    Attributes:
-        uid: Series Instance UID.
-        study: Study Instance UID.
-        modality: e.g. MR.
-        instances: how many there are; 0 = the PACS does not say.
-    """
-
-    uid: str
-    study: str
-    modality: str
-    instances: int = 0
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A server's DICOMweb services, and how they are asked.
-
-    Attributes:
-        url: their root.
-        name: of the server, in messages.
-        headers: what signs in, as it is at each request.
-        verify: PEM file of the authority that signed its certificate; True = the public ones count.
-        ca_hint: how to give that file.
-        proxy: URL of the proxy that leads there; empty = none.
-        prefixes: of QIDO, WADO and STOW, below the root.
-        attempts: of a request, where the server is busy.
-        wait_seconds: between two pieces of an answer.
-    """
-
-    url: str
-    name: str
-    headers: Callable[[], Mapping[str, str]] = dict
-    verify: Path | bool = True
-    ca_hint: str = "ca: FILE"
-    proxy: str = ""
-    prefixes: tuple[str | None, str | None, str | None] = (None, None, None)
-    attempts: int = 2
-    wait_seconds: float = WAIT_SECONDS
 
 
 class DICOMweb:
@@ -86,9 +35,15 @@ class DICOMweb:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._local = threading.local()
+        self._search = SeriesSearch(endpoint.name)
+
+    @property
+    def cannot(self) -> list[str]:
+        """What the server was found not to do, as lines for its administrator."""
+        return list(self._search.cannot.values())
 
     def find_series(self, filters: Mapping[str, Any], *, limit: int) -> list[FoundSeries]:
-        """Search for series, page after page.
+        """Search for series, in whichever way the server has.
 
         Args:
             filters: DICOM keyword -> value.
@@ -97,110 +52,80 @@ class DICOMweb:
         Raises:
             PACSError: it does not answer, or something else than series.
         """
-        found: dict[str, FoundSeries] = {}
-        with self._asking("a search for series") as client:
-            while len(found) < limit:
-                page = client.search_for_series(
-                    search_filters=dict(filters),
-                    fields=["NumberOfSeriesRelatedInstances"],
-                    limit=_PAGE,
-                    offset=len(found),
-                )
-                series = [_to_series(item) for item in page]
-                new = {entry.uid: entry for entry in series if entry and entry.uid not in found}
-                if not new:  # the end, or a PACS that has no pages
-                    break
-                found.update(new)
-        return list(found.values())[:limit]
+        with self._asking("a search for series"):
+            return self._search.find(self._mine(), filters, limit=limit)
 
     def read_headers(self, series: FoundSeries) -> list[Dataset]:
         """The instances of a series, without pixel data."""
-        with self._asking("the headers of a series") as client:
-            return [_to_dataset(item) for item in client.retrieve_series_metadata(series.study, series.uid)]
+        with self._asking("the headers of a series"):
+            try:
+                items = self._read_metadata("the headers of a series", path_of(series))
+            except RefusedError:  # some have none
+                return [_without_pixels(ds) for ds in self.retrieve(series)]
+            return [_to_dataset(item) for item in items]
 
     def read_first_header(self, series: FoundSeries) -> Dataset | None:
         """One instance of a series, without pixel data; None of a series that is empty by now."""
-        with self._asking("an instance of a series") as client:
-            found = client.search_for_instances(series.study, series.uid, limit=1)
+        what = "an instance of a series"
+        with self._asking(what):
+            found = list_instances(self._mine(), series, limit=1)
             if not found:
                 return None
-            uid = str(_to_dataset(found[0]).SOPInstanceUID)
-            return _to_dataset(client.retrieve_instance_metadata(series.study, series.uid, uid))
+            uid = str(first_value(found[0], SOP_INSTANCE))
+            item: Item = {}
+            with contextlib.suppress(RefusedError):
+                item = next(iter(self._read_metadata(what, f"{path_of(series)}/instances/{uid}")), {})
+            if not first_value(item, SOP_CLASS):  # some have no headers, or not whole ones
+                return next(map(_without_pixels, self.retrieve(series)), None)
+            return _to_dataset(item)
 
     def retrieve(self, series: FoundSeries) -> Iterator[Dataset]:
         """A series' instances as they are stored, one at a time in memory."""
         with self._asking("a series") as client:
-            yield from client.iter_series(series.study, series.uid, media_types=_ANY_TRANSFER_SYNTAX)
+            yield from iterate(self._mine(), client, series)
 
-    def store(self, ds: Dataset) -> None:
+    def store(self, ds: Dataset, *, again: bool = False) -> str:
         """Store an instance (STOW-RS, PS3.18, 10.5); the same one again is no fault.
 
+        Args:
+            ds: the instance, with its file meta information.
+            again: whether it was sent before: then it is searched for, and sent only if it is not there.
+
+        Returns:
+            The SOP Instance UID that it is stored under, which some servers change.
+
         Raises:
-            PACSError: it is not stored (`PACSAwayError`: since there is no answer).
+            PACSError: it is not stored (`UnansweredError`: as far as is known; `PACSAwayError`: nor was it sent).
         """
-        with self._asking("storing") as client:
-            client.set_chunk_size(_ONE_CHUNK)
-            try:
-                answer = client.store_instances([ds])
-            finally:
-                client.set_chunk_size(_CHUNK)
-        stored = {str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence") or []}
-        failed = {str(item.get("FailureReason")) for item in answer.get("FailedSOPSequence") or []}
-        if str(ds.SOPInstanceUID) not in stored and (failed or stored):
-            reasons = ", ".join(sorted(failed)) or "no reason"
-            where = self.endpoint.name
-            raise PACSError(f"{where} did not store {ds.SOPInstanceUID} (failure reason {reasons}): see its log")
+        with self._asking("storing"):
+            return storing.store(self._mine(), ds, again=again)
+
+    def _read_metadata(self, what: str, path: str) -> list[Item]:
+        return self._mine().read_metadata(what, f"{path}/metadata")
 
     @contextlib.contextmanager
     def _asking(self, what: str) -> Iterator[DICOMwebClient]:
         """This thread's client; what goes wrong with it becomes a `PACSError`."""
-        where = self.endpoint.name
-        try:
-            yield self._client()
-        except requests.HTTPError as error:
-            status = error.response.status_code if error.response is not None else 0
-            hint = "check the user, password or token" if status in (401, 403) else "see its log"
-            raise PACSError(f"{where} refused {what} with status {status}: {hint}") from error
-        except requests.exceptions.SSLError as error:
-            raise PACSError(
-                f"the certificate of {where} is not trusted: give its authority with {self.endpoint.ca_hint}"
-            ) from error
-        except RetryError as error:
-            status = getattr(error.last_attempt.value, "status_code", 0)
-            raise PACSAwayError(f"{where} answers {what} with status {status}: try again later") from error
-        except ElsewhereError as error:
-            raise PACSError(
-                f"{where} answers {what} with a redirect to elsewhere, which is not followed: correct its address"
-            ) from error
-        except TooMuchError as error:
-            raise PACSError(f"{where} answers {what} without end: is that DICOMweb?") from error
-        except OSError as error:  # all of `requests`' errors are
-            reason = type(error).__name__
-            if isinstance(error, ValueError):  # no JSON
-                raise PACSError(self._no_dicom(what, error)) from error
-            raise PACSAwayError(f"{where} does not answer {what} ({reason}): is it running?") from error
-        except IOPFLError:
-            raise
-        except Exception as error:  # of parsing, which has no common base; its message may quote what a data set holds
-            raise PACSError(self._no_dicom(what, error)) from error
-
-    def _no_dicom(self, what: str, error: Exception) -> str:
-        where, reason = self.endpoint.name, type(error).__name__
-        return f"{where} answered {what} with something else than DICOM ({reason}): is that DICOMweb?"
+        mine = self._mine()
+        with mine.translating(what):
+            try:
+                yield self._local.client
+            except RetryError as error:
+                raise mine.busy(what, getattr(error.last_attempt.value, "status_code", 0)) from error
 
     def close(self) -> None:
         """Close this thread's connections."""
-        session = self._local.__dict__.pop("session", None)
-        if session is not None:
-            session.close()
+        mine = self._local.__dict__.pop("asking", None)
+        if mine is not None:
+            mine.session.close()
             del self._local.client
 
-    def _client(self) -> DICOMwebClient:
-        if not hasattr(self._local, "client"):
-            to = self.endpoint
-            self._local.session = DirectSession(verify=to.verify, headers=to.headers, proxy=to.proxy)
-            self._local.client = self._connect(self._local.session)
-        return self._local.client
+    def _mine(self) -> Asking:
+        """This thread's connections."""
+        if not hasattr(self._local, "asking"):
+            self._local.asking = Asking(self.endpoint)
+            self._local.client = self._connect(self._local.asking.session)
+        return self._local.asking
 
     def _connect(self, session: DirectSession) -> DICOMwebClient:
         to = self.endpoint
@@ -219,19 +144,11 @@ class DICOMweb:
         return client
 
 
+def _without_pixels(ds: Dataset) -> Dataset:
+    ds.pop("PixelData", None)
+    return ds
+
+
 def _to_dataset(item: Mapping[str, Any]) -> Dataset:
     """A data set out of DICOM JSON; what is elsewhere (pixels, large tables) is left empty."""
     return Dataset.from_json(dict(item), bulk_data_uri_handler=lambda *_: None)
-
-
-def _to_series(item: Mapping[str, Any]) -> FoundSeries | None:
-    """A found series, of which only this is looked at: there may be thousands. None where its UIDs are none."""
-    uid, study, modality, count = (_first_value(item, tag) for tag in _SERIES_TAGS)
-    if not (UID.fullmatch(str(uid)) and UID.fullmatch(str(study))):
-        return None
-    return FoundSeries(str(uid), str(study), str(modality), int(count or 0))
-
-
-def _first_value(item: Mapping[str, Any], tag: str) -> Any:
-    """The first value of an element in DICOM JSON (PS3.18 F.2); "" without any."""
-    return next(iter(item.get(tag, {}).get("Value") or []), "")

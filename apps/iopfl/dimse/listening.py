@@ -306,7 +306,8 @@ class Listener:
                     raise PACSError(f"there is no destination {name} in the rules any more")
                 scp = self.settings.scp
                 paths = self.outbox.paths(job.segmentation)
-                send(paths, destination, ae_title=scp.ae_title, timeouts=scp.timeouts)
+                again = job.attempts > 0
+                send(paths, destination, ae_title=scp.ae_title, timeouts=scp.timeouts, again=again)
                 about = {"series": job.series_instance_uid, "instance": job.segmentation, "to": str(destination)}
                 self._record(job.calling_ae_title, "dicom send", about)
             except Exception as error:  # whatever it is, it shall hold up no other segmentation

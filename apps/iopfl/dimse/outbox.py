@@ -73,7 +73,14 @@ class Outbox:
                 path.unlink(missing_ok=True)
 
 
-def send(paths: Sequence[Path], destination: Destination, *, ae_title: str, timeouts: Timeouts | None = None) -> None:
+def send(
+    paths: Sequence[Path],
+    destination: Destination,
+    *,
+    ae_title: str,
+    timeouts: Timeouts | None = None,
+    again: bool = False,
+) -> None:
     """Send instances to a destination, which may have some of them from an attempt before.
 
     Args:
@@ -81,6 +88,7 @@ def send(paths: Sequence[Path], destination: Destination, *, ae_title: str, time
         destination: where to.
         ae_title: our own, for C-STORE.
         timeouts: of the association.
+        again: whether they were sent before: a DICOMweb server gets those alone that it does not have.
 
     Raises:
         AssociationError: a DIMSE peer did not take one.
@@ -89,7 +97,7 @@ def send(paths: Sequence[Path], destination: Destination, *, ae_title: str, time
     if isinstance(destination, Peer):
         _send_by_dimse(paths, destination, ae_title, timeouts)
     else:
-        _send_by_stow(paths, destination)
+        _send_by_stow(paths, destination, again)
 
 
 def _send_by_dimse(paths: Sequence[Path], peer: Peer, ae_title: str, timeouts: Timeouts | None) -> None:
@@ -117,7 +125,7 @@ def _check_stored(answer: Dataset, ds: Dataset, peer: Peer) -> None:
         raise AssociationError(f"{peer}: refused instance {ds.SOPInstanceUID} with the status 0x{status:04X}")
 
 
-def _send_by_stow(paths: Sequence[Path], destination: Stow) -> None:
+def _send_by_stow(paths: Sequence[Path], destination: Stow, again: bool) -> None:
     to = Endpoint(
         destination.url,
         name=str(destination),
@@ -130,4 +138,4 @@ def _send_by_stow(paths: Sequence[Path], destination: Stow) -> None:
     )
     with contextlib.closing(DICOMweb(to)) as server:
         for path in paths:
-            server.store(dcmread(path))
+            server.store(dcmread(path), again=again)

@@ -71,7 +71,7 @@ class PACSDatastore(VersionedDatastore):
         super().__init__(folder, extensions=extensions, follows_folder=False, **options)
         self._pacs = PACS(access)
         self._cache = SeriesCache(folder, self._pacs, limit=cache_bytes)
-        self.outbox = LabelOutbox(self._pacs, self.versions, self._build)
+        self.outbox = LabelOutbox(folder / "outbox.json", self._pacs, self.versions, self._build)
         names = [name for task in self._tasks for name in task.labels]
         self._labels = PACSLabels(folder / "segmentations.json", self._pacs, self.versions, names=names)
         self._asked = filters.get("Modality")
@@ -113,7 +113,12 @@ class PACSDatastore(VersionedDatastore):
     def status(self) -> dict[str, Any]:
         """Counts, and how it stands with the PACS; waits for nobody."""
         self._list.refresh(wait=0)
-        about = {"problem": self._list.problem, "left_out": len(self._left_out), "waiting": self.outbox.count}
+        about = {
+            "problem": self._list.problem,
+            "cannot": self._pacs.cannot,
+            "left_out": len(self._left_out),
+            "waiting": self.outbox.count,
+        }
         return {**super().status(), "pacs": about}
 
     def left_out(self) -> dict[str, str]:

@@ -19,7 +19,8 @@ import yaml
 
 from iopfl.base.errors import ConfigError
 from iopfl.base.private_files import read_secret
-from iopfl.dicomweb.client import DICOMweb, Endpoint, FoundSeries
+from iopfl.dicomweb.client import DICOMweb, Endpoint
+from iopfl.dicomweb.searching import OF_STUDY, FoundSeries
 
 __all__ = ["OF_STUDY", "PACS", "TOKEN_VARIABLE", "FoundSeries", "PACSAccess"]
 
@@ -28,22 +29,6 @@ logger = logging.getLogger(__name__)
 TOKEN_VARIABLE = "IOPFL_PACS_TOKEN"
 """Environment variable of a bearer token; user and password are in MONAI Label's `MONAI_LABEL_DICOMWEB_USERNAME` and
 `_PASSWORD`."""
-
-OF_STUDY = (
-    "AccessionNumber",
-    "ModalitiesInStudy",
-    "PatientBirthDate",
-    "PatientID",
-    "PatientName",
-    "PatientSex",
-    "ReferringPhysicianName",
-    "StudyDate",
-    "StudyDescription",
-    "StudyID",
-    "StudyInstanceUID",
-    "StudyTime",
-)
-"""Keywords that say the same of an image and of its segmentations (PS3.18, 10.6.1); others are of one series."""
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,76 @@
-"""Labels on their way into the PACS: what it does not take is kept, and offered again until it does."""
+"""Labels on their way into the PACS: what it does not take is kept, and offered again, after ever longer pauses.
+
+What it refused so often that it will not take it is set aside, with the reason, until an administrator offers it again.
+A PACS that does not answer refuses nothing.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from monailabel.interfaces.exception import MONAILabelException
 from pydicom import Dataset, dcmread
 
-from iopfl.base.errors import IOPFLError, PACSAwayError
-from iopfl.base.files import replacing
+from iopfl.base.errors import IOPFLError, PACSAwayError, PACSError
+from iopfl.base.files import replacing, write_bytes
+from iopfl.dicomweb.client import UnansweredError
 from iopfl.lib.label_log import RECOVERED, SUBMITTED, LabelVersion
 from iopfl.lib.pacs import PACS
 from iopfl.lib.versions import VersionStore
 
 logger = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 15.0
+ATTEMPTS = 30
+"""That a PACS refuses, or leaves without an answer, before a label is set aside: with these pauses, in a day."""
+_RETRY_SECONDS, _LONGEST_PAUSE = 15.0, 3600.0
+"""After a first failure, doubled after each further one, up to the longest."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How often a version failed to be stored, and why.
+
+    Attributes:
+        attempts: so far.
+        due: when it is offered again, seconds of the epoch.
+        reason: of the last one.
+    """
+
+    attempts: int
+    due: float
+    reason: str
+
+    @property
+    def is_set_aside(self) -> bool:
+        """Whether it is not offered again by itself."""
+        return self.attempts >= ATTEMPTS
 
 
 class LabelOutbox:
     """Submitted versions that the PACS has not taken yet; they are those that the versions' logs say so of."""
 
-    def __init__(self, pacs: PACS, versions: VersionStore, build: Callable[[str, LabelVersion], Dataset]) -> None:
+    def __init__(
+        self, file: Path, pacs: PACS, versions: VersionStore, build: Callable[[str, LabelVersion], Dataset]
+    ) -> None:
         """Args:
+        file: where failures are kept; without it, what was set aside is offered again.
         pacs: where labels go.
         versions: the versions of all images' labels.
         build: makes the SEG of an image's version.
         """
+        self._file = file
         self._pacs = pacs
         self._versions = versions
         self._build = build
         self._known: set[tuple[str, int]] = set()
+        self._lock = threading.Lock()
+        self._failures = _read(file)
 
     @property
     def count(self) -> int:
@@ -47,6 +85,10 @@ class LabelOutbox:
             found += [(image, version.number) for version in new if self._is_ours(image, version)]
         self._known = set(found)
         return found
+
+    def failure(self, image: str, number: int) -> Failure | None:
+        """How a version failed to be stored, if it did."""
+        return self._failures.get((image, number))
 
     def _is_ours(self, image: str, version: LabelVersion) -> bool:
         """Whether a version was submitted here; if the log has lost that, its SEG that waits still tells."""
@@ -67,18 +109,22 @@ class LabelOutbox:
                 return
             self._known |= {(image, number)}
             file = self._versions.segmentation_file(image, number)
-            if not file.is_file():
+            may_be_there = file.is_file()
+            if not may_be_there:
                 ds = self._build(image, version)
                 with replacing(file) as temporary:
                     ds.save_as(temporary, enforce_file_format=True)
             ds = dcmread(file)
             if version.sop_instance_uid != ds.SOPInstanceUID:
                 self._versions.note(image, "segmentation", number=number, sop_instance_uid=str(ds.SOPInstanceUID))
-            self._pacs.store(ds)
+            uid = self._pacs.store(ds, again=may_be_there)
+            if uid != ds.SOPInstanceUID:
+                self._versions.note(image, "segmentation", number=number, sop_instance_uid=uid)
             self._versions.note(image, "stored", number=number)
             file.unlink()
             self._known -= {(image, number)}
-        logger.info("version %d of %s is in the PACS as %s", number, image, ds.SOPInstanceUID)
+            self._note(image, number, None)
+        logger.info("version %d of %s is in the PACS as %s", number, image, uid)
 
     def offer(self, image: str, number: int) -> None:
         """Store a version, or say in the log why it waits.
@@ -88,21 +134,70 @@ class LabelOutbox:
         """
         try:
             self.store(image, number)
-        except PACSAwayError:
-            raise
         except Exception as error:  # whatever is the matter with one label keeps no other from the PACS
+            if isinstance(error, PACSAwayError) and not isinstance(error, UnansweredError):
+                raise
             foreseen = isinstance(error, IOPFLError | MONAILabelException)
-            reason = getattr(error, "msg", None) or error if foreseen else type(error).__name__  # may name a patient
-            logger.warning("version %d of %s waits for the PACS: %s", number, image, reason)
+            reason = (
+                str(getattr(error, "msg", None) or error) if foreseen else type(error).__name__
+            )  # may name a patient
+            self._fail(image, number, reason, may_give_up=isinstance(error, PACSError))
+            if isinstance(error, PACSAwayError):
+                raise
+
+    def offer_again(self, image: str, number: int) -> None:
+        """Store a version that was set aside, or is not due; raises as `store`."""
+        self._note(image, number, None)
+        try:
+            self.offer(image, number)
+        except PACSAwayError as error:
+            logger.warning("version %d of %s waits for the PACS: %s", number, image, error)
 
     def run(self) -> None:
         """Offer what waits, again and again, as long as the process lives."""
         while True:
             try:
                 for image, number in self.waiting():
-                    self.offer(image, number)
+                    failure = self.failure(image, number)
+                    if failure is None or (not failure.is_set_aside and failure.due <= time.time()):
+                        self.offer(image, number)
             except PACSAwayError:
                 pass
             except (IOPFLError, OSError) as error:
                 logger.warning("what waits for the PACS cannot be read: %s", error)
             time.sleep(_RETRY_SECONDS)
+
+    def _fail(self, image: str, number: int, reason: str, *, may_give_up: bool) -> None:
+        before = self.failure(image, number)
+        attempts = 1 + (before.attempts if before else 0)
+        attempts = attempts if may_give_up else min(attempts, ATTEMPTS - 1)
+        pause = min(_RETRY_SECONDS * 2 ** (attempts - 1), _LONGEST_PAUSE)
+        failure = Failure(attempts, time.time() + pause, reason)
+        self._note(image, number, failure)
+        if failure.is_set_aside:
+            logger.error(
+                "version %d of %s is set aside after %d attempts, until an administrator offers it again: %s",
+                *(number, image, attempts, reason),
+            )
+        else:
+            logger.warning("version %d of %s waits for the PACS: %s", number, image, reason)
+
+    def _note(self, image: str, number: int, failure: Failure | None) -> None:
+        with self._lock:
+            if self._failures.get((image, number)) == failure:
+                return
+            self._failures.pop((image, number), None)
+            if failure is not None:
+                self._failures[image, number] = failure
+            kept = [[*key, asdict(value)] for key, value in self._failures.items()]
+            try:
+                write_bytes(self._file, json.dumps(kept).encode())
+            except OSError as error:  # a full disk: known until the next start
+                logger.warning("how often labels were refused is not kept: %s", error.strerror)
+
+
+def _read(file: Path) -> dict[tuple[str, int], Failure]:
+    try:
+        return {(image, number): Failure(**about) for image, number, about in json.loads(file.read_bytes())}
+    except (OSError, ValueError, TypeError):  # none, of another version, or damaged
+        return {}

@@ -10,7 +10,7 @@ from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance
 from pydantic import BaseModel, Field
 
-from iopfl.access.roles import for_annotator, for_reviewer, for_user
+from iopfl.access.roles import for_admin, for_annotator, for_reviewer, for_user
 from iopfl.base.errors import LabelVersionError
 from iopfl.lib.annotators import name_annotator, tell_annotators
 from iopfl.lib.dicomweb import PACSDatastore
@@ -54,7 +54,7 @@ def describe_all(store: Store, user: Annotated[User, Depends(for_user)]) -> Resp
     }
     if isinstance(store, PACSDatastore):
         about["left_out"] = [{"image": image, "reason": reason} for image, reason in sorted(store.left_out().items())]
-        about["waiting"] = [{"image": image, "version": number} for image, number in store.outbox.waiting()]
+        about["waiting"] = [_describe_waiting(store, image, number) for image, number in store.outbox.waiting()]
         about["pacs"] = store.status()["pacs"]
     return JSONResponse(about, headers=_HEADERS)
 
@@ -72,6 +72,21 @@ def download(image: str, number: int, store: Store) -> FileResponse:
     except LabelVersionError as error:
         raise HTTPException(404, str(error)) from error
     return FileResponse(file, media_type="application/octet-stream", filename=f"{image}-{file.name}", headers=_HEADERS)
+
+
+@router.post(
+    "/{image}/versions/{number}/store",
+    summary="Offer a label to the PACS again that it refused",
+    dependencies=[Depends(for_admin)],
+)
+def offer_again(image: str, number: int, store: Store) -> Response:
+    """Gives the label as `waiting` does where the PACS refuses it once more, and null where it has it."""
+    if not isinstance(store, PACSDatastore) or (image, number) not in store.outbox.waiting():
+        raise HTTPException(404, f"no version {number} of {image} waits for a PACS")
+    store.outbox.offer_again(image, number)
+    is_waiting = (image, number) in store.outbox.waiting()
+    about = _describe_waiting(store, image, number) if is_waiting else None
+    return JSONResponse({"waiting": about}, headers=_HEADERS)
 
 
 @router.post("/{image}/undo", summary="Take back the newest label of one's own")
@@ -102,6 +117,17 @@ def _answer(image: str, store: VersionedDatastore) -> Response:
         },
         headers=_HEADERS,
     )
+
+
+def _describe_waiting(store: PACSDatastore, image: str, number: int) -> dict[str, Any]:
+    failure = store.outbox.failure(image, number)
+    return {
+        "image": image,
+        "version": number,
+        "attempts": failure.attempts if failure else 0,
+        "reason": failure.reason if failure else "",
+        "is_set_aside": failure is not None and failure.is_set_aside,
+    }
 
 
 def _describe(version: LabelVersion, history: History) -> dict[str, Any]:

@@ -67,8 +67,9 @@ function tell(problem) {
 async function start() {
   try {
     let me;
-    const pacs = loadJson("labels").then(showPacs); // also where the images cannot be listed
-    [status, { images }, me] = await Promise.all([loadJson("status"), loadJson("images"), loadJson("me"), pacs]);
+    const who = loadJson("me");
+    const pacs = Promise.all([loadJson("labels"), who]).then(showPacs); // also where the images cannot be listed
+    [status, { images }, me] = await Promise.all([loadJson("status"), loadJson("images"), who, pacs]);
     find("who").hidden = !me.name;
     find("who").firstElementChild.textContent = me.name;
   } catch (problem) {
@@ -125,15 +126,36 @@ function describeRound(last) {
 }
 
 /** How it stands with the PACS, if this server works on one. */
-function showPacs({ pacs, left_out: leftOut, waiting }) {
+function showPacs([{ pacs, left_out: leftOut, waiting }, me]) {
   if (!pacs) return;
-  const list = (summary, lines) => lines.length && make("details", {}, make("summary", {}, summary), make("ul", {}, ...lines.map((line) => make("li", {}, line))));
+  const list = (summary, lines) => lines.length && make("details", {}, make("summary", {}, summary), make("ul", {}, ...lines.map((line) => make("li", {}, ...[line].flat()))));
+  const label = ({ image, version, reason }) => `Series ${image}, version ${version}${reason ? `: ${reason}` : ""}`;
+  const mayOffer = me.authentication === "off" || me.roles.some((role) => role.endsWith("admin"));
+  const offer = (one) => mayOffer && make("button", {
+    type: "button",
+    onclick: async ({ target }) => {
+      target.disabled = true;
+      try {
+        const { waiting: left } = await loadJson(`labels/${encodeURIComponent(one.image)}/versions/${one.version}/store`, {}, { method: "POST" });
+        if (!left) target.replaceWith("The PACS has it now.");
+        else target.before(`Still not: ${left.reason} `);
+      } catch (problem) {
+        tell(problem);
+      }
+      target.disabled = false;
+    },
+  }, "Offer it again");
+  const aside = waiting.filter((one) => one.is_set_aside);
+  const offered = waiting.filter((one) => !one.is_set_aside);
   const parts = [
     pacs.problem
       ? make("div", { className: "problem" }, make("p", {}, "The PACS does not answer as it should. What is listed here is what it had last."), make("small", {}, pacs.problem))
       : make("p", {}, "The PACS answers."),
-    list(`${plural(waiting.length, "submitted label")} not in the PACS yet: kept on this server, which offers them again until the PACS takes them`,
-      waiting.map(({ image, version }) => `Series ${image}, version ${version}`)),
+    ...(pacs.cannot ?? []).map((line) => make("p", { className: "soft" }, `The PACS ${line}.`)),
+    list(`${plural(aside.length, "submitted label")} that the PACS refused: kept on this server, and not offered again until an administrator does`,
+      aside.map((one) => [`${label(one)} `, offer(one) || ""])),
+    list(`${plural(offered.length, "submitted label")} not in the PACS yet: kept on this server, which offers them again until the PACS takes them`,
+      offered.map(label)),
     list(`${leftOut.length} series left out: no images to segment`, leftOut.map(({ image, reason }) => `Series ${image}: ${reason}`)),
   ];
   find("pacs").append(...parts.filter(Boolean));

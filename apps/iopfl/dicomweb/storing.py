@@ -1,0 +1,115 @@
+"""Storing an instance (STOW-RS, PS3.18 10.5): what a server's answer says of it, where it says something."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from io import BytesIO
+
+from pydicom import Dataset, dcmwrite
+
+from iopfl.base.errors import PACSAwayError, PACSError
+from iopfl.dicomweb.answers import Item, find_items, first_value
+from iopfl.dicomweb.asking import Asking, RefusedError
+
+logger = logging.getLogger(__name__)
+
+_WHAT = "storing"
+_STORED, _FAILED = "00081199", "00081198"
+_UID, _REASON, _WARNING = "00081155", "00081197", "00081196"
+_DUPLICATE = 0x0111
+"""Failure reason: the instance is there already (PS3.18, 10.5.3.2)."""
+_ACCEPTED = 202  # which promises nothing
+
+
+def store(asking: Asking, ds: Dataset, *, again: bool) -> str:
+    """Store an instance; the same one again is no fault.
+
+    Args:
+        asking: the server.
+        ds: the instance, with its file meta information.
+        again: whether it was sent before: then it is searched for, and sent only if it is not there.
+
+    Returns:
+        The SOP Instance UID that it is stored under, which some servers change.
+
+    Raises:
+        PACSError: it is not stored (`UnansweredError`: as far as is known; `PACSAwayError`: nor was it sent).
+    """
+    uid, name = str(ds.SOPInstanceUID), asking.endpoint.name
+    if again and find(asking, ds):
+        return uid
+    try:
+        answer = asking.post(_WHAT, "/studies", *_to_body(ds))
+    except RefusedError as error:
+        if error.status in (401, 403):
+            raise
+        if any(_code(item, _REASON) == _DUPLICATE for item in _items_of(error.items, _FAILED)) or find(asking, ds):
+            return uid  # it was there
+        reasons = _reasons(error.items)
+        raise PACSError(f"{error}{f' (failure reason {reasons})' if reasons else ''}") from error
+    stored, failed = _items_of(answer.items, _STORED), _items_of(answer.items, _FAILED)
+    for item in stored:
+        if _code(item, _WARNING):
+            logger.warning("%s stored %s with the warning 0x%04X", name, uid, _code(item, _WARNING))
+    uids = [str(first_value(item, _UID)).strip() for item in stored]
+    if uid in uids:
+        return uid
+    if len(uids) == 1 and not failed:
+        logger.warning("%s stored %s under another SOP Instance UID, %s", name, uid, uids[0])
+        return uids[0]
+    says_nothing = answer.is_dicom and not failed and answer.status != _ACCEPTED
+    if says_nothing or any(_code(item, _REASON) == _DUPLICATE for item in failed):
+        return uid
+    is_there = find(asking, ds)
+    if is_there or (is_there is None and not failed and answer.is_dicom):
+        return uid
+    reasons = _reasons(answer.items) or "no reason"
+    raise PACSError(f"{name} did not store {uid} (failure reason {reasons}): see its log")
+
+
+def find(asking: Asking, ds: Dataset) -> bool | None:
+    """Whether a server has an instance; None = it cannot be asked.
+
+    Raises:
+        PACSAwayError: it does not answer.
+    """
+    uid = str(ds.SOPInstanceUID)
+    study, series = f"/studies/{ds.StudyInstanceUID}", f"/series/{ds.SeriesInstanceUID}"
+    for path, filters in ((f"{study}{series}/instances", {}), ("/instances", {"SOPInstanceUID": uid})):
+        try:
+            found = asking.search("a search for an instance", path, filters)
+        except PACSAwayError:
+            raise
+        except PACSError:  # it has no such search, or nothing of that series
+            continue
+        return any(str(first_value(item, "00080018")).strip() == uid for item in found)
+    return None
+
+
+def _to_body(ds: Dataset) -> tuple[bytes, str]:
+    """One part, and its type; the length is known beforehand, which every server understands."""
+    boundary = uuid.uuid4().hex
+    with BytesIO() as buffer:
+        buffer.write(f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode())
+        with BytesIO() as part:
+            dcmwrite(part, ds, enforce_file_format=True)
+            buffer.write(part.getvalue())
+        buffer.write(f"\r\n--{boundary}--".encode())
+        return buffer.getvalue(), f'multipart/related; type="application/dicom"; boundary="{boundary}"'
+
+
+def _items_of(items: list[Item], tag: str) -> list[Item]:
+    return [item for answer in items for item in find_items(answer, tag)]
+
+
+def _code(item: Item, tag: str) -> int:
+    try:
+        return int(first_value(item, tag) or 0)
+    except (TypeError, ValueError):
+        return 0
+
+
+def _reasons(items: list[Item]) -> str:
+    codes = {_code(item, _REASON) for item in _items_of(items, _FAILED)}
+    return ", ".join(map(str, sorted(code for code in codes if code)))

@@ -1,0 +1,127 @@
+"""A PACS as it is, as the datastore: what it cannot do is said, and nothing is offered to it for ever."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from dicomio.phantoms import build_slices, volume
+from dicomweb.odd_server import FAILED, JSON, OddServer, odd_server, receipt
+from iopfl.lib import pacs_outbox
+
+from .archive import SERIES, SHAPE, columns_of, draw, until
+
+
+@pytest.fixture
+def odd() -> Iterator[OddServer]:
+    """A PACS with two series, and no habits yet."""
+    with odd_server() as server:
+        for number, name in enumerate(("first", "second")):
+            server.add(build_slices(volume(SHAPE, seed=number), series=name))
+        yield server
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr(pacs_outbox, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(pacs_outbox, "ATTEMPTS", 3)
+
+
+def refuse(odd: OddServer, *, status: int = 200) -> None:
+    """Fail to store, for no reason that could be helped."""
+    odd.stow = lambda ds: (status, json.dumps(receipt(ds, tag=FAILED, reason=0x0110)).encode(), JSON)
+
+
+def submit(store, folder, columns: slice = slice(2, 6)):
+    drawn = draw(folder / "drawn.nii.gz", columns, store.get_image_uri(SERIES[0]))
+    return store.submit(SERIES[0], drawn, {"client_id": "ann"})
+
+
+def keep_offering(store) -> None:
+    threading.Thread(target=store.outbox.run, daemon=True).start()
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_what_a_pacs_cannot_do_is_a_line_of_its_status(odd, open_store, caplog, status):
+    odd.before = lambda method, path, query: (status, b"", "") if path == "/series" else None
+    store = open_store(odd.url)
+    assert sorted(store.list_images()) == sorted(SERIES)
+    about = store.status()["pacs"]
+    assert about["problem"] == "" and len(about["cannot"]) == 1 and "study by study" in about["cannot"][0]
+    assert sum("study by study" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("status", [202, 405])
+def test_a_label_that_a_pacs_refuses_is_set_aside_and_offered_again_by_an_administrator(
+    odd, open_store, tmp_path, caplog, status
+):
+    refuse(odd, status=status)
+    store = open_store(odd.url)
+    assert not submit(store, tmp_path).is_stored
+    keep_offering(store)
+    until(lambda: store.outbox.failure(SERIES[0], 1).is_set_aside, "the label to be set aside")
+    again = open_store(odd.url)
+    keep_offering(again)
+    assert odd.count("POST") == 3 and again.outbox.failure(SERIES[0], 1).is_set_aside, "after a restart too"
+    assert "did not store" in again.outbox.failure(SERIES[0], 1).reason or str(status) in caplog.text
+    assert "set aside after 3 attempts, until an administrator offers it again" in caplog.text
+    assert [columns_of(pair["label"]) for pair in again.datalist()] == [[2, 3, 4, 5]], "it trains all the same"
+    again.outbox.offer_again(SERIES[0], 1)
+    until(lambda: odd.count("POST") == 6 and again.outbox.failure(SERIES[0], 1).is_set_aside, "three more attempts")
+    odd.stow = odd.keep
+    again.outbox.offer_again(SERIES[0], 1)
+    assert again.outbox.waiting() == [] and again.outbox.failure(SERIES[0], 1) is None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_pacs_that_does_not_answer_refuses_nothing(odd, open_store, tmp_path):
+    refuse(odd)
+    store = open_store(odd.url)
+    submit(store, tmp_path)
+    odd.before = lambda *_: (503, b"", "")
+    keep_offering(store)
+    asked = len(odd.asked)
+    until(lambda: len(odd.asked) > asked + 10, "some more attempts")
+    assert store.outbox.failure(SERIES[0], 1).attempts == 1
+    odd.before, odd.stow = lambda *_: None, odd.keep
+    until(lambda: not store.outbox.waiting(), "the label to be stored")
+
+
+def test_a_segmentation_that_a_pacs_renames_is_no_second_version(odd, open_store, tmp_path):
+    def rename(ds):
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+        return odd.keep(ds)
+
+    odd.stow = rename
+    store = open_store(odd.url)
+    assert submit(store, tmp_path).sop_instance_uid == "1.2.3.4" and store.outbox.waiting() == []
+    until(lambda: store.list_images() and store._labels._known, "the segmentation to be seen")
+    assert len(store.history(SERIES[0]).versions) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_page_lists_what_was_set_aside_and_offers_it_again(odd, open_store, tmp_path, monkeypatch):
+    from iopfl.web import label_routes
+
+    app = FastAPI()
+    app.include_router(label_routes.router)
+    store = open_store(odd.url)
+    app.dependency_overrides[label_routes.find_store] = lambda: store
+    client = TestClient(app)
+    refuse(odd)
+    submit(store, tmp_path)
+    for _ in range(2):
+        store.outbox.offer(SERIES[0], 1)
+    about = label_routes._describe_waiting(store, SERIES[0], 1)
+    assert (about["is_set_aside"], about["attempts"]) == (True, 3) and "failure reason 272" in about["reason"]
+    path = f"/iopfl/labels/{SERIES[0]}/versions/1/store"
+    assert client.post(path).json()["waiting"]["attempts"] == 1
+    odd.stow = odd.keep
+    assert client.post(path).json() == {"waiting": None}
+    assert client.post(path).status_code == 404

@@ -1,0 +1,398 @@
+"""Servers that do not all that QIDO-RS, WADO-RS and STOW-RS ask for: what can be had is had, and the rest is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+
+from dicomweb.odd_server import FAILED, JSON, OddServer, multipart, odd_server, receipt, to_xml
+from dimse.nodes import make_slices
+from iopfl.base.errors import PACSAwayError, PACSError
+from iopfl.dicomio.series import read_series
+from iopfl.dicomweb.client import DICOMweb, Endpoint, UnansweredError
+from iopfl.dimse.outbox import send
+from iopfl.dimse.rules import Stow
+
+MR = {"Modality": "MR"}
+NAMES = ("one", "two", "three", "four", "five")
+
+
+@pytest.fixture
+def server() -> Iterator[OddServer]:
+    """Five series of MR, of a study each, and one of CT."""
+    with odd_server() as server:
+        for name in NAMES:
+            server.add(make_slices(2, series=name))
+        computed = make_slices(2, series="computed")
+        for ds in computed:
+            ds.Modality = "CT"
+        server.add(computed)
+        yield server
+
+
+@pytest.fixture
+def client(server) -> Iterator[DICOMweb]:
+    with closing(DICOMweb(Endpoint(server.url, name="the PACS", attempts=1))) as client:
+        yield client
+
+
+def refuse(*statuses_and_conditions) -> Callable:
+    """Answers requests to which a condition applies with its status."""
+
+    def before(method, path, query):
+        for status, applies in statuses_and_conditions:
+            if applies(method, path, query):
+                return status, b"refused", "text/plain"
+        return None
+
+    return before
+
+
+def all_series(method, path, query) -> bool:
+    return path == "/series"
+
+
+def names_of(client, **filters) -> list[int]:
+    return sorted(series.instances for series in client.find_series({**MR, **filters}, limit=100))
+
+
+def without(*tags) -> Callable:
+    return lambda item: {tag: element for tag, element in item.items() if tag not in tags}
+
+
+ODD_SEARCHES = {
+    "refuses more than 3": refuse((400, lambda m, p, q: int(q.get("limit", 100)) > 3)),
+    "too large for 413": refuse((413, lambda m, p, q: int(q.get("limit", 100)) > 100)),
+    "refuses any limit": refuse((400, lambda m, p, q: "limit" in q)),
+    "refuses an offset": refuse((400, lambda m, p, q: "offset" in q)),
+    "refuses further fields": refuse((400, lambda m, p, q: "includefield" in q)),
+    "has no search over all series": refuse((404, all_series)),
+    "wants the study": refuse((400, all_series)),
+    "does not implement it": refuse((501, all_series)),
+    "knows no modalities of a study": refuse((404, all_series), (400, lambda m, p, q: "ModalitiesInStudy" in q)),
+}
+
+
+@pytest.mark.parametrize("habit", ODD_SEARCHES)
+def test_series_are_found_however_a_server_can_be_asked_and_it_is_remembered(server, client, habit):
+    server.before = ODD_SEARCHES[habit]
+    assert names_of(client) == [2] * 5
+    assert len(client.cannot) <= 1 and all(len(line) < 150 for line in client.cannot), client.cannot
+    first = len(server.asked)
+    assert names_of(client) == [2] * 5
+    assert len(server.asked) - first <= 1 + 5 + 1, "what was found out is not tried again"
+
+
+@pytest.mark.parametrize(
+    ("form", "found"),
+    [
+        ("200 with nothing", (200, b"", "")),
+        ("204", (204, b"", "")),
+        ("an empty list", (200, b"[]", JSON)),
+        ("404", (404, b"no series", "text/plain")),
+    ],
+)
+def test_nothing_is_found_in_many_forms(server, client, form, found):
+    server.before = lambda method, path, query: found if query.get("Modality") == "SEG" else None
+    assert client.find_series({"Modality": "SEG"}, limit=9) == [] and client.cannot == []
+
+
+def test_no_address_at_all_is_no_empty_pacs(server, client):
+    server.before = lambda *_: (404, b"", "")
+    with pytest.raises(PACSError, match="refused a search for series with status 404"):
+        client.find_series(MR, limit=9)
+
+
+@pytest.mark.parametrize("status", [500, 502])
+def test_what_failed_once_is_asked_again(server, client, status):
+    server.before = refuse((status, all_series))
+    assert names_of(client) == [2] * 5
+    server.before = lambda *_: None
+    server.asked.clear()
+    assert names_of(client) == [2] * 5 and {path for _, path, _ in server.asked} == {"/series"}
+
+
+def test_pages_are_followed_where_there_are_any(server, client):
+    client._search._page = 2
+    assert names_of(client) == [2] * 5
+    server.asked.clear()
+    server.before = lambda method, path, query: query.update(offset="0")  # the first page again and again
+    assert names_of(client) == [2] * 5 and len(server.asked) == 3, "and then all at once"
+    assert names_of(client) == [2] * 5 and len(server.asked) == 5
+    assert client.cannot == []
+    server.before = lambda method, path, query: query.update({"offset": "0", "limit": "2"})
+    assert len(names_of(client)) == 2
+    assert "the first 2 series alone" in client.cannot[0]
+
+
+def test_a_server_that_knows_neither_limit_nor_offset_is_asked_twice(server, client):
+    server.before = lambda method, path, query: query.update({"offset": "0", "limit": "99"})
+    assert names_of(client) == [2] * 5 and len(server.asked) == 2 and client.cannot == []
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5])
+def test_pages_smaller_than_asked_for_are_followed_too(server, client, most):
+    server.before = lambda method, path, query: query.update(limit=str(most))
+    assert names_of(client) == [2] * 5 and client.cannot == []
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        ({}, 5),
+        ({"SeriesDescription": "t2*"}, 2),
+        ({"BodyPartExamined": "PROSTATE"}, 1),
+        ({"StudyInstanceUID": "5"}, 0),
+        ({"00080060": "MR"}, 5),
+    ],
+)
+def test_what_a_server_should_not_have_found_is_left_out(server, client, filters, found):
+    described = iter(["T2 axial", "T1", "t2 coronal", "", "ADC"])
+    parts = iter(["BRAIN", "PROSTATE", "ABDOMEN", "KNEE", "HIP"])
+    for name in NAMES:
+        description, part = next(described), next(parts)
+        for ds in server.instances.values():
+            if ds.SeriesInstanceUID == make_slices(1, series=name)[0].SeriesInstanceUID:
+                ds.SeriesDescription, ds.BodyPartExamined = description, part
+    server.before = lambda method, path, query: [query.pop(key, None) for key in list(query)] and None
+    asked = client.find_series({**MR, **filters}, limit=100)
+    if "StudyInstanceUID" not in filters:
+        assert {series.modality for series in asked} <= {"MR"}
+    # What an empty description is like cannot be known.
+    assert len(asked) - (filters.get("SeriesDescription") is not None) == found
+    assert "ignores the filter" in client.cannot[0]
+    assert not any("t2" in line for line in client.cannot), "its value may be a patient's"
+
+
+def test_a_series_without_its_study_is_found_by_studies(server, client):
+    server.change = without("0020000D")
+    server.before = lambda method, path, query: None
+    with pytest.raises(PACSError, match=r"without their Study Instance UID"):
+        server.before = refuse((404, lambda m, p, q: p.startswith("/studies")))
+        client.find_series(MR, limit=9)
+    server.before = lambda *_: None
+    server.change = lambda item: without("0020000D")(item) if "0020000E" in item else item
+    found = client.find_series(MR, limit=9)
+    assert {series.study for series in found} == {make_slices(1, series=n)[0].StudyInstanceUID for n in NAMES}
+    assert "study by study" in client.cannot[0]
+
+
+def test_studies_that_did_not_change_are_not_asked_again(server, client):
+    server.before = refuse((404, all_series))
+    names_of(client)
+    server.asked.clear()
+    names_of(client)
+    assert [path for _, path, _ in server.asked] == ["/studies"] * 2
+    server.add(make_slices(3, series="one"))
+    assert names_of(client) == [2, 2, 2, 2, 3]
+
+
+def in_json(
+    change: Callable = lambda item: item, *, kind: str = JSON, encoding: str = "utf-8", times: int = 1
+) -> Callable:
+    """Data sets in JSON, changed."""
+    return lambda items: (json.dumps([change(i) for i in items * times], ensure_ascii=False).encode(encoding), kind)
+
+
+def in_parts(items) -> tuple[bytes, str]:
+    head = "--x\r\nContent-Type: application/dicom+xml\r\n\r\n"
+    return "".join(f"{head}{xml}\r\n" for xml in to_xml(items)).encode() + b"--x--", "multipart/related; boundary=x"
+
+
+def with_nulls(item):
+    return {**item, "0008103E": {"vr": "LO", "Value": [None]}, "00081030": {"vr": "LO", "Value": None}}
+
+
+ODD_FORMS = {
+    "small letters": in_json(lambda item: {tag.lower(): element for tag, element in item.items()}),
+    "null": in_json(lambda item: {**item, "00081030": None, "00200011": {"vr": "IS"}}),
+    "null values": in_json(with_nulls),
+    "no media type": in_json(kind=""),
+    "another media type": in_json(kind="text/html"),
+    "a byte order mark": in_json(encoding="utf-8-sig"),
+    "text that is no UTF-8": in_json(
+        lambda item: {**item, "00081030": {"vr": "LO", "Value": ["B\xf6se"]}}, encoding="latin-1"
+    ),
+    "twice": in_json(times=2),
+    "XML": lambda items: (f"<results>{''.join(to_xml(items))}</results>".encode(), "application/dicom+xml"),
+    "XML in parts": in_parts,
+}
+
+
+@pytest.mark.parametrize("form", ODD_FORMS)
+def test_answers_in_any_form_are_read(server, client, form):
+    server.write = ODD_FORMS[form]
+    assert names_of(client) == [2] * 5 and client.cannot == []
+    series = client.find_series(MR, limit=1)[0]
+    assert client.read_first_header(series).SOPClassUID == make_slices(1)[0].SOPClassUID
+    assert {str(ds.PatientName) for ds in client.read_headers(series)}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html><body>Please sign in</body></html>",
+        b"<!DOCTYPE html><html></html>",
+        b'<!DOCTYPE x [<!ENTITY a "aaaa">]><NativeDicomModel/>',
+        '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE x><NativeDicomModel/>'.encode("utf-16"),
+        b'{"error": "no session"}',
+        b"[1, 2]",
+        b"[" * 50_000,
+        b"OK",
+        b'[{"0020000D": 7}]',
+    ],
+)
+def test_what_is_no_dicom_is_said_to_be_none(server, client, body):
+    server.before = lambda *_: (200, body, JSON)
+    with pytest.raises(PACSError, match="something else than DICOM"):
+        client.find_series(MR, limit=9)
+
+
+def test_counts_that_are_none_or_wrong_leave_the_series(server, client):
+    for value in ("2", "two", -1, None, [], 2.0):
+        server.change = lambda item, value=value: {**item, "00201209": {"vr": "IS", "Value": [value]}}
+        assert names_of(client) in ([2] * 5, [0] * 5)
+
+
+def test_wado_without_headers_or_whole_series_still_gives_the_images(server, client, tmp_path):
+    (series, *_) = client.find_series(MR, limit=1)
+    ours = [ds for ds in server.instances.values() if ds.SeriesInstanceUID == series.uid]
+    refusals = {
+        "no headers": refuse((501, lambda m, p, q: p.endswith("/metadata"))),
+        "one by one": refuse((406, lambda m, p, q: p.endswith(series.uid))),
+        "the first alone": lambda m, p, q: (200, *multipart(ours[:1])) if p.endswith(series.uid) else None,
+        "a zip": lambda m, p, q: (200, b"PK\3\4" + bytes(99), "application/zip") if p.endswith(series.uid) else None,
+    }
+    for number, before in enumerate(refusals.values()):
+        server.before = before
+        assert client.read_first_header(series).SOPClassUID == ours[0].SOPClassUID
+        assert len(client.read_headers(series)) == 2
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for ds in client.retrieve(series):
+            ds.save_as(folder / f"{ds.InstanceNumber}.dcm", enforce_file_format=True)
+        assert read_series(folder).shape[2] == 2
+    server.before = refuse((406, lambda m, p, q: series.uid in p and not p.endswith("/instances")))
+    with pytest.raises(PACSError, match="refused a series with status 406"):
+        list(client.retrieve(series))
+
+
+# ---- storing ----
+
+
+def says(status: int, body: bytes = b"", kind: str = JSON, *, keeps: bool = True) -> Callable:
+    def make(server: OddServer) -> Callable:
+        def stow(ds):
+            if keeps:
+                server.add([ds])
+            return status, body, kind
+
+        return stow
+
+    return make
+
+
+def answers(status: int, *, keeps: bool = True, **about) -> Callable:
+    def make(server: OddServer) -> Callable:
+        def stow(ds):
+            if keeps:
+                server.add([ds])
+            return status, json.dumps(receipt(ds, **about)).encode(), JSON
+
+        return stow
+
+    return make
+
+
+def in_xml(server: OddServer) -> Callable:
+    def stow(ds):
+        server.add([ds])
+        return 200, to_xml([receipt(ds)])[0].encode(), "application/dicom+xml"
+
+    return stow
+
+
+STORED_ALL_THE_SAME = {
+    "XML": in_xml,
+    "XML that says nothing": says(200, b"<NativeDicomModel/>", "application/dicom+xml"),
+    "nothing": says(200),
+    "204": says(204),
+    "a page": says(200, b"<html>stored</html>", "text/html"),
+    "202": says(202),
+    "a list": says(200, b"[{}]"),
+    "with a warning": answers(202, reason=0xB000),
+    "exists, by status": says(409, b"exists", "text/plain"),
+    "exists, by reason": answers(409, tag=FAILED, reason=0x0111, keeps=False),
+    "failed, but is there": answers(200, tag=FAILED, reason=0x0110),
+    "refuses what it has": says(400, b"duplicate", "text/plain"),
+    "fails after it has it": says(500),
+}
+NOT_STORED = {
+    "failed": answers(200, tag=FAILED, reason=0x0110, keeps=False),
+    "failed, 202": answers(202, tag=FAILED, reason=0x0110, keeps=False),
+    "conflict": answers(409, tag=FAILED, reason=0x0110, keeps=False),
+    "a page to sign in": says(200, b"<html>sign in</html>", "text/html", keeps=False),
+    "202, and nothing comes": says(202, keeps=False),
+    "takes nothing": says(405, keeps=False),
+}
+
+
+@pytest.mark.parametrize("habit", STORED_ALL_THE_SAME)
+def test_what_a_server_has_is_stored_whatever_it_answers(server, client, habit):
+    (ds,) = make_slices(1, series="new")
+    server.stow = STORED_ALL_THE_SAME[habit](server)
+    assert client.store(ds) == ds.SOPInstanceUID and server.count("POST") == 1
+
+
+@pytest.mark.parametrize("habit", NOT_STORED)
+def test_what_it_has_not_is_offered_again_after_it_was_searched_for(server, client, habit):
+    (ds,) = make_slices(1, series="new")
+    server.stow = NOT_STORED[habit](server)
+    for again in (False, True):
+        with pytest.raises(PACSError):
+            client.store(ds, again=again)
+    assert server.count("POST") == 2
+    server.add([ds])
+    assert client.store(ds, again=True) == ds.SOPInstanceUID and server.count("POST") == 2
+
+
+def test_an_instance_that_a_server_renames_is_known_by_its_new_name(server, client):
+    (ds,) = make_slices(1, series="new")
+    server.stow = answers(200, uid="1.2.3", keeps=False)(server)
+    assert client.store(ds) == "1.2.3"
+
+
+def test_whether_it_was_sent_is_told_from_whether_it_was_answered(server, client):
+    (ds,) = make_slices(1, series="new")
+    server.before = lambda method, *_: (503, b"", "") if method == "POST" else None
+    with pytest.raises(UnansweredError, match="storing with status 503"):
+        client.store(ds, again=True)
+    server.before = lambda *_: (503, b"", "")
+    with pytest.raises(PACSAwayError) as caught:
+        client.store(ds, again=True)
+    assert not isinstance(caught.value, UnansweredError) and server.count("POST") == 1
+
+
+def test_a_server_without_search_is_believed_in_what_it_answers(server, client):
+    (ds,) = make_slices(1, series="new")
+    server.before = lambda method, *_: (404, b"", "") if method == "GET" else None
+    for stow in (says(200), says(202), answers(409, tag=FAILED, reason=0x0111)):
+        server.stow = stow(server)
+        assert client.store(ds, again=True) == ds.SOPInstanceUID
+
+
+def test_the_listener_searches_too_before_it_sends_again(server, tmp_path):
+    instances = make_slices(2, series="new")
+    for ds in instances:
+        ds.save_as(tmp_path / f"{ds.InstanceNumber}.dcm", enforce_file_format=True)
+    paths = sorted(tmp_path.iterdir())
+    server.stow = says(409, keeps=False)(server)
+    with pytest.raises(PACSError, match="status 409"):
+        send(paths, Stow(server.url), ae_title="IOPFL")
+    server.add(instances[:1])
+    server.stow = server.keep
+    send(paths, Stow(server.url), ae_title="IOPFL", again=True)
+    assert server.count("POST") == 2 and {ds.SOPInstanceUID for ds in instances} <= set(server.instances)
