@@ -30,6 +30,17 @@ def centre_of(drawn: Image.Image, color: str) -> tuple[float, float]:
     return columns.mean() / drawn.width, rows.mean() / drawn.height
 
 
+def test_heat_lies_where_the_experts_disagree_and_nowhere_else():
+    image = make_volume(torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.0])).double())
+    where = torch.zeros(20, 30, 6, dtype=torch.uint8)
+    where[14:18, 24:28, 4] = 50
+    drawn = np.asarray(overlay(image, torch.zeros_like(where), TASK, slice_index=4, disagreement=where)).astype(int)
+    rows, columns = np.nonzero(drawn[..., 0] - drawn[..., 2] > 40)
+    assert columns.mean() / drawn.shape[1] == pytest.approx(1 - 16 / 20, abs=0.02)
+    assert rows.mean() / drawn.shape[0] == pytest.approx(1 - 26 / 30, abs=0.02)
+    assert len(rows) / drawn[..., 0].size == pytest.approx(16 / 600, rel=0.4)
+
+
 @pytest.mark.parametrize(
     ("axes", "place"),
     [

@@ -8,12 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http import HTTPStatus
 
+import nrrd
+import numpy as np
 import pytest
 from PIL import Image
 
 from iopfl.core.predictor import Predictor
 from iopfl.web import routes
 from iopfl.web.answers import Answers
+
+from .conftest import GLAND, make_bank
 
 ANSWER = "/iopfl/answer"
 PICTURE = {"task": "fundus", "image": "eye1"}
@@ -145,6 +149,33 @@ def test_slices_of_an_answer_that_is_there_wait_for_nobody(client, app):
             assert picture.result(timeout=10).status_code == HTTPStatus.OK
         finally:
             app.models.lock("fundus").release()
+
+
+def test_where_the_experts_disagree_is_computed_once_and_shown_over_any_models_mask(client, app, monkeypatch, tmp_path):
+    predictor, computed = app.models.predictors["gland"], []
+    find = predictor.find_disagreement
+    monkeypatch.setattr(predictor, "find_disagreement", lambda *a, **k: (computed.append(1), find(*a, **k))[1])
+    where = {**VOLUME, "disagreement": True}
+    plain, heat = (open_png(client.get("/iopfl/overlay.png", params=params)) for params in (VOLUME, where))
+    assert plain.size == heat.size
+    assert plain.tobytes() != heat.tobytes()
+    open_png(client.get("/iopfl/overlay.png", params={**where, "model": "global", "slice": 1}))
+    for form, name in (("regions", "scan-check-here.seg.nrrd"), ("percent", "scan-disagreement.nrrd")):
+        file = client.get("/iopfl/disagreement", params={"task": "gland", "image": "scan", "form": form})
+        assert f'filename="{name}"' in file.headers.get("content-disposition", file.text)
+        (tmp_path / name).write_bytes(file.content)
+        values, header = nrrd.read(str(tmp_path / name))
+        assert values.shape == (24, 30, 5)
+        assert np.abs(np.diag(header["space directions"])).tolist() == [1.0, 0.5, 3.0]
+        assert (header.get("Segment0_Name") == "check here") == (form == "regions")
+    assert computed == [1]
+
+
+def test_a_bank_of_one_model_has_nothing_to_disagree_and_says_so(client, app, tmp_path):
+    app.models.predictors["gland"] = Predictor(make_bank(tmp_path, GLAND, ()))
+    refused = client.get("/iopfl/disagreement", params={"task": "gland", "image": "scan"})
+    assert refused.status_code == HTTPStatus.UNPROCESSABLE_ENTITY
+    assert "has one model, global: a map of disagreement takes a bank of several" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize(

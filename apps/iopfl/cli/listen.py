@@ -173,7 +173,7 @@ def build_answer(models: SiteModels) -> Answer:
     from iopfl.dimse.listening import Answered
     from iopfl.dimse.rules import ROUTED
 
-    def answer(name: str, image: Path, cancelled: Callable[[], bool], with_disagreement: bool) -> Answered:
+    def answer(name: str, image: Path, cancelled: Callable[[], bool], with_disagreement: bool = False) -> Answered:
         task_name = name.removesuffix(ROUTED)
         with models.lock(task_name):
             predictor = models.predictor(task_name)

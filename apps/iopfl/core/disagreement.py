@@ -18,6 +18,8 @@ from torch import Tensor
 
 CHECK_HERE = "check here"
 """What a region is called in which the experts disagree."""
+CHECK_COLOR = "#FF4D6D"
+"""Of such a region; no label has it (`colors`)."""
 THRESHOLD = 100 / 3
 """Percent from which a voxel is to be checked: one of three experts, two of four. One of four is what most outlines
 have."""

@@ -151,7 +151,7 @@ class Predictor:
         mask = self._prepare.mask(slabs, like=image)
         if samples is not None:
             details["quality"] = self.quality(volume, samples.instances(self.task), padding)
-        disagreement = self._find_disagreement(image, volume, padding, work) if with_disagreement else None
+        disagreement = self.find_disagreement(image, (volume, padding), work) if with_disagreement else None
         details["left_out"] = find_notes(image).left_out
         affine = find_affine(image.affine.numpy(), mask.shape)
         details["measurements"] = measure(mask.numpy(), self.task.labels, affine)
@@ -250,7 +250,23 @@ class Predictor:
             self._series.popitem(last=False)
         return self._series[key]
 
-    def _find_disagreement(self, image: MetaTensor, volume: Tensor, padding: Tensor | None, work: Work) -> Tensor:
+    def find_disagreement(
+        self, image: MetaTensor, prepared: tuple[Tensor, Tensor | None] | None = None, work: Work | None = None
+    ) -> Tensor:
+        """Where the experts disagree: percent that give another label than most, (X, Y, Z) uint8.
+
+        Args:
+            image: as read, (C, X, Y, Z).
+            prepared: the same as `Preprocessing.prepare` gives it, if that is at hand.
+            work: is told of each pass.
+
+        Raises:
+            ConfigError: a single expert votes.
+            CancelledError: `work` was cancelled.
+        """
+        self.check_disagreement()
+        work = work or Work()
+        volume, padding = self._prepare.prepare(image) if prepared is None else prepared
         series = self._adapt(volume, padding, work)
         adapter = RoutingAdapter(self._route(), self.task, device=self.device)
         answers = adapter.predict_voters(volume, series, work)

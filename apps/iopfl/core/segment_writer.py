@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import nrrd
@@ -17,14 +18,17 @@ _CONTEXT = "Segmentation category and type - DICOM master list"
 _ANATOMY = "Anatomic codes - DICOM master list"
 
 
-def write_segmentation(path: Path, mask: np.ndarray, affine: np.ndarray, task: Task) -> None:
+def write_segmentation(
+    path: Path, mask: np.ndarray, affine: np.ndarray, task: Task, colors: Mapping[str, str] | None = None
+) -> None:
     """Write a mask with all labels of its task, those that have no voxels too.
 
     Args:
         path: where.
         mask: (X, Y, Z) uint8 label values.
         affine: (4, 4), voxel index to RAS mm.
-        task: has the labels, their codes and their colors.
+        task: has the labels and their codes.
+        colors: label -> `#RRGGBB`; None = the task's.
     """
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     extent = " ".join(f"0 {edge - 1}" for edge in mask.shape)
@@ -38,7 +42,7 @@ def write_segmentation(path: Path, mask: np.ndarray, affine: np.ndarray, task: T
         "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
         "Segmentation_ReferenceImageExtentOffset": "0 0 0",
     }
-    for number, (name, color) in enumerate(label_colors(task).items()):
+    for number, (name, color) in enumerate((colors or label_colors(task)).items()):
         code = task.codes.get(name)
         kind = f"{code[1]}^{code[0]}^{code[2]}" if code else _CATEGORY
         about = {

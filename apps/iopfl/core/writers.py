@@ -14,7 +14,9 @@ from iopfl.base.errors import ConfigError
 from iopfl.base.files import replacing
 from iopfl.base.image_headers import read_header
 from iopfl.core.answers import Segmentation
+from iopfl.core.disagreement import CHECK_COLOR, CHECK_HERE, find_regions
 from iopfl.core.image_files import is_picture
+from iopfl.core.measuring import find_affine
 from iopfl.core.places import place_in_itk, read_nifti_header
 from iopfl.core.segment_writer import SUFFIX, write_segmentation
 from iopfl.core.sites import find_suffix
@@ -98,6 +100,21 @@ def mask_suffix(image: Path, asked: str) -> str:
             f"{', '.join(fitting)}"
         )
     return suffix
+
+
+def write_regions(path: Path, segmentation: Segmentation) -> None:
+    """Write where to check as a segmentation of 3D Slicer (`.seg.nrrd`) with that one segment.
+
+    Args:
+        path: where.
+        segmentation: with the experts' disagreement.
+    """
+    assert segmentation.disagreement is not None
+    affine = find_affine(segmentation.image.affine.numpy(), segmentation.disagreement.shape)
+    regions = find_regions(segmentation.disagreement.numpy(), affine)
+    one = Task(name="disagreement", labels={CHECK_HERE: 1}, spatial_dims=2)
+    place = place_in_itk(segmentation.image)
+    write_segmentation(path, regions, place, one, {CHECK_HERE: CHECK_COLOR})
 
 
 def is_segmentation_name(name: str) -> bool:

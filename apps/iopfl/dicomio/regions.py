@@ -11,7 +11,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
-from iopfl.core.disagreement import CHECK_HERE, find_regions
+from iopfl.core.disagreement import CHECK_COLOR, CHECK_HERE, find_regions
 from iopfl.dicomio.derived import Origin
 from iopfl.dicomio.segmentation import Segment, build_segmentation
 from iopfl.dicomio.series import Series
@@ -19,7 +19,7 @@ from iopfl.dicomio.series import Series
 SERIES_NUMBER = 9004
 
 _SEGMENT = Segment(
-    1, CHECK_HERE, "#ff9f1c", codes.DCM.RegionInSpace, category=codes.cid7150.SpatialAndRelationalConcept
+    1, CHECK_HERE, CHECK_COLOR, codes.DCM.RegionInSpace, category=codes.cid7150.SpatialAndRelationalConcept
 )
 
 
@@ -35,7 +35,12 @@ def build_regions(disagreement: np.ndarray, series: Series, origin: Origin) -> D
         SeriesError: it is on another grid.
     """
     regions = find_regions(disagreement, series.affine if series.has_geometry else None)
-    made = replace(origin, annotator="", description=f"{CHECK_HERE}, {origin.description or origin.algorithm}")
+    made = replace(
+        origin,
+        algorithm=origin.algorithm or "iopfl",  # what a person drew by hand has experts too
+        annotator="",
+        description=f"{CHECK_HERE}, {origin.description or origin.algorithm}",
+    )
     ds = build_segmentation(regions, series, [_SEGMENT], made)
     ds.SeriesNumber, ds.ContentLabel = SERIES_NUMBER, "CHECK_HERE"
     return ds

@@ -7,7 +7,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from iopfl.base.running import running
 from iopfl.core.answers import Segmentation
 from iopfl.core.predictor import Predictor
 from iopfl.core.transforms import read_label
+from iopfl.core.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +81,26 @@ class Answers:
 
         with running.follow(task, name) as mine:
             return self._get(models, ("answer", task, str(image), model), image, compute)
+
+    def disagreement(
+        self, models: SiteModels, task: str, image: Path, segmentation: Segmentation, *, name: str = ""
+    ) -> Segmentation:
+        """The same segmentation, with where the experts disagree on its image: the same whichever model answered.
+
+        Raises:
+            CancelledError: it was stopped, or who asked has left.
+            ConfigError: the bank has one model.
+            BusyError: too many requests wait already.
+        """
+
+        def compute(predictor: Predictor) -> tuple[Tensor, int]:
+            work = Work(mine.progress, mine.cancelled)
+            found = predictor.find_disagreement(segmentation.image, work=work)
+            return found, found.nbytes
+
+        with running.follow(task, name) as mine:
+            found = self._get(models, ("disagreement", task, str(image)), image, compute)
+        return replace(segmentation, disagreement=found)
 
     def reference(self, models: SiteModels, task: str, label: Path, like: Tensor) -> Tensor:
         """A clinician's label as the task's label values, (X, Y, Z) uint8.

@@ -35,6 +35,8 @@ _OVERSAMPLING = 2
 """Lines are drawn this much larger, then reduced: that makes them smooth."""
 _THIN = 12.0
 """A structure narrower than this many pixels of the overlay gets a finer line."""
+_HEAT, _HOTTEST = matplotlib.colormaps["YlOrRd"], 50.0
+"""Colors of the experts' disagreement, and the percent that has the last of them."""
 _DASH, _GAP = 9.0, 6.0
 """Of the reference's contour, in pixels of the overlay."""
 
@@ -67,6 +69,7 @@ def overlay(
     *,
     slice_index: int | None = None,
     reference: Tensor | None = None,
+    disagreement: Tensor | None = None,
     spacing: Sequence[float] | None = None,
 ) -> Image.Image:
     """Draw one slice with the contours of its labels.
@@ -77,12 +80,13 @@ def overlay(
         task: names the labels.
         slice_index: axial slice, counted from the feet; None = the one with most foreground.
         reference: label values of a clinician's mask, (X, Y, Z); dashed.
+        disagreement: percent of the experts, (X, Y, Z), shown as heat; the labels are outlined alone then.
         spacing: of X, Y and Z in mm; None = the affine's, or square pixels.
 
     Raises:
         ConfigError: there is no such slice, or a mask of another shape.
     """
-    for name, values in (("mask", mask), ("reference", reference)):
+    for name, values in (("mask", mask), ("reference", reference), ("disagreement", disagreement)):
         if values is not None and values.shape != image.shape[1:]:
             raise ConfigError(
                 f"{name}: expected the image's grid {tuple(image.shape[1:])}, given {tuple(values.shape)}"
@@ -99,10 +103,15 @@ def overlay(
     scale = _LONGEST_SIDE / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     drawn = drawn.resize(size, Image.Resampling.BICUBIC if scale * min(edges) > 1 else Image.Resampling.LANCZOS)
+    if disagreement is not None:
+        _draw_heat(drawn, _upright(disagreement[None], image)[0][0, ..., slice_index].T)
     if mask is not None:
         plane = _upright(mask[None], image)[0][0, ..., slice_index].T  # (Y, X)
         for color, value in zip(label_colors(task).values(), task.labels.values(), strict=True):
-            _draw_label(drawn, plane == value, color)
+            if disagreement is None:
+                _draw_label(drawn, plane == value, color)
+            else:
+                _draw_contour(drawn, plane == value, color)
     if reference is not None:
         plane = _upright(reference[None], image)[0][0, ..., slice_index].T
         for value in task.labels.values():
@@ -170,6 +179,15 @@ def _draw_slice(upright: np.ndarray, slice_index: int, is_photograph: bool) -> I
     scaled = np.clip((plane - black) / max(white - black, 1e-6), 0, 1)
     scaled = scaled.repeat(3, axis=-1) if scaled.shape[-1] == 1 else scaled[..., :3]
     return Image.fromarray((255 * scaled).round().astype(np.uint8), mode="RGB")
+
+
+def _draw_heat(drawn: Image.Image, percent: np.ndarray) -> None:
+    """Lay disagreement (Y, X) over a slice, from yellow to dark red, which is half of the experts."""
+    share = np.clip(percent.astype(np.float32) / _HOTTEST, 0, 1)
+    colors = Image.fromarray((_HEAT(0.25 + 0.65 * share)[..., :3] * 255).astype(np.uint8))
+    alpha = Image.fromarray(np.where(share > 0, 110 + 120 * share, 0).astype(np.uint8))
+    how = Image.Resampling.BILINEAR
+    drawn.paste(colors.resize(drawn.size, Image.Resampling.NEAREST), (0, 0), alpha.resize(drawn.size, how))
 
 
 def _draw_label(drawn: Image.Image, mask: np.ndarray, color: str) -> None:

@@ -9,15 +9,17 @@ the client with its message (`compat.plain_errors`).
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.utils.app import app_instance
+from starlette.background import BackgroundTask
 from torch import Tensor
 
 from iopfl.access.roles import for_user
@@ -26,6 +28,7 @@ from iopfl.core.answers import Segmentation
 from iopfl.core.colors import label_colors
 from iopfl.core.metrics import region_dice
 from iopfl.core.task import Task
+from iopfl.core.writers import write_disagreement, write_regions
 from iopfl.lib.rounds import FederationRounds
 from iopfl.web import pictures
 from iopfl.web.answers import MODELS, Answers, BusyError
@@ -123,19 +126,53 @@ def answer(task: str, image: str, model: str = "routed") -> Response:
 
 @data.get("/overlay.png", summary="A slice with the mask's contours", response_class=Response)
 def overlay(
-    task: str, image: str, model: str = "routed", slice: int | None = None, reference: bool = False
+    task: str,
+    image: str,
+    model: str = "routed",
+    slice: int | None = None,
+    reference: bool = False,
+    disagreement: bool = False,
 ) -> Response:
-    segmentation = _segment(task, image, model)
+    """`disagreement` shows where the experts disagree, in place of the labels' fill."""
+    segmentation = _segment(task, image, model, with_disagreement=disagreement)
     last = pictures.count_slices(segmentation.image) - 1
     if slice is not None and not 0 <= slice <= last:
         raise HTTPException(400, f"slice {slice}: the image has slices 0 to {last}")
     label = _find_reference(task, image, segmentation)[0] if reference else None
     definition = app_instance().models.tasks[task]
-    drawn = pictures.overlay(segmentation.image, segmentation.mask, definition, slice_index=slice, reference=label)
+    drawn = pictures.overlay(
+        segmentation.image,
+        segmentation.mask,
+        definition,
+        slice_index=slice,
+        reference=label,
+        disagreement=segmentation.disagreement,
+    )
     return _png(pictures.to_png(drawn))
 
 
-def _segment(task: str, image: str, model: str) -> Segmentation:
+@data.get("/disagreement", summary="Where the experts disagree, as a file on the image's grid")
+def disagreement(task: str, image: str, form: Literal["regions", "percent"] = "regions") -> FileResponse:
+    """`regions`: a segmentation of 3D Slicer with the segment *check here*; `percent`: of the experts, as NRRD."""
+    segmentation = _segment(task, image, "routed", with_disagreement=True)
+    write, what = (write_regions, "check-here.seg") if form == "regions" else (write_disagreement, "disagreement")
+    folder = tempfile.TemporaryDirectory()
+    try:
+        file = Path(folder.name, f"{what}.nrrd")
+        write(file, segmentation)
+    except BaseException:
+        folder.cleanup()
+        raise
+    return FileResponse(
+        file,
+        media_type="application/octet-stream",
+        filename=f"{image}-{file.name}",
+        headers=_DATA_HEADERS,
+        background=BackgroundTask(folder.cleanup),
+    )
+
+
+def _segment(task: str, image: str, model: str, *, with_disagreement: bool = False) -> Segmentation:
     """An image's answer, after its name, the task's and the model's were found to exist."""
     app = app_instance()
     if task not in app.models.tasks:
@@ -146,7 +183,9 @@ def _segment(task: str, image: str, model: str) -> Segmentation:
     if image not in datastore.list_images():
         raise HTTPException(404, f"no image {image!r} in this server's datastore: choose one of its list")
     try:
-        return answers.segment(app.models, task, Path(datastore.get_image_uri(image)), model, name=image)
+        path = Path(datastore.get_image_uri(image))
+        found = answers.segment(app.models, task, path, model, name=image)
+        return answers.disagreement(app.models, task, path, found, name=image) if with_disagreement else found
     except BusyError as error:
         raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
 

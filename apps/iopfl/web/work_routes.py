@@ -15,7 +15,7 @@ from iopfl.access.roles import for_user
 from iopfl.base.running import Answering, asked_by, has_left, running
 
 router = APIRouter(prefix="/iopfl/work", tags=["iopfl"])
-_COMPUTING = ("/infer/", "/iopfl/answer", "/iopfl/overlay.png")
+_COMPUTING = ("/infer/", "/iopfl/answer", "/iopfl/overlay.png", "/iopfl/disagreement")
 
 
 @router.get("", summary="Answers that are being computed or wait: passes done and in all, seconds so far and expected")

@@ -15,7 +15,7 @@ const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const dice = (value) => (value == null ? "–" : value.toFixed(3));
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
-const state = { task: "", image: "", model: "routed", beside: "global", slice: null, reference: false };
+const state = { task: "", image: "", model: "routed", beside: "global", slice: null, reference: false, heat: false };
 let status = null;
 let images = [];
 let shown = 0; // number of the newest request: what arrives for an older one is dropped
@@ -271,10 +271,11 @@ const duration = (seconds) => (seconds < 90 ? `${Math.round(seconds)} s` : `${Ma
 
 async function draw(one) {
   const slice = state.slice ?? one.answer.best_slice;
-  const key = `${slice} ${state.reference}`;
+  const key = `${slice} ${state.reference} ${state.heat}`;
   one.wanted = key;
   if (!one.pictures.has(key)) {
-    one.pictures.set(key, loadPicture("overlay.png", { ...about(one.model), slice, reference: state.reference }));
+    one.pictures.set(key, loadPicture("overlay.png", { ...about(one.model), slice, reference: state.reference, disagreement: state.heat }, { signal: asking.signal }));
+    one.pictures.get(key).catch(() => one.pictures.delete(key));
   }
   const address = await one.pictures.get(key);
   if (one.wanted !== key) return;
@@ -298,14 +299,47 @@ function showAnswer(answer, figures) {
   const redraw = () => {
     state.slice = Number(slider.value);
     say();
-    for (const one of figures) if (one.answer) draw(one).catch(tell);
+    const mine = shown;
+    for (const one of figures) if (one.answer) draw(one).catch((problem) => mine === shown && tell(problem));
   };
   slider.oninput = redraw;
   find("reference").onchange = () => { state.reference = find("reference").checked; redraw(); };
+  offerHeat(answer, figures);
   find("reference-box").hidden = !answer.reference.is_there;
   if (!answer.reference.is_there) state.reference = find("reference").checked = false;
   showKnowledge(answer);
   showResult(answer);
+}
+
+/** Where the experts disagree: computed when somebody wants to see it, as each of them segments the whole image. */
+function offerHeat(answer, figures) {
+  const box = find("heat");
+  const experts = status.tasks.find((task) => task.name === answer.task).entries?.length ?? 0;
+  box.disabled = experts < 2;
+  if (box.disabled) state.heat = box.checked = false;
+  find("heat-text").textContent = box.disabled ? "where experts disagree: the bank has one model" : "where experts disagree";
+  const explain = () => { find("legend").hidden = !state.heat; };
+  find("regions").href = `iopfl/disagreement?${new URLSearchParams({ task: answer.task, image: answer.image })}`;
+  explain();
+  box.onchange = async () => {
+    const mine = shown;
+    state.heat = box.checked;
+    explain();
+    if (state.heat) {
+      work("Computing where the experts disagree. Each of them segments the whole image.");
+      watchWork(mine);
+    }
+    try {
+      tell(null);
+      await Promise.all(figures.filter((one) => one.answer).map(draw));
+    } catch (problem) {
+      if (mine !== shown) return;
+      state.heat = box.checked = false;
+      explain();
+      tell(problem);
+    }
+    if (mine === shown) work("");
+  };
 }
 
 function showKnowledge(answer) {
