@@ -19,6 +19,7 @@ from iopfl import __version__
 from iopfl.base.allocation import keep_blocks
 from iopfl.base.errors import ConfigError, LeaseError
 from iopfl.core.sites import IMAGE_SUFFIXES
+from iopfl.dicomio.result_kinds import KINDS
 from iopfl.lib.activelearning import ExpertDisagreement, RandomImage
 from iopfl.lib.annotators import find_annotator
 from iopfl.lib.datastore import FINAL
@@ -29,6 +30,7 @@ from iopfl.lib.leases import LeaseStore, Offered
 from iopfl.lib.leftovers import sweep_leftovers
 from iopfl.lib.models import SiteModels
 from iopfl.lib.pacs import PACSAccess
+from iopfl.lib.pacs_results import Results
 from iopfl.lib.scoring import ExpertAgreement, SubmittedDice
 from iopfl.lib.settings import AppSettings
 from iopfl.lib.trainers import LocalTraining
@@ -52,6 +54,8 @@ class IOPFLApp(MONAILabelApp):
         self.models = SiteModels(settings)
         is_pacs = studies.startswith(("http://", "https://"))
         self.pacs = PACSAccess(studies.rstrip("/"), settings.pacs_credentials, settings.pacs_ca) if is_pacs else None
+        if not is_pacs and settings.results != KINDS[:1]:
+            raise ConfigError("--conf results: says what is stored in a PACS; this server's images are in a folder")
         self._labels = settings.state / "labels" / _folder_name(studies)
         self.leases = LeaseStore(self._labels / "leases.json", minutes=settings.lease_minutes)
         super().__init__(
@@ -100,7 +104,10 @@ class IOPFLApp(MONAILabelApp):
             asked = monailabel.MONAI_LABEL_DICOMWEB_SEARCH_FILTER
             filters = {} if asked == _DEFAULT_FILTER else dict(asked)
             cache_bytes = int(settings.pacs_cache_gb * 1e9)
-            return PACSDatastore(self.pacs, folder, cache_bytes=cache_bytes, filters=filters, **options)
+            results = Results(settings.results, self.models)
+            return PACSDatastore(
+                self.pacs, folder, cache_bytes=cache_bytes, filters=filters, results=results, **options
+            )
         if monailabel.MONAI_LABEL_DATASTORE_FILE_EXT == _DEFAULT_EXTENSIONS:  # they leave out .jpeg, .tiff, .bmp, .mha
             suffixes = [f"*{suffix}" for suffix in IMAGE_SUFFIXES]
             monailabel.MONAI_LABEL_DATASTORE_FILE_EXT = list(dict.fromkeys([*_DEFAULT_EXTENSIONS, *suffixes]))

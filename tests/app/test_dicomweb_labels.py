@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from dicomio.phantoms import build_photograph, series_uid
 from dicomio.test_rtstruct import SQUARE, build_structure_set
 from iopfl.base.errors import PACSAwayError, SeriesError
+from iopfl.core.predictor import Predictor
 from iopfl.dicomio.segmentation import read_segmentation, segments_of
 from iopfl.dicomio.series import read_series
 from iopfl.lib.label_log import LOG
@@ -30,7 +33,7 @@ from .archive import (
     upload,
     values_of,
 )
-from .site import SPOT
+from .site import SPOT, make_site_bank
 
 
 def test_a_label_becomes_a_segmentation_and_comes_back_exactly(pacs, open_store, tmp_path):
@@ -55,6 +58,44 @@ def test_a_label_becomes_a_segmentation_and_comes_back_exactly(pacs, open_store,
     assert [v.annotator for v in other.history(SERIES[0]).versions] == ["ann"]
     until(lambda: store._list.refresh(wait=5) or store._labels._known, "the first server to see it")
     assert len(store.history(SERIES[0]).versions) == 1, "one's own segmentation is no new version"
+
+
+def test_all_that_is_asked_for_of_a_label_is_stored_with_it_once(pacs, gateway, open_store, tmp_path):
+    bank = make_site_bank(tmp_path / "bank", TASK)
+    models = SimpleNamespace(lock=lambda name: nullcontext(), predictor=lambda name: Predictor(bank))
+    kinds = ("label_map", "report", "captures", "structures", "disagreement")
+    from iopfl.lib.pacs_results import Results
+
+    store = open_store(gateway.url, results=Results(kinds, models))
+    posts = []
+    gateway.refuses = lambda method, path: method == "POST" and (posts.append(path), 500 * (len(posts) == 3))[1]
+    drawn = draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(SERIES[0]))
+    version = store.submit(SERIES[0], drawn, {"client_id": "ann"})
+    assert not version.is_stored  # who submits waits for no expert
+    assert store.outbox.waiting() == [(SERIES[0], 1)]
+    with suppress(PACSAwayError):
+        store.outbox.offer(SERIES[0], 1)
+    store.outbox.offer(SERIES[0], 1)
+    assert store.outbox.waiting() == []
+    query = {"Level": "Series", "Query": {"PatientID": "P-0"}, "Expand": True}
+    found = [one["MainDicomTags"] for one in pacs.request("POST", "/tools/find", json=query).json()]
+    assert sorted(one["Modality"] for one in found) == ["MR", "OT", "RTSTRUCT", "SEG", "SEG", "SR"]
+    assert "check here, gland, not for clinical use" in {one["SeriesDescription"] for one in found}
+    assert not list((tmp_path / "state" / "labels" / SERIES[0]).glob("*.dcm"))
+    until(lambda: len(store._list.refresh(wait=5) or store._labels._known) >= 3, "the segmentations to be seen")
+    assert len(store.history(SERIES[0]).versions) == 1, "no other label than the one that was submitted"
+
+
+def test_what_the_pacs_refuses_beside_a_label_does_not_hold_it_up(pacs, gateway, open_store, tmp_path, caplog):
+    from iopfl.lib.pacs_results import Results
+
+    store = open_store(gateway.url, results=Results(("seg", "report")))
+    drawn = draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(SERIES[0]))
+    posts = []
+    gateway.refuses = lambda method, path: method == "POST" and (posts.append(path), 409 * (len(posts) > 1))[1]
+    assert store.submit(SERIES[0], drawn, {"client_id": "ann"}).is_stored
+    assert "is in the PACS without its SR" in caplog.text
+    assert len(segmentations(pacs)) == 1
 
 
 def test_nobody_by_name_still_counts_as_a_person(pacs, open_store, tmp_path):

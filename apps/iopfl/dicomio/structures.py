@@ -25,6 +25,8 @@ from iopfl.dicomio.segmentation import TISSUE, Segment
 from iopfl.dicomio.series import Series
 
 SERIES_NUMBER = 9003
+LABEL = "IOPFL"
+"""Structure Set Label, by which a label server knows what goes with a SEG of the same mask."""
 
 _SHORTEST = 16  # characters of DICOM's SH
 
@@ -67,7 +69,7 @@ def build_structure_set(mask: np.ndarray, series: Series, segments: Sequence[Seg
     ds.ContentDate, ds.ContentTime = DA(now.date()), TM(now.time().replace(microsecond=0))
     finish(ds, series, origin)
     ds.OperatorsName = ""
-    ds.StructureSetLabel = "IOPFL"
+    ds.StructureSetLabel = LABEL
     ds.StructureSetDescription = ds.SeriesDescription
     ds.StructureSetDate, ds.StructureSetTime = ds.ContentDate, ds.ContentTime
     ds.FrameOfReferenceUID = sources[0].FrameOfReferenceUID

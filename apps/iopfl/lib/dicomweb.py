@@ -26,17 +26,16 @@ from iopfl.lib.folder_files import new_item
 from iopfl.lib.index_file import IndexFile, Item
 from iopfl.lib.label_log import LabelVersion
 from iopfl.lib.label_store import VersionedDatastore, to_info
-from iopfl.lib.pacs import OF_STUDY, PACS, FoundSeries, PACSAccess
+from iopfl.lib.pacs import IMAGE_SUFFIX, OF_STUDY, PACS, FoundSeries, PACSAccess, describe_series
 from iopfl.lib.pacs_cache import SeriesCache
 from iopfl.lib.pacs_labels import MODALITIES as SEGMENTATIONS
 from iopfl.lib.pacs_labels import UNREADABLE, PACSLabels
 from iopfl.lib.pacs_outbox import LabelOutbox
-from iopfl.lib.pacs_segmentations import build_label, write_label
+from iopfl.lib.pacs_results import Results
+from iopfl.lib.pacs_segmentations import write_label
 from iopfl.lib.refreshing import Refreshing
 
 logger = logging.getLogger(__name__)
-
-SUFFIX = ".nii.gz"
 
 _MAX_SERIES = 20_000
 _FRESH_SECONDS = 2.0
@@ -57,7 +56,14 @@ class PACSDatastore(VersionedDatastore):
     """
 
     def __init__(
-        self, access: PACSAccess, folder: Path, *, cache_bytes: int, filters: dict[str, Any], **options: Any
+        self,
+        access: PACSAccess,
+        folder: Path,
+        *,
+        cache_bytes: int,
+        filters: dict[str, Any],
+        results: Results,
+        **options: Any,
     ) -> None:
         """Args:
         access: the PACS.
@@ -65,8 +71,10 @@ class PACSDatastore(VersionedDatastore):
         cache_bytes: what images may take in it.
         filters: more that an image must match, DICOM keyword -> value; a modality replaces the tasks'. Of its labels
             nothing is asked but what is of their study.
+        results: what is stored of a label.
         options: of `VersionedDatastore`.
         """
+        self._results = results
         extensions = [f"*{suffix}" for suffix in IMAGE_SUFFIXES]
         super().__init__(folder, extensions=extensions, follows_folder=False, **options)
         self._pacs = PACS(access)
@@ -169,7 +177,7 @@ class PACSDatastore(VersionedDatastore):
                 pairs.append(pair)
         if problem is not None and not pairs:
             raise problem
-        self._cache.hold(Path(pair["image"]).name.removesuffix(SUFFIX) for pair in pairs)
+        self._cache.hold(Path(pair["image"]).name.removesuffix(IMAGE_SUFFIX) for pair in pairs)
         return pairs
 
     def tasks_for(self, image_id: str) -> list[Task]:
@@ -202,10 +210,7 @@ class PACSDatastore(VersionedDatastore):
             Its version.
         """
         version = super().submit(image_id, label, info)
-        try:
-            self.outbox.offer(image_id, version.number)
-        except PACSAwayError as error:
-            logger.warning("version %d of %s waits for the PACS: %s", version.number, image_id, error)
+        self.outbox.hand_in(image_id, version.number, at_once=not self._results.take_long)
         return self.versions.history(image_id).find(version.number)
 
     def repair(self) -> None:
@@ -245,8 +250,8 @@ class PACSDatastore(VersionedDatastore):
             for uid, series in listed.items():
                 entry = index.entries.get(uid)
                 known = entry.image.info if entry else {}
-                if known != (new := {**known, **_to_info(series)}):
-                    index.set_image(uid, Item(SUFFIX, new))
+                if known != (new := {**known, **describe_series(series)}):
+                    index.set_image(uid, Item(IMAGE_SUFFIX, new))
                 self._mark(uid, index)
 
     def _mark(self, image: str, index: IndexFile) -> None:
@@ -259,7 +264,7 @@ class PACSDatastore(VersionedDatastore):
                 index.set_label(image, FINAL, None)
         elif label is None or not self.rule.is_met(history, label.info.get("version")):
             newest = selected[0]
-            index.set_label(image, FINAL, new_item(image, SUFFIX, {**newest.info, **to_info(newest)}))
+            index.set_label(image, FINAL, new_item(image, IMAGE_SUFFIX, {**newest.info, **to_info(newest)}))
 
     def _find(self, image: str) -> FoundSeries | None:
         """A listed series.
@@ -313,7 +318,7 @@ class PACSDatastore(VersionedDatastore):
         source = self._cache.read(series)
         ds = self._labels.fetch(version.sop_instance_uid)
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, f"label{SUFFIX}")
+            file = Path(folder, f"label{IMAGE_SUFFIX}")
             try:
                 tasks = write_label(ds, source, self.tasks_for(image), file)
             except SeriesError as error:
@@ -322,8 +327,8 @@ class PACSDatastore(VersionedDatastore):
             else:
                 self.versions.attach(image, version.number, file, tasks=tasks)
 
-    def _build(self, image: str, version: LabelVersion) -> Dataset:
-        """The SEG of a label that was submitted."""
+    def _build(self, image: str, version: LabelVersion) -> list[Dataset]:
+        """What is stored of a label that was submitted."""
         series = self._find(image)
         if series is None:
             raise PACSError(f"the PACS has no series {image} any more: its label stays here")
@@ -332,15 +337,5 @@ class PACSDatastore(VersionedDatastore):
             raise PACSError(
                 f"version {version.number} is of {', '.join(version.tasks)}, which is not served here: serve it"
             )
-        return build_label(self.versions.file(image, version), self._cache.read(series), task, version)
-
-
-def _to_info(series: FoundSeries) -> dict[str, Any]:
-    """What clients are told of an image: no patient's name or number, which none of them needs."""
-    return {
-        "name": f"{series.uid}{SUFFIX}",
-        "SeriesInstanceUID": series.uid,
-        "StudyInstanceUID": series.study,
-        "Modality": series.modality,
-        "instances": series.instances,
-    }
+        file, source = self.versions.file(image, version), self._cache.read(series)
+        return self._results.build(file, self._cache.image(series), source, task, version)

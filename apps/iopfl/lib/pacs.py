@@ -22,9 +22,12 @@ from iopfl.base.private_files import read_secret
 from iopfl.dicomweb.client import DICOMweb, Endpoint
 from iopfl.dicomweb.searching import OF_STUDY, FoundSeries
 
-__all__ = ["OF_STUDY", "PACS", "TOKEN_VARIABLE", "FoundSeries", "PACSAccess"]
+__all__ = ["IMAGE_SUFFIX", "OF_STUDY", "PACS", "TOKEN_VARIABLE", "FoundSeries", "PACSAccess", "describe_series"]
 
 logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIX = ".nii.gz"
+"""Of a series as it is downloaded."""
 
 TOKEN_VARIABLE = "IOPFL_PACS_TOKEN"
 """Environment variable of a bearer token; user and password are in MONAI Label's `MONAI_LABEL_DICOMWEB_USERNAME` and
@@ -112,6 +115,17 @@ class PACS(DICOMweb):
             )
         )
         self.access = access
+
+
+def describe_series(series: FoundSeries) -> dict[str, Any]:
+    """What clients are told of an image: no patient's name or number, which none of them needs."""
+    return {
+        "name": f"{series.uid}{IMAGE_SUFFIX}",
+        "SeriesInstanceUID": series.uid,
+        "StudyInstanceUID": series.study,
+        "Modality": series.modality,
+        "instances": series.instances,
+    }
 
 
 def _read_environment() -> Mapping[str, Any]:

@@ -20,7 +20,9 @@ from pydicom import Dataset
 from iopfl import __version__
 from iopfl.base.errors import PACSAwayError, PACSError, SeriesError
 from iopfl.base.files import write_bytes
+from iopfl.dicomio.derived import equipment
 from iopfl.dicomio.segmentation import find_time, referenced_series
+from iopfl.dicomio.structures import LABEL as BESIDE
 from iopfl.lib.label_log import FROM_PACS, GONE
 from iopfl.lib.pacs import PACS, FoundSeries
 from iopfl.lib.pacs_segmentations import UNNAMED
@@ -179,9 +181,10 @@ class PACSLabels:
                 self._versions.note(image, "restored", numbers=[version.number for version in back])
 
     def _to_label(self, ds: Dataset) -> FoundLabel | None:
-        """What a segmentation's header says; None of what has no UID."""
+        """What a segmentation's header says; None of what has no UID, and of contours that go with a SEG of ours."""
         uid = str(ds.get("SOPInstanceUID") or "")
-        if not uid:
+        is_beside = ds.get("StructureSetLabel") == BESIDE and ds.get("Manufacturer") == equipment()["manufacturer"]
+        if not uid or is_beside:
             return None
         annotator = str(ds.get("ContentCreatorName") or ds.get("OperatorsName") or "").strip("^ ")
         image = referenced_series(ds) or ""

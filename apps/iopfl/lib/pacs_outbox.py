@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,13 +56,13 @@ class LabelOutbox:
     """Submitted versions that the PACS has not taken yet; they are those that the versions' logs say so of."""
 
     def __init__(
-        self, file: Path, pacs: PACS, versions: VersionStore, build: Callable[[str, LabelVersion], Dataset]
+        self, file: Path, pacs: PACS, versions: VersionStore, build: Callable[[str, LabelVersion], Sequence[Dataset]]
     ) -> None:
         """Args:
         file: where failures are kept; without it, what was set aside is offered again.
         pacs: where labels go.
         versions: the versions of all images' labels.
-        build: makes the SEG of an image's version.
+        build: makes what is stored of an image's version, the SEG first.
         """
         self._file = file
         self._pacs = pacs
@@ -71,6 +71,7 @@ class LabelOutbox:
         self._known: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
         self._failures = _read(file)
+        self._new = threading.Event()
 
     @property
     def count(self) -> int:
@@ -111,20 +112,54 @@ class LabelOutbox:
             file = self._versions.segmentation_file(image, number)
             may_be_there = file.is_file()
             if not may_be_there:
-                ds = self._build(image, version)
-                with replacing(file) as temporary:
-                    ds.save_as(temporary, enforce_file_format=True)
+                self._write(image, version, file)
             ds = dcmread(file)
             if version.sop_instance_uid != ds.SOPInstanceUID:
                 self._versions.note(image, "segmentation", number=number, sop_instance_uid=str(ds.SOPInstanceUID))
             uid = self._pacs.store(ds, again=may_be_there)
             if uid != ds.SOPInstanceUID:
                 self._versions.note(image, "segmentation", number=number, sop_instance_uid=uid)
+            beside = self._versions.beside_files(image, number)
+            for path in beside:
+                self._store_beside(image, number, dcmread(path), again=may_be_there)
             self._versions.note(image, "stored", number=number)
-            file.unlink()
+            for path in (file, *beside):
+                path.unlink()
             self._known -= {(image, number)}
             self._note(image, number, None)
         logger.info("version %d of %s is in the PACS as %s", number, image, uid)
+
+    def _write(self, image: str, version: LabelVersion, file: Path) -> None:
+        """Write what is stored of a version; the SEG last: once it is there, all is."""
+        for old in self._versions.beside_files(image, version.number):
+            old.unlink()
+        for index, ds in reversed([*enumerate(self._build(image, version))]):
+            target = self._versions.beside_file(image, version.number, index) if index else file
+            with replacing(target) as temporary:
+                ds.save_as(temporary, enforce_file_format=True)
+
+    def _store_beside(self, image: str, number: int, ds: Dataset, *, again: bool) -> None:
+        """Store what goes with a label; what the PACS refuses is left out, as the label itself is there.
+
+        Raises:
+            PACSAwayError: it does not answer.
+        """
+        try:
+            self._pacs.store(ds, again=again)
+        except PACSAwayError:
+            raise
+        except PACSError as error:
+            logger.warning("version %d of %s is in the PACS without its %s: %s", number, image, ds.Modality, error)
+
+    def hand_in(self, image: str, number: int, *, at_once: bool) -> None:
+        """Offer a version that was just submitted, or have it offered by the thread for that, where it takes long."""
+        if not at_once:
+            self._new.set()
+            return
+        try:
+            self.offer(image, number)
+        except PACSAwayError as error:
+            logger.warning("version %d of %s waits for the PACS: %s", number, image, error)
 
     def offer(self, image: str, number: int) -> None:
         """Store a version, or say in the log why it waits.
@@ -148,10 +183,7 @@ class LabelOutbox:
     def offer_again(self, image: str, number: int) -> None:
         """Store a version that was set aside, or is not due; raises as `store`."""
         self._note(image, number, None)
-        try:
-            self.offer(image, number)
-        except PACSAwayError as error:
-            logger.warning("version %d of %s waits for the PACS: %s", number, image, error)
+        self.hand_in(image, number, at_once=True)
 
     def run(self) -> None:
         """Offer what waits, again and again, as long as the process lives."""
@@ -165,7 +197,8 @@ class LabelOutbox:
                 pass
             except (IOPFLError, OSError) as error:
                 logger.warning("what waits for the PACS cannot be read: %s", error)
-            time.sleep(_RETRY_SECONDS)
+            self._new.wait(_RETRY_SECONDS)
+            self._new.clear()
 
     def _fail(self, image: str, number: int, reason: str, *, may_give_up: bool) -> None:
         before = self.failure(image, number)

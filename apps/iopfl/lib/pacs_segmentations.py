@@ -14,7 +14,9 @@ from pydicom import Dataset
 from iopfl.base.errors import SeriesError
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_label
-from iopfl.dicomio.segmentation import Origin, build_segmentation, read_segmentation, segments_of
+from iopfl.dicomio.result_kinds import KINDS
+from iopfl.dicomio.results import build_results
+from iopfl.dicomio.segmentation import Origin, read_segmentation, segments_of
 from iopfl.dicomio.series import Series
 from iopfl.lib.label_log import LabelVersion
 
@@ -48,14 +50,24 @@ def write_label(ds: Dataset, series: Series, tasks: Sequence[Task], target: Path
     return found
 
 
-def build_label(label: Path, series: Series, task: Task, version: LabelVersion) -> Dataset:
-    """Build the SEG of a submitted label.
+def build_label(
+    label: Path,
+    series: Series,
+    task: Task,
+    version: LabelVersion,
+    *,
+    results: Sequence[str] = KINDS[:1],
+    disagreement: np.ndarray | None = None,
+) -> list[Dataset]:
+    """Build what is stored of a submitted label, the SEG first.
 
     Args:
         label: its file.
         series: what it was drawn on.
         task: whose values the label has.
         version: who drew it, and what it started from.
+        results: kinds of what is stored.
+        disagreement: (X, Y, Z) percent of the experts, for the kind of that name.
     """
     values = np.array(task.label_values, np.uint8)
     grid = MetaTensor(torch.empty(1, *series.shape, dtype=torch.uint8), affine=torch.from_numpy(series.affine))
@@ -67,4 +79,5 @@ def build_label(label: Path, series: Series, task: Task, version: LabelVersion) 
         annotator=version.annotator or UNNAMED,
         description=task.description or task.name,
     )
-    return build_segmentation(values[classes], series, segments_of(task), origin)
+    mask = values[classes]
+    return build_results(results, mask, series, segments_of(task), origin, disagreement=disagreement)

@@ -11,6 +11,7 @@ from iopfl.base.errors import ConfigError
 from iopfl.base.names import check_name
 from iopfl.core.signing import default_keys
 from iopfl.core.task import Task, read_task
+from iopfl.dicomio.result_kinds import KINDS, check_kinds
 from iopfl.lib.final_labels import FinalRule
 
 
@@ -47,6 +48,7 @@ class AppSettings:
         max_memory_gb: what an answer may take of the memory, in GB; None = a share of what there is (`core.memory`).
         federations: ids of those that a bridge may bring rounds of; empty = the first that come.
         max_federations: how many a task may have.
+        results: kinds of what is stored in a PACS of each submitted label (`dicomio.result_kinds`).
         pacs_cache_gb: what the images of a PACS may take on the disk, in GB.
         pacs_credentials: YAML file with `token`, or `username` and `password`; None = from the environment, or none.
         pacs_ca: PEM file of the authority that signed the PACS's certificate; None = the public ones count.
@@ -63,6 +65,7 @@ class AppSettings:
     max_memory_gb: float | None
     federations: tuple[str, ...]
     max_federations: int
+    results: tuple[str, ...]
     pacs_cache_gb: float
     pacs_credentials: Path | None
     pacs_ca: Path | None
@@ -101,6 +104,7 @@ class AppSettings:
             max_memory_gb=_read_positive(conf, "max_memory_gb", 0) if conf.get("max_memory_gb") else None,
             federations=tuple(check_name(name, "a federation id") for name in _split(conf.get("federations", ""))),
             max_federations=int(_read_positive(conf, "max_federations", 4, least=1)),
+            results=_read_results(conf.get("results", "")),
             pacs_cache_gb=_read_positive(conf, "pacs_cache_gb", 20.0),
             pacs_credentials=_read_file(conf, "pacs_credentials"),
             pacs_ca=_read_file(conf, "pacs_ca"),
@@ -109,6 +113,13 @@ class AppSettings:
 
 def _split(value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _read_results(value: str) -> tuple[str, ...]:
+    try:
+        return check_kinds(_split(value) or KINDS[:1])
+    except ConfigError as error:
+        raise ConfigError(f"results: {error}") from error
 
 
 def _read_positive(conf: Mapping[str, str], key: str, default: float, *, least: float = 0) -> float:

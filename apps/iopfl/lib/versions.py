@@ -151,6 +151,14 @@ class VersionStore:
         """Where a version's SEG lies until the PACS has it."""
         return self._folder / image / f"{number}{_SEGMENTATION}"
 
+    def beside_file(self, image: str, number: int, index: int) -> Path:
+        """Where what is stored beside a version's SEG lies as long, counted from 1."""
+        return self._folder / image / f"beside-{number}-{index:04d}{_SEGMENTATION}"
+
+    def beside_files(self, image: str, number: int) -> list[Path]:
+        """All of them, in order."""
+        return sorted((self._folder / image).glob(f"beside-{number}-*{_SEGMENTATION}"))
+
     def add(
         self,
         image: str,
