@@ -39,6 +39,8 @@ def add_commands(commands: Any) -> None:
         commands, "update", _update, "a kit's policy as of this version", "example:\n  fl-bridge update kits/DRIVE"
     )
     update.add_argument("kit", type=Path, help="a start-up kit that an older version made")
+    update.add_argument("--federation", default="", metavar="ID", help="the one federation that the site agreed to")
+    update.add_argument("--task", action="append", default=[], help="a task that the site agreed to; may be repeated")
     run = _add(commands, "run", _run, "the rounds, on the server's machine", "example:\n  fl-bridge run kits/server")
     stop = _add(commands, "stop", _stop, "stop the rounds after this moment", "example:\n  fl-bridge stop kits/server")
     status = _add(commands, "status", _status, "what was done, by whom", "example:\n  fl-bridge status kits/server")
@@ -74,11 +76,32 @@ def _provision(arguments: argparse.Namespace) -> int:
 
 
 def _update(arguments: argparse.Namespace) -> int:
-    from fl_bridge.kit_policy import update_kit
+    from fl_bridge.kit_policy import SITE, find_role, update_kit
+    from fl_bridge.site_policy import FILE, agree
 
+    is_site = find_role(arguments.kit) == SITE
+    given = bool(arguments.federation), bool(arguments.task)
+    if any(given) and not (all(given) and is_site):
+        raise ConfigError("expected --federation and --task together, for the kit of a site")
     changed = update_kit(arguments.kit)
+    local = arguments.kit / "local"
+    if any(given) and agree(local, federation=arguments.federation, tasks=arguments.task):
+        changed.append(f"local/{FILE}")
     print(f"{arguments.kit}: {'brought up to date: ' + ', '.join(changed) if changed else 'up to date'}")
+    if is_site:
+        _warn_of_no_agreement(arguments.kit)
     return 0
+
+
+def _warn_of_no_agreement(kit: Path) -> None:
+    from fl_bridge.site_policy import FILE, SitePolicy
+
+    if (kit / "local" / FILE).is_file() and not SitePolicy.read(kit / "local").names_what_is_agreed:
+        print(
+            f"{kit / 'local' / FILE}: names no federation or no task, so that every round is refused: "
+            f"fl-bridge update {kit} --federation ID --task NAME, both as the consortium's fl-bridge status shows them",
+            file=sys.stderr,
+        )
 
 
 def _run_kit(arguments: argparse.Namespace) -> int:
@@ -89,6 +112,7 @@ def _run_kit(arguments: argparse.Namespace) -> int:
     if arguments.role == "site" and (arguments.kit / "local" / FILE).is_file():
         policy = SitePolicy.read(arguments.kit / "local")
         print(f"{arguments.kit}: this site {describe_sharing(policy)}", file=sys.stderr)
+        _warn_of_no_agreement(arguments.kit)
     return run_kit(arguments.kit, arguments.role)
 
 
@@ -127,7 +151,12 @@ def _status(arguments: argparse.Namespace) -> int:
         running = lock is None
     if arguments.json:
         shares = {site: policy.share_personalized for site, policy in settings.sites.items()}
-        values = {"running": running, "rounds": settings.rounds, "shares_at_provisioning": shares}
+        values = {
+            "running": running,
+            "task": state.task.name,
+            "rounds": settings.rounds,
+            "shares_at_provisioning": shares,
+        }
         print(json.dumps({**values, **state.to_dict()}))
         return 0
     print("running" if running else "not running: fl-bridge run goes on")
@@ -138,7 +167,7 @@ def _status(arguments: argparse.Namespace) -> int:
 def _print_status(state: FederationRecord, settings: FederationFile) -> None:
     from fl_bridge.describing import describe_round, describe_site
 
-    print(f"federation {state.federation}: {state.rounds_done} of {settings.rounds} rounds")
+    print(f"federation {state.federation}, task {state.task.name}: {state.rounds_done} of {settings.rounds} rounds")
     if state.rounds:
         for line in describe_round(state.rounds[-1], settings.rounds):
             print(f"  {line}")

@@ -104,6 +104,8 @@ class SiteExecutor(Executor):
             return make_reply(ReturnCode.TASK_UNKNOWN)
         model = FLModelUtils.from_shareable(shareable)
         order = Order.from_meta(model.meta)
+        if self._sharing is not None:
+            self._policy.check_federation(order.federation)
         if task_name == TASK_PUBLISH:
             label = self._trainer.publish(np.asarray(model.params[BANK_PARAM]).tobytes())
             return _reply(

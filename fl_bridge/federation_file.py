@@ -43,6 +43,7 @@ class FederationFile:
         update_percentile: of an update's entries, those below this percentile stay at the site (FLARE's
             `PercentilePrivacy`); 0 = all leave.
         seed: of initial weights and of training.
+        federation: its id, made with its first kits; no setting of the file.
     """
 
     name: str
@@ -63,6 +64,7 @@ class FederationFile:
     quantize: str = "none"
     update_percentile: int = 0
     seed: int = 0
+    federation: str = ""
 
     @property
     def clients(self) -> dict[str, str]:
@@ -91,7 +93,7 @@ def read_federation(path: Path) -> FederationFile:
         raise ConfigError(f"{path}: expected a federation's settings: {error}") from error
     if not isinstance(given, dict):
         raise ConfigError(f"{path}: expected settings by name, for example:\n{FEDERATION}")
-    known = {field.name for field in fields(FederationFile)} - {"host", "port"} | {"server"}
+    known = {field.name for field in fields(FederationFile)} - {"host", "port", "federation"} | {"server"}
     unknown = sorted(set(given) - known)
     missing = sorted({"name", "task", "server", "rounds", "sites"} - set(given))
     if unknown or missing:
@@ -105,7 +107,8 @@ def read_federation(path: Path) -> FederationFile:
         raise ConfigError(f"{path}: expected server: {{host: NAME, port: 8002}}, given {given['server']!r}")
     values.update(server)
     _check_values(values, path)
-    return FederationFile(**values, task=_read_task(given["task"], path), sites=_read_sites(given, path))
+    task = _read_task(given["task"], path)
+    return FederationFile(**values, task=task, sites=_read_sites(given, task, path))
 
 
 def _check_values(values: Mapping[str, Any], path: Path) -> None:
@@ -135,7 +138,7 @@ def _read_task(name: Any, path: Path) -> Task:
     return read_task(str(beside) if beside.is_file() else str(name))
 
 
-def _read_sites(federation: Mapping[str, Any], path: Path) -> dict[str, SitePolicy]:
+def _read_sites(federation: Mapping[str, Any], task: Task, path: Path) -> dict[str, SitePolicy]:
     given = federation["sites"]
     if not isinstance(given, dict) or len(given) < 2:
         raise ConfigError(f"{path}: sites: expected two sites at least, by name, given {given!r}")
@@ -145,8 +148,8 @@ def _read_sites(federation: Mapping[str, Any], path: Path) -> dict[str, SitePoli
             raise ConfigError(
                 f"{path}: sites: {site}: expected {{share_personalized: true or false}}, given {values!r}"
             )
-        # A site agrees to these rounds: more of them, or of another federation, are its administrator's to allow.
-        agreed = {"max_rounds": federation["rounds"], **values}
+        # A site agrees to these rounds of this task: more of them, or of another, are its administrator's to allow.
+        agreed = {"max_rounds": federation["rounds"], "tasks": [task.name], **values}
         sites[str(site)] = SitePolicy.from_dict(agreed, what=f"{path}: sites: {site}")
     names = [client_name(site) for site in sites]
     if len(set(names)) < len(names) or not all(names) or {"server", "admin"} & set(names):

@@ -57,7 +57,12 @@ class LabelServerTrainer:
         self._session.trust_env = False
 
     def configure(self, policy: SitePolicy, folder: Path) -> None:
-        """Take the site's settings: where its label server is, and how patient to be with it."""
+        """Take the site's settings: where its label server is, and how patient to be with it.
+
+        Raises:
+            SitsOutError: the site has not agreed to the task.
+        """
+        policy.check_task(self.task)
         self._policy = policy
         self._folder = folder
 
@@ -124,7 +129,8 @@ class LabelServerTrainer:
                     waits.progressed()
                 elif status == "stopped" and stops >= _MAX_STOPS:
                     raise SitsOutError(f"its training was stopped at the site {stops} times", reason=Reason.STOPPED)
-                elif status in ("sits out", "failed") and asked:  # else of an earlier try: much may have changed
+                elif status in ("sits out", "failed") and (asked or state.get("says") == Reason.NO_MODEL):
+                    # Else of an earlier try: much may have changed.
                     error = SitsOutError if status == "sits out" else TrainingError
                     raise error(state["reason"], reason=Reason.read(state.get("says")))
                 else:

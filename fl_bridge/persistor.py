@@ -12,7 +12,6 @@ once or not at all.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from nvflare.app_common.abstract.learnable_persistor import LearnablePersistor
 from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey, make_model_learnable
 
 from fl_bridge.exchange import from_params, to_params
-from fl_bridge.record import FORMAT, RECORD, FederationRecord, now
+from fl_bridge.record import FORMAT, RECORD, FederationRecord, make_id, now
 from iopfl.base.errors import ConfigError, WeightsError
 from iopfl.core.networks import build_network
 from iopfl.core.task import Task
@@ -35,7 +34,9 @@ class FederationState(FederationRecord):
     """A federation's state folder, opened. `create` and `open` are the ways to get one."""
 
     @classmethod
-    def create(cls, folder: Path, *, task: Task, clients: Mapping[str, str], seed: int) -> FederationState:
+    def create(
+        cls, folder: Path, *, task: Task, clients: Mapping[str, str], seed: int, federation: str = ""
+    ) -> FederationState:
         """Begin a federation: a new id, the initial global weights, no round yet.
 
         Args:
@@ -43,13 +44,14 @@ class FederationState(FederationRecord):
             task: what is segmented.
             clients: FLARE client name -> site name.
             seed: of the initial weights.
+            federation: its id; empty = a new one.
         """
         weights = snapshot(build_network(task, seed=seed))
         state = cls(
             folder,
             {
                 "format": FORMAT,
-                "federation": f"{task.name}-{secrets.token_hex(6)}",
+                "federation": federation or make_id(task),
                 "created": now(),
                 "task": task.to_dict(),
                 "clients": dict(sorted(clients.items(), key=lambda pair: pair[1])),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from nvflare.lighter.provisioner import Provisioner
 
 from fl_bridge.federation_file import FederationFile
 from fl_bridge.kit_policy import update_kit
-from fl_bridge.server_kit import ADMIN, ADMIN_FOLDER, SETTINGS, read_settings, write_settings
+from fl_bridge.record import RECORD, FederationRecord, make_id
+from fl_bridge.server_kit import ADMIN, ADMIN_FOLDER, SETTINGS, STATE, read_settings, write_settings
+from fl_bridge.site_policy import SitePolicy, agree
 from iopfl.base.errors import ConfigError
 from iopfl.base.private_files import make_private, protect
 from iopfl.core.signing import Keyring
@@ -82,6 +84,7 @@ def provision(federation: FederationFile, folder: Path) -> Kits:
     """
     folder = folder.absolute()
     _check_same_federation(federation, folder)
+    federation = replace(federation, federation=_find_id(federation, folder / SERVER_FOLDER))
     project = prepare_project(_describe_project(federation))
     hidden = folder / _HIDDEN
     make_private(hidden)
@@ -102,7 +105,7 @@ def provision(federation: FederationFile, folder: Path) -> Kits:
         if site is None:
             shutil.copytree(source / ADMIN, staging / ADMIN_FOLDER)
         else:
-            federation.sites[site].write(staging / "local")
+            replace(federation.sites[site], federation=federation.federation).write(staging / "local")
         _write_unit(staging, name, federation, role="server" if site is None else "site")
         _protect(staging)
         staging.rename(folder / name)
@@ -110,6 +113,8 @@ def provision(federation: FederationFile, folder: Path) -> Kits:
     shutil.rmtree(source)
     for name in (*made, *kept):
         update_kit(folder / name)
+    for name in set(kept) - {SERVER_FOLDER}:
+        _complete(folder / name / "local", federation)
     server = folder / SERVER_FOLDER
     write_settings(server, federation)
     certificate = x509.load_pem_x509_certificate((server / "startup" / "server.crt").read_bytes())
@@ -127,6 +132,20 @@ def _check_same_federation(federation: FederationFile, folder: Path) -> None:
                 f"{folder} has the kits of another federation ({name} {getattr(before, name)!r}, now "
                 f"{getattr(federation, name)!r}): give another folder"
             )
+
+
+def _find_id(federation: FederationFile, kit: Path) -> str:
+    """The federation's id: that of its kits, or of rounds that an older version began, or a new one."""
+    known = read_settings(kit).federation if (kit / SETTINGS).is_file() else ""
+    if not known and (kit / STATE / RECORD).is_file():
+        known = FederationRecord.open(kit / STATE).federation
+    return known or make_id(federation.task)
+
+
+def _complete(folder: Path, federation: FederationFile) -> None:
+    """Name federation and task in the `site.yaml` of a kit that an older version made, and which is still here."""
+    if not SitePolicy.read(folder).names_what_is_agreed:
+        agree(folder, federation=federation.federation, tasks=[federation.task.name])
 
 
 def _describe_project(federation: FederationFile) -> dict[str, Any]:

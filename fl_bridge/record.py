@@ -6,6 +6,7 @@ Whoever wants to know how far a federation is reads this, without torch or FLARE
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,6 +111,11 @@ class FederationRecord:
 
     def _write(self) -> None:
         write_bytes(self.folder / RECORD, json.dumps(self._record, indent=1).encode())
+
+
+def make_id(task: Task) -> str:
+    """A new federation's id."""
+    return f"{task.name}-{secrets.token_hex(6)}"
 
 
 def now() -> str:

@@ -27,7 +27,10 @@ def read_settings(kit: Path) -> FederationFile:
         values = json.loads((kit / SETTINGS).read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{kit}: expected the kit of a federation's server, without {SETTINGS} it is none") from error
-    sites = {site: SitePolicy(**policy) for site, policy in values.pop("sites").items()}
+    sites = {
+        site: SitePolicy.from_dict(policy, what=f"{kit / SETTINGS}: {site}")
+        for site, policy in values.pop("sites").items()
+    }
     return FederationFile(**{**values, "task": Task.from_dict(values["task"]), "sites": sites})
 
 

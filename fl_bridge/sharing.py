@@ -94,6 +94,8 @@ class Sharing:
             ConfigError: ledger or answer is damaged or gone.
         """
         with self._open(cancelled) as ledger:
+            if not ledger["rounds"]:  # by the site's own count: nothing need be sent to find out
+                raise SitsOutError(Reason.NO_MODEL, reason=Reason.NO_MODEL)
             refusal = self._find_refusal(ledger)
             if refusal and ledger["rounds"] > ledger["shares"][-1]["rounds"]:
                 raise SitsOutError(refusal, reason=Reason.NOT_NOW)  # a model that has changed since: not worth making

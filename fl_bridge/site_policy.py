@@ -6,17 +6,20 @@ What leaves the site is decided here, whatever a job asks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
-from iopfl.base.errors import ConfigError
+from iopfl.base.errors import ConfigError, SitsOutError
+from iopfl.base.names import is_name
 from iopfl.base.private_files import write_private
+from iopfl.base.reasons import Reason
 
 FILE = "site.yaml"
+FEDERATION, TASKS = "federation", "tasks"
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class SitePolicy:
     """What a site's administrator decides.
 
     Attributes:
+        federation: id of the one federation that this site takes part in; empty = none yet.
+        tasks: names of the tasks that it agreed to.
         share_personalized: whether the personalized model may leave the site, for the bank.
         label_server: URL of the site's label server.
         token_file: file with its bearer token, relative to this file; empty = none asked.
@@ -38,6 +43,8 @@ class SitePolicy:
         noise: Gaussian noise added to it, as a multiple of `clip` (the noise multiplier of differential privacy).
     """
 
+    federation: str = ""
+    tasks: tuple[str, ...] = ()
     share_personalized: bool = True
     label_server: str = "http://127.0.0.1:8000"
     token_file: str = ""
@@ -70,6 +77,9 @@ class SitePolicy:
         checked: dict[str, Any] = {}
         for name, value in values.items():
             kind = known[name]
+            if name in (FEDERATION, TASKS):
+                checked[name] = _read_agreed(name, value, what)
+                continue
             fits = isinstance(value, bool) if kind is bool else isinstance(value, kind) and not isinstance(value, bool)
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
                 value, fits = float(value), True
@@ -97,10 +107,81 @@ class SitePolicy:
             raise ConfigError(f"{path}: expected settings by name, given {type(values).__name__}")
         return cls.from_dict(values, what=str(path))
 
+    @property
+    def names_what_is_agreed(self) -> bool:
+        """Whether any round at all can be of what this site agreed to."""
+        return bool(self.federation and self.tasks)
+
+    def check_federation(self, federation: str) -> None:
+        """Raises:
+        SitsOutError: it is not the one that this site agreed to.
+        """
+        if not self.federation or federation != self.federation:
+            _refuse(FEDERATION, self.federation, federation)
+
+    def check_task(self, task: str) -> None:
+        """Raises:
+        SitsOutError: it is none that this site agreed to.
+        """
+        if task not in self.tasks:
+            _refuse(TASKS, ", ".join(self.tasks), task)
+
     def write(self, folder: Path) -> None:
         """Write `site.yaml`."""
         text = "# This site's own settings: the hospital decides. docs/site-administrator.md explains them.\n"
-        write_private(folder / FILE, (text + yaml.safe_dump(asdict(self), sort_keys=False)).encode())
+        write_private(
+            folder / FILE, (text + yaml.safe_dump(asdict(self), default_flow_style=None, sort_keys=False)).encode()
+        )
+
+
+def agree(folder: Path, *, federation: str, tasks: Sequence[str]) -> bool:
+    """Write into an older `site.yaml` what it does not name yet: the federation and the tasks that a site agreed to.
+
+    Args:
+        folder: `local` of its kit.
+        federation: its id.
+        tasks: their names.
+
+    Returns:
+        Whether something was written. The rest of the file, its comments too, stays as it is.
+
+    Raises:
+        ConfigError: it names others.
+    """
+    policy, path = SitePolicy.read(folder), folder / FILE
+    agreed: dict[str, Any] = {FEDERATION: federation, TASKS: tuple(tasks)}
+    for name, value in agreed.items():
+        _read_agreed(name, value, f"{path}")
+    before = {name: getattr(policy, name) for name in agreed}
+    if before == agreed:
+        return False
+    text = path.read_text(encoding="utf-8")
+    written = yaml.safe_load(text)
+    named = [name for name in agreed if name in written and before[name] != agreed[name]]
+    if named:
+        raise ConfigError(f"{path}: names {' and '.join(named)} already: correct them there")
+    missing = {name: list(value) if name == TASKS else value for name, value in agreed.items() if name not in written}
+    added = yaml.safe_dump(missing, default_flow_style=None, sort_keys=False)
+    write_private(path, f"{text.rstrip()}\n{added}".encode())
+    return True
+
+
+def _read_agreed(name: str, value: Any, what: str) -> Any:
+    if name == FEDERATION:
+        if value != "" and not is_name(value):
+            raise ConfigError(f"{what}: {name}: expected the id of one federation, given {value!r}")
+        return value
+    if not isinstance(value, list | tuple) or not all(is_name(task) for task in value):
+        raise ConfigError(f"{what}: {name}: expected a list of names of tasks, such as [vessel], given {value!r}")
+    return tuple(value)
+
+
+def _refuse(name: str, agreed: str, given: str) -> NoReturn:
+    raise SitsOutError(
+        f"{FILE}: {name}: this site agreed to {agreed or 'none yet'}, ordered is {given}: where that is agreed on "
+        "too, its administrator names it there",
+        reason=Reason.NOT_AGREED,
+    )
 
 
 def _describe(kind: type) -> str:

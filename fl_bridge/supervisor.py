@@ -51,7 +51,13 @@ def open_state(kit: Path) -> FederationState:
     folder = kit / STATE
     if not (folder / RECORD).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        return FederationState.create(folder, task=settings.task, clients=settings.clients, seed=settings.seed)
+        return FederationState.create(
+            folder,
+            task=settings.task,
+            clients=settings.clients,
+            seed=settings.seed,
+            federation=settings.federation,
+        )
     state = FederationState.open(folder)
     if state.task.network != settings.task.network or state.task.labels != settings.task.labels:
         raise ConfigError(f"{kit}: the task has another network or other labels than the federation began with")

@@ -39,6 +39,9 @@ class SiteTrainer(Protocol):
         Args:
             policy: the site's.
             folder: where its relative paths begin.
+
+        Raises:
+            SitsOutError: the site has not agreed to the task.
         """
 
 

@@ -19,6 +19,8 @@ from fl_bridge.site_policy import SitePolicy
 from iopfl.base.reasons import Reason
 from iopfl.core.order import Order
 
+FEDERATION, TASK = "fed-1", "disk"
+
 
 class Kit:
     """A kit's `local` folder with its policy, as FLARE's engine shows it to the executor; a restart begins anew."""
@@ -26,7 +28,7 @@ class Kit:
     def __init__(self, folder: Path, trainer, **policy) -> None:
         self.folder = folder
         self.trainer = trainer
-        SitePolicy(**policy).write(folder)
+        SitePolicy(**{"federation": FEDERATION, "tasks": (TASK,), **policy}).write(folder)
         self.restart()
 
     def restart(self) -> None:

@@ -81,7 +81,7 @@ def order_of(weights, round_index=0, federation="disk-1"):
 def connect(url, task="disk", **settings):
     """A trainer as a site's executor makes it."""
     trainer = LabelServerTrainer(task)
-    trainer.configure(SitePolicy(label_server=url, patience=60.0, **settings), Path())
+    trainer.configure(SitePolicy(tasks=(task,), label_server=url, patience=60.0, **settings), Path())
     return trainer
 
 
@@ -236,7 +236,8 @@ def test_what_goes_wrong_at_a_label_server_tells_the_federation_no_name(server, 
     images = {path: path.read_bytes() for path in (site / "north").glob("case*.png")}
 
     def told(trainer, task=TASK_TRAIN, params=params, order=order, url=server.url):
-        kit = Kit(tmp_path, trainer, label_server=url, patience=60.0 if url == server.url else 0.1)
+        agreed = {"federation": order.federation, "tasks": (trainer.task,)}
+        kit = Kit(tmp_path, trainer, label_server=url, patience=60.0 if url == server.url else 0.1, **agreed)
         reply = kit.send(task, params, order.to_meta())
         said = json.dumps(describe(reply))
         assert "case0" not in said and str(site) not in said and url not in said
@@ -335,7 +336,7 @@ def test_clinicians_restarts_and_cancellation_in_the_middle_of_a_round(slow, glo
 
 def test_a_server_that_is_away_is_an_error_after_the_patience(global_weights):
     trainer = LabelServerTrainer("disk")
-    trainer.configure(SitePolicy(label_server="http://127.0.0.1:9", patience=0.5), Path())
+    trainer.configure(SitePolicy(tasks=("disk",), label_server="http://127.0.0.1:9", patience=0.5), Path())
     started = time.monotonic()
     with pytest.raises(TrainingError, match="does not answer"):
         trainer.train(global_weights, order_of(global_weights))
@@ -394,7 +395,7 @@ def test_a_redirect_is_not_followed_with_the_token(global_weights, tmp_path):
         threading.Thread(target=other.serve_forever, daemon=True).start()
         trainer = LabelServerTrainer("disk")
         url = f"http://127.0.0.1:{other.server_port}"
-        trainer.configure(SitePolicy(label_server=url, token_file="token", patience=1.0), tmp_path)
+        trainer.configure(SitePolicy(tasks=("disk",), label_server=url, token_file="token", patience=1.0), tmp_path)
         with pytest.raises(ConfigError, match="correct label_server"):
             trainer.train(global_weights, order_of(global_weights))
         with pytest.raises(ConfigError, match="answers 307"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -42,9 +43,10 @@ def test_a_kit_for_every_site_and_the_server(write, tmp_path):
     federation = read_federation(write())
     kits = provision(federation, tmp_path / "kits")
     assert kits.made == ("server", "DRIVE", "St-Mary-s") and kits.kept == ()
-    assert read_settings(tmp_path / "kits" / "server") == federation
+    settings = read_settings(tmp_path / "kits" / "server")
+    assert settings == replace(federation, federation=settings.federation)
     assert SitePolicy.read(tmp_path / "kits" / "St-Mary-s" / "local") == SitePolicy(
-        False, max_rounds=3, clip=1.0, noise=0.5
+        settings.federation, ("vessel",), False, max_rounds=3, clip=1.0, noise=0.5
     ), "a site agrees to the federation's rounds"
     for kit in ("server", "DRIVE", "St-Mary-s"):
         folder = tmp_path / "kits" / kit

@@ -31,7 +31,7 @@ def site(tmp_path, data, task_file):
     for path in sorted(folder.rglob("case*.png")):
         path.rename(path.with_name(f"{STEM.format(path.stem[-2:])}.png"))
     trainer = InProcessTrainer(str(folder), str(task_file), str(tmp_path / "state" / "JANE DOE"))
-    return Kit(tmp_path / "local", trainer)
+    return Kit(tmp_path / "local", trainer, federation="disk-1")
 
 
 @pytest.fixture

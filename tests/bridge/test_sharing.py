@@ -56,7 +56,11 @@ class KeptTrainer:
 
 
 class AskedKit(Kit):
-    """Asked for the model, from the same weights, unless said otherwise."""
+    """Asked for the model, from the same weights, unless said otherwise; it has trained a round."""
+
+    def __init__(self, *arguments, **policy):
+        super().__init__(*arguments, **policy)
+        count_a_round(self.folder)
 
     def ask(self, base=BASE, order=ORDER, task=TASK_SHARE):
         return super().ask(base, order, task)
@@ -65,6 +69,12 @@ class AskedKit(Kit):
 @pytest.fixture
 def kit(tmp_path):
     return lambda trainer=None, **policy: AskedKit(tmp_path, trainer or KeptTrainer(), **policy)
+
+
+def count_a_round(folder):
+    """A round that the site trained before, without which it has no model."""
+    with Sharing(SitePolicy(), folder).count_round(Order("fed-1", 0, "before")):
+        pass
 
 
 def make_model(seed):
@@ -80,7 +90,7 @@ def test_the_noise_of_four_hundred_answers_is_that_of_one(kit):
         if not number % 100:
             site.restart()
         base = {**BASE, "weight": torch.full((1000,), number / 100)}
-        answers.append(site.ask(base, Order(f"fed-{number % 7}", number % 11, f"base-{number}"))["weight"])
+        answers.append(site.ask(base, Order("fed-1", number % 11, f"base-{number}"))["weight"])
     one, mean = ((weights - clean).std() for weights in (answers[0], torch.stack(answers).mean(0)))
     assert one == pytest.approx(1.0, rel=0.1) and mean == pytest.approx(float(one), rel=1e-3)
     spread = torch.stack(answers).std(0).max()
@@ -101,6 +111,7 @@ def test_clip_and_noise_are_those_that_were_set():
 
 
 def test_what_was_shared_is_repeated_byte_by_byte_with_its_figures(tmp_path):
+    count_a_round(tmp_path)
     sharing = Sharing(SitePolicy(clip=2.0, noise=0.5), tmp_path)
     first = sharing.share(lambda: SharedModel(MODEL, 3, 9, {"dice": 0.5}), BASE)
     other = {key: value + 1 for key, value in BASE.items()}
@@ -113,13 +124,13 @@ def test_what_was_shared_is_repeated_byte_by_byte_with_its_figures(tmp_path):
         sharing.share(lambda: SharedModel(MODEL, 3, 9, {}), BASE)
 
 
-def test_shares_are_counted_by_the_site_whatever_round_or_federation_is_claimed(kit):
+def test_shares_are_counted_by_the_site_whatever_round_is_claimed(kit):
     trainer = KeptTrainer()
     site = kit(trainer, max_shares=2, clip=1.0)
     answers = []
     for number in range(6):
         trainer.model = make_model(number)
-        order = Order(f"fed-{number}", 100 * number, str(number))
+        order = Order("fed-1", 100 * number, str(number))
         assert isinstance(site.ask(order=order, task=TASK_TRAIN), dict)
         site.restart()
         answers.append(site.ask(order=order))
@@ -142,6 +153,7 @@ def test_rounds_between_two_shares_are_those_trained_here(kit):
 
 def test_days_between_two_shares_go_by_the_sites_clock_which_may_go_back(tmp_path):
     clock = Clock()
+    count_a_round(tmp_path)
     sharing = Sharing(SitePolicy(share_days=2.0), tmp_path, now=clock)
 
     def ask(number):
@@ -164,8 +176,8 @@ def test_days_between_two_shares_go_by_the_sites_clock_which_may_go_back(tmp_pat
 
 def test_rounds_are_limited_by_number_and_one_that_gave_nothing_is_none(kit):
     trainer = KeptTrainer()
-    site = kit(trainer, max_rounds=2)
-    orders = [Order(f"fed-{number}", 0, "base") for number in range(3)]
+    site = kit(trainer, max_rounds=3)
+    orders = [Order("fed-1", number, "base") for number in range(3)]
     trainer.train = lambda *args, **kwargs: (_ for _ in ()).throw(SitsOutError("waiting for labels"))
     for order in orders:
         assert isinstance(site.ask(order=order, task=TASK_TRAIN), str)
@@ -201,6 +213,7 @@ def share_and_die(folder, moment):
 
 @pytest.mark.parametrize("moment", ["before the answer", "before the word that it was given"])
 def test_a_kill_between_counting_and_answering_costs_the_share(tmp_path, moment):
+    count_a_round(tmp_path)
     assert share_and_die(tmp_path, moment) == -signal.SIGKILL
     sharing = Sharing(SitePolicy(clip=1.0, noise=1.0, max_shares=1), tmp_path)
     base = {"weight": torch.zeros(8)}
@@ -217,6 +230,7 @@ def test_a_kill_between_counting_and_answering_costs_the_share(tmp_path, moment)
 @pytest.mark.parametrize("file", ["ledger.json", "answer.safetensors"])
 @pytest.mark.parametrize("damage", ["gone", "empty", "halved"])
 def test_a_damaged_ledger_or_answer_shares_nothing(tmp_path, file, damage):
+    count_a_round(tmp_path)
     sharing = Sharing(SitePolicy(clip=1.0, noise=1.0), tmp_path)
     sharing.share(lambda: SharedModel(MODEL, 0, 9, {}), BASE)
     path = tmp_path / "shares" / file
@@ -268,7 +282,7 @@ def test_an_administrator_reads_what_the_noise_is_worth(policy, words):
 
 
 def test_the_ledger_names_no_federation_and_is_private(kit):
-    site = kit()
+    site = kit(federation="fed-secret")
     site.ask(order=Order("fed-secret", 3, "base"))
     site.ask(order=Order("fed-secret", 3, "base"), task=TASK_TRAIN)
     ledger = site.folder / "shares" / "ledger.json"

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     NO_MODEL = "has no personalized model: it trained in no round"
     WITHHELD = "keeps its personalized model, by its own policy"
     NOT_NOW = "shares no other personalized model now, by its own policy"
+    NOT_AGREED = "has not agreed to this federation or its task, by its own policy"
     ENOUGH_ROUNDS = "has trained as many rounds as its own policy allows"
     OLD_ROUND = "has trained this round or a later one before"
     BUSY = "a training of its own ran for longer than its patience"
