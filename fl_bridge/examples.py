@@ -1,4 +1,4 @@
-"""Texts that help and errors show."""
+"""Texts that help shows."""
 
 FEDERATION = """\
 name: retina

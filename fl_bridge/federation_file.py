@@ -8,12 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fl_bridge.aggregation import AGGREGATIONS, AVERAGE
-from fl_bridge.examples import FEDERATION
 from fl_bridge.site_policy import SitePolicy
 from iopfl.base.errors import ConfigError
+from iopfl.core.settings_files import read_settings
 from iopfl.core.task import Task, read_task
 
 QUANTIZE = ("none", "float16")
@@ -87,12 +85,7 @@ def read_federation(path: Path) -> FederationFile:
     Raises:
         ConfigError: it cannot be read, or says what to correct.
     """
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: expected a federation's settings: {error}") from error
-    if not isinstance(given, dict):
-        raise ConfigError(f"{path}: expected settings by name, for example:\n{FEDERATION}")
+    given = read_settings(path, str(path))
     known = {field.name for field in fields(FederationFile)} - {"host", "port", "federation"} | {"server"}
     unknown = sorted(set(given) - known)
     missing = sorted({"name", "task", "server", "rounds", "sites"} - set(given))

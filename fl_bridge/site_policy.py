@@ -17,6 +17,7 @@ from iopfl.base.errors import ConfigError, SitsOutError
 from iopfl.base.names import is_name
 from iopfl.base.private_files import write_private
 from iopfl.base.reasons import Reason
+from iopfl.core.settings_files import read_settings
 
 FILE = "site.yaml"
 FEDERATION, TASKS = "federation", "tasks"
@@ -99,13 +100,7 @@ class SitePolicy:
             ConfigError: it cannot be read, or see `from_dict`.
         """
         path = folder / FILE
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: expected the site's settings: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: expected settings by name, given {type(values).__name__}")
-        return cls.from_dict(values, what=str(path))
+        return cls.from_dict(read_settings(path, str(path)), what=str(path))
 
     @property
     def names_what_is_agreed(self) -> bool:
@@ -156,7 +151,7 @@ def agree(folder: Path, *, federation: str, tasks: Sequence[str]) -> bool:
     if before == agreed:
         return False
     text = path.read_text(encoding="utf-8")
-    written = yaml.safe_load(text)
+    written = read_settings(path, str(path))
     named = [name for name in agreed if name in written and before[name] != agreed[name]]
     if named:
         raise ConfigError(f"{path}: names {' and '.join(named)} already: correct them there")

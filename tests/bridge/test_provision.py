@@ -112,6 +112,26 @@ def test_what_is_wrong_in_the_file_is_said(write, changes, words):
         read_federation(write(**changes))
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"share_personalized: [true\nclip: 1\n", r"no valid YAML in line 2: "),
+        (b"max_rounds: 1\n\tclip: 1\n", r"no valid YAML in line 2: "),
+        (b"share_personalized: \xff", "expected text in UTF-8"),
+        (b"expires: 2026-13-45", "no valid YAML: "),
+        (b"[" * 5000, "nested too deep"),
+        (b"- a\n- b\n", "expected 'key: value' lines"),
+    ],
+)
+def test_what_is_no_yaml_is_said_in_one_line_with_its_place(tmp_path, content, words):
+    for name, read in (("site.yaml", lambda path: SitePolicy.read(path.parent)), ("federation.yaml", read_federation)):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=f"{name}.*{words}") as refused:
+            read(path)
+        assert "\n" not in str(refused.value)
+
+
 def test_a_folder_that_is_no_kit_is_refused(tmp_path):
     for role in ("server", "site"):
         with pytest.raises(ConfigError, match=f"expected the kit of a {role}"):
