@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from typing import Any
 from nvflare.lighter.tool_consts import NVFLARE_SIG_FILE, NVFLARE_SUBMITTER_CRT_FILE
 
 from fl_bridge.exchange import TASK_PUBLISH, TASK_SHARE, TASK_TRAIN
-from fl_bridge.kit_policy import DEQUANTIZER, EXECUTOR, PERCENTILE, QUANTIZER, TRAINER
+from fl_bridge.kit_policy import DEQUANTIZER, EXECUTOR, JOB_ID, PERCENTILE, QUANTIZER, TRAINER
 from iopfl.base.archives import read_entry
 from iopfl.base.errors import ConfigError
 from iopfl.base.names import is_name
@@ -30,7 +29,6 @@ _SIGNATURES = frozenset(
 )
 """By which FLARE knows who submitted a job."""
 _MAX_BYTES = 64 * 1024
-_JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TASKS = frozenset({"*", TASK_TRAIN, TASK_SHARE, TASK_PUBLISH})
 
 META = frozenset(
@@ -76,7 +74,7 @@ def check_job_id(value: Any) -> str:
     Raises:
         ConfigError: it is another.
     """
-    if not isinstance(value, str) or not _JOB_ID.fullmatch(value):
+    if not isinstance(value, str) or not JOB_ID.fullmatch(value):
         raise _refuse("its id is none that FLARE makes")
     return value
 

@@ -40,6 +40,7 @@ from fl_bridge.metrics import MetricsReceiver
 from fl_bridge.persistor import FederationPersistor, FederationState
 from fl_bridge.spool import Spool
 from iopfl.base.errors import IOPFLError, TrainingError, WeightsError
+from iopfl.base.files import Scratch
 from iopfl.base.locks import try_hold
 from iopfl.base.reasons import Reason
 from iopfl.core.bank_exchange import export_bank
@@ -262,8 +263,8 @@ class RoundController(ModelController):
             labels[site] = plain_line(model.meta.get("bank") or "received")
 
         asked = _Asked(accept)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "bank.iopfl")
+        with Scratch(Path(tempfile.gettempdir(), "bank")) as folder:
+            file = folder / "bank.iopfl"
             export_bank(Path(self.bank), file)
             content = np.frombuffer(file.read_bytes(), dtype=np.uint8)
         data = FLModel(params_type=ParamsType.FULL, params={BANK_PARAM: content}, meta=order.to_meta())

@@ -8,6 +8,7 @@ reads before anything that comes over the network, and which neither the server 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +50,8 @@ _FOREIGN = (
     "local/custom",
 )
 """What FLARE would take more settings, classes or code from at a site."""
+JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""A job's id as FLARE makes it, which names a folder of the kit."""
 _STARTUP_KEYS = {"format_version", "servers", "client", "require_signed_jobs"}
 
 

@@ -21,6 +21,7 @@ import requests
 from fl_bridge.site_policy import SitePolicy
 from iopfl.base.digest import content_digest, digest_header
 from iopfl.base.errors import CancelledError, ConfigError, SitsOutError, TrainingError, WeightsError
+from iopfl.base.files import beside
 from iopfl.base.names import check_name
 from iopfl.base.private_files import read_secret
 from iopfl.base.reasons import Reason
@@ -149,16 +150,15 @@ class LabelServerTrainer:
 
     def _fetch(self, url: str, **what: Any) -> Weights:
         """Download weights, checked against their digest."""
-        with tempfile.NamedTemporaryFile(prefix="fl-bridge-", suffix=".safetensors") as file:
-            with self._streamed(url, **what) as response:
+        with beside(Path(tempfile.gettempdir(), "weights"), suffix=".safetensors") as path:
+            with self._streamed(url, **what) as response, path.open("wb") as file:
                 digest = hashlib.sha256()
                 for chunk in response.iter_content(2**20):
                     digest.update(chunk)
                     file.write(chunk)
-                file.flush()
                 if response.headers.get("Content-Digest") != digest_header(digest.digest()):
                     raise WeightsError("the label server's weights are not what their Content-Digest says")
-            return read_weights(Path(file.name))[0]
+            return read_weights(path)[0]
 
     @contextmanager
     def _streamed(self, url: str, **what: Any) -> Iterator[requests.Response]:

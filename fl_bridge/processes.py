@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from fl_bridge.kit_policy import SERVER, SITE, STARTUP, update_kit
+from fl_bridge.leftovers import TEMPORARY, sweep_kit
 from fl_bridge.process_tree import end_tree
 from iopfl.base.errors import ConfigError
 from iopfl.base.locks import try_hold
@@ -57,6 +58,7 @@ def run_kit(kit: Path, role: str) -> int:
         if lock is None:
             raise ConfigError(f"{kit} runs already: stop that one first")
         end_leftovers(kit)
+        sweep_kit(kit)
         for name in update_kit(kit):  # a kit that an older version made must not run with its policy
             logger.warning("%s: brought up to date", name)
         with _start(kit, role) as process:
@@ -82,6 +84,7 @@ def _start(kit: Path, role: str) -> Iterator[subprocess.Popen[bytes]]:
     command += [f"uid={kit.name}"] if role == SITE else []
     path = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, _MARK: str(kit), "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    environment["TMPDIR"] = str(kit / TEMPORARY)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, preexec_fn=_end_with_parent)
     try:
         yield process

@@ -30,6 +30,7 @@ from fl_bridge.process_tree import end_tree
 from fl_bridge.record import RECORD
 from fl_bridge.trainer import InProcessTrainer, SiteTrainer
 from iopfl.base.errors import BankError, ConfigError, DatasetError, TrainingError
+from iopfl.base.files import Scratch, sweep
 from iopfl.base.locks import try_hold
 from iopfl.core.bank import ModelBank
 from iopfl.core.round_files import LOCAL
@@ -192,19 +193,19 @@ def run_federation(
     )
     with (
         try_hold(state / "lock") as lock,
-        tempfile.TemporaryDirectory(prefix="fl-bridge-", ignore_cleanup_errors=True) as scratch,
+        Scratch(Path(tempfile.gettempdir(), "fl-bridge")) as scratch,
     ):
         if lock is None:
             raise ConfigError(f"{state}: another run is using it: wait for that one, or give another state folder")
-        for stray in state.glob(".*.*"):  # of a write that a crash cut off
-            stray.unlink()
+        sweep(state, deep=True)
+        sweep(Path(tempfile.gettempdir()))
         FederationState.open(state).note_failure(None)
         job = build_job(controller, state=state, trainers=trainers, packages=packages, options=options)
-        job.export_job(scratch)
-        write_simulator_policy(Path(scratch, "workspace", "local"), packages=packages)
+        job.export_job(str(scratch))
+        write_simulator_policy(scratch / "workspace" / "local", packages=packages)
         with (state / LOG).open("ab") as log:
             start = log.tell()
-            with _start(Path(scratch), list(trainers), lock, log) as process:
+            with _start(scratch, list(trainers), lock, log) as process:
                 _follow(process, state, rounds=rounds, log=Path(log.name), log_start=start, progress=progress)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from fl_bridge.persistor import FederationState
 from fl_bridge.record import RECORD, FederationRecord
 from fl_bridge.server_kit import ADMIN, ADMIN_FOLDER, BANK, KEYS, LOCK, STATE, STOP, read_settings
 from iopfl.base.errors import ConfigError, IOPFLError, TrainingError
+from iopfl.base.files import Scratch, sweep
 from iopfl.base.locks import try_hold
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ def run(kit: Path, *, progress: TextIO | None = None) -> FederationRecord:
         if lock is None:
             raise ConfigError(f"{kit}: the federation is being run already: see fl-bridge status {kit}")
         (kit / STOP).unlink(missing_ok=True)
+        sweep(kit)
         with Follower(state.folder, settings.rounds, progress) as follower:
             failures = 0
             while not is_complete(state, settings):
@@ -196,9 +197,9 @@ def _export_job(kit: Path, settings: FederationFile, target: int, stack: context
         name=settings.name,
         options=JobOptions(settings.quantize, settings.update_percentile, kit / STATE / "metrics"),
     )
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fl-bridge-"))
-    job.export_job(folder)
-    return str(Path(folder, settings.name))
+    folder = stack.enter_context(Scratch(kit / "job"))
+    job.export_job(str(folder))
+    return str(folder / settings.name)
 
 
 def _wait(kit: Path, seconds: float) -> None:
