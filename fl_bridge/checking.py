@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from fl_bridge.exchange import from_params
 from iopfl.base.errors import ConfigError, WeightsError
 from iopfl.core.order import Order
 from iopfl.core.weights import Weights, check_weights, distance
@@ -23,6 +24,13 @@ METRICS: Mapping[str, tuple[float, float]] = {
     "seconds": (0.0, 1e8),
 }
 """Figures that are kept of a site's answer, each within its range; all else it sends is dropped."""
+
+
+class Answer(Protocol):
+    """What FLARE makes of a site's message (`FLModel`)."""
+
+    params: Any
+    meta: Any
 
 
 def check_answer(meta: Mapping[str, Any], order: Order, *, what: str) -> None:
@@ -68,6 +76,33 @@ def check_update(
     if norm > limit:
         raise WeightsError(f"{what}: its norm is {norm:.3g}, more than {norm_limit:g} times that of the global weights")
     return norm
+
+
+def read_answer(
+    model: Answer, order: Order, reference: Mapping[str, Tensor], *, norm_limit: float, what: str
+) -> tuple[Weights, dict[str, Any]]:
+    """A site's answer as it may be counted: its difference to the global weights, and what it says of it.
+
+    Args:
+        model: what FLARE received.
+        order: that it answers.
+        reference: floating-point entries of the global weights.
+        norm_limit: see `check_update`.
+        what: whose, for the message.
+
+    Returns:
+        The difference, and `samples`, `metrics`, `norm` and `personalized_round`.
+
+    Raises:
+        WeightsError: names what is wrong.
+    """
+    difference = from_params(model.params, what=what)
+    check_answer(model.meta, order, what=what)
+    norm = check_update(difference, reference, norm_limit=norm_limit, what=what)
+    last = model.meta.get("personalized_round")
+    last = last if type(last) is int and 0 <= last <= order.round_index else order.round_index
+    about = {"samples": model.meta["samples"], "metrics": keep_metrics(model.meta), "norm": norm}
+    return difference, {**about, "personalized_round": last}
 
 
 def find_outliers(norms: Mapping[str, float], *, norm_limit: float) -> dict[str, str]:

@@ -25,7 +25,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from fl_bridge.aggregation import AVERAGE, aggregate, limit_weights
-from fl_bridge.checking import check_answer, check_update, find_outliers, keep_metrics, norm_of, plain_line
+from fl_bridge.checking import find_outliers, norm_of, plain_line, read_answer
 from fl_bridge.composing import compose_bank
 from fl_bridge.exchange import (
     BANK_PARAM,
@@ -228,17 +228,12 @@ class RoundController(ModelController):
 
         def accept(site: str, model: FLModel) -> None:
             try:
-                difference = from_params(model.params, what=what)
-                check_answer(model.meta, order, what=what)
-                norm = check_update(difference, reference, norm_limit=self.norm_limit, what=what)
+                difference, about = read_answer(model, order, reference, norm_limit=self.norm_limit, what=what)
             except WeightsError as error:
                 asked.refuse(site, str(error))
                 return
-            last = model.meta.get("personalized_round")
-            last = last if type(last) is int and 0 <= last <= order.round_index else order.round_index
-            about = {"samples": model.meta["samples"], "metrics": keep_metrics(model.meta), "norm": norm}
             try:
-                spool.add(site, difference, {**about, "personalized_round": last})
+                spool.add(site, difference, about)
             except OSError as error:
                 asked.failure = error  # raised below: FLARE would only log it, in the thread that received the answer
 
@@ -280,7 +275,11 @@ class RoundController(ModelController):
         def receive(model: FLModel) -> None:
             site = self._clients[model.meta["client_name"]]
             asked.heard.add(site)
-            asked.accept(site, model)
+            try:
+                asked.accept(site, model)
+            except Exception:  # FLARE would only log it, and the round would miss what became of the site
+                self.exception(f"the answer of {site} cannot be read")
+                asked.refuse(site, "its answer cannot be read")
 
         if targets:
             # `broadcast_model` would hold all answers until the last.

@@ -18,6 +18,8 @@ from iopfl.base.errors import ConfigError
 from iopfl.base.private_files import write_private
 
 SERVER, SITE = "server", "site"
+MARK = "FL_BRIDGE_KIT"
+"""Environment variable by which a kit's processes are known, those included that outlive their parent."""
 STARTUP = {SERVER: "fed_server.json", SITE: "fed_client.json"}
 """By which a kit of each role is known, in `startup/`."""
 

@@ -21,7 +21,7 @@ from nvflare.app_common.abstract.learnable_persistor import LearnablePersistor
 from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey, make_model_learnable
 
 from fl_bridge.exchange import from_params, to_params
-from fl_bridge.record import FORMAT, RECORD, FederationRecord, make_id, now
+from fl_bridge.record import FORMAT, GLOBAL, RECORD, FederationRecord, make_id, now
 from iopfl.base.errors import ConfigError, WeightsError
 from iopfl.core.networks import build_network
 from iopfl.core.task import Task
@@ -94,7 +94,7 @@ class FederationState(FederationRecord):
         except OSError:
             self._record = before
             raise
-        for old in sorted(self.folder.glob("global-*.safetensors"))[:-_KEPT]:
+        for old in sorted(self.folder.glob(GLOBAL))[:-_KEPT]:
             old.unlink(missing_ok=True)
 
     def _write_global(self, weights: Weights, *, rounds_done: int) -> None:

@@ -18,20 +18,20 @@ from pathlib import Path
 
 import psutil
 
-from fl_bridge.kit_policy import SERVER, SITE, STARTUP, update_kit
+from fl_bridge.kit_policy import MARK, SERVER, SITE, STARTUP, update_kit
 from fl_bridge.leftovers import TEMPORARY, sweep_kit
 from fl_bridge.process_tree import end_tree
+from fl_bridge.site_policy import FILE, SitePolicy
 from iopfl.base.errors import ConfigError
 from iopfl.base.locks import try_hold
 
 logger = logging.getLogger(__name__)
 
-_MARK = "FL_BRIDGE_KIT"
-"""Environment variable by which a kit's processes are known, those included that outlive their parent."""
 _MODULES = {
     SERVER: ("fl_bridge.server_process", "nvflare.private.fed.app.server.server_train"),
     SITE: ("fl_bridge.site_process", "nvflare.private.fed.app.client.client_train"),
 }
+_SERVER_BYTES = 2**30
 _PR_SET_PDEATHSIG = 1
 
 
@@ -69,7 +69,7 @@ def end_leftovers(kit: Path) -> None:
     """End the processes of a kit whose parents were killed: two of a site would train one round twice."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get(_MARK) == str(kit):
+            if process.pid != os.getpid() and process.environ().get(MARK) == str(kit):
                 end_tree(process.pid)
 
 
@@ -83,8 +83,9 @@ def _start(kit: Path, role: str) -> Iterator[subprocess.Popen[bytes]]:
     command += ["secure_train=true", "org=consortium", "config_folder=config"]
     command += [f"uid={kit.name}"] if role == SITE else []
     path = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, _MARK: str(kit), "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    environment = {**os.environ, MARK: str(kit), "PYTHONPATH": os.pathsep.join(filter(None, path))}
     environment["TMPDIR"] = str(kit / TEMPORARY)
+    environment["NVFLARE_STREAMING_MAX_BLOB_SIZE"] = str(_find_limit(kit, role))
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, preexec_fn=_end_with_parent)
     try:
         yield process
@@ -95,6 +96,12 @@ def _start(kit: Path, role: str) -> Iterator[subprocess.Popen[bytes]]:
         end_tree(process.pid)
         process.wait()
         end_leftovers(kit)
+
+
+def _find_limit(kit: Path, role: str) -> int:
+    """Bytes that a message may have beside its arrays, whose limit is in `server_process` and `site_process`."""
+    is_site = role == SITE and (kit / "local" / FILE).is_file()
+    return SitePolicy.read(kit / "local").max_message_bytes if is_site else _SERVER_BYTES
 
 
 def _end_with_parent() -> None:

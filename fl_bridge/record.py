@@ -18,6 +18,8 @@ from iopfl.core.task import Task
 
 FORMAT = 1
 RECORD = "federation.json"
+GLOBAL = "global-*.safetensors"
+"""Files of global weights, by the rounds done."""
 
 
 class FederationRecord:

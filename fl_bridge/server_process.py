@@ -6,7 +6,10 @@ every site's job, and that of the system's end starts no further one. A federati
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+from pathlib import Path
 
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
@@ -15,9 +18,14 @@ from nvflare.app_common.job_launcher.server_process_launcher import ServerProces
 from nvflare.widgets.fed_event import FedEventRunner
 
 from fl_bridge.job_process import run_flare, start_through
+from fl_bridge.kit_policy import MARK
+from fl_bridge.messages import limit_messages
+from fl_bridge.record import GLOBAL
+from fl_bridge.server_kit import STATE
 
 logger = logging.getLogger(__name__)
 
+_OVERHEAD, _NO_WEIGHTS = 64 * 2**20, 2**29
 _MODULE = "fl_bridge.server_process"
 
 
@@ -33,6 +41,16 @@ class ServerJobLauncher(ServerProcessJobLauncher):
 def restrict() -> None:
     """Take out of FLARE, in this process, that sites send events."""
     FedEventRunner._receive = _refuse
+    limit_messages(_find_limit)
+
+
+def _find_limit() -> float:
+    """Bytes of an answer: twice the weights that it answers, and something."""
+    sizes = []
+    for path in Path(os.environ.get(MARK, "/nonexistent"), STATE).glob(GLOBAL):
+        with contextlib.suppress(FileNotFoundError):  # the round before last, which is over
+            sizes.append(path.stat().st_size)
+    return 2 * max(sizes, default=_NO_WEIGHTS) + _OVERHEAD
 
 
 def _refuse(runner: FedEventRunner, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:

@@ -20,6 +20,7 @@ from iopfl.base.reasons import Reason
 from iopfl.core.settings_files import read_settings
 
 FILE = "site.yaml"
+_UNLIMITED = 2**60
 FEDERATION, TASKS = "federation", "tasks"
 
 
@@ -36,6 +37,7 @@ class SitePolicy:
         certificate: PEM file of the authority of its certificate, relative to this file; empty = the system's.
         patience: seconds to wait for a label server that is away or busy with a clinician's training.
         min_new_labels: labels drawn since the last round, without which a round is sat out.
+        max_message_mb: a larger message (2**20 bytes) of the server's is refused before it is whole; 0 = no limit.
         max_rounds: rounds that this site trains, whatever federation they claim to be of; 0 = no limit.
         max_shares: times that the personalized model leaves in all; 0 = no limit.
         share_every: rounds trained here between two times that it leaves; 0 = whenever it is asked for.
@@ -52,6 +54,7 @@ class SitePolicy:
     certificate: str = ""
     patience: float = 1800.0
     min_new_labels: int = 0
+    max_message_mb: int = 2048
     max_rounds: int = 0
     max_shares: int = 0
     share_every: int = 0
@@ -106,6 +109,11 @@ class SitePolicy:
     def names_what_is_agreed(self) -> bool:
         """Whether any round at all can be of what this site agreed to."""
         return bool(self.federation and self.tasks)
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Bytes that a message of the server's may have."""
+        return self.max_message_mb * 2**20 or _UNLIMITED
 
     def check_federation(self, federation: str) -> None:
         """Raises:

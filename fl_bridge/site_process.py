@@ -8,6 +8,9 @@ a run does not need is taken out before FLARE starts: there is then nothing that
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from nvflare.apis.fl_constant import ReservedTopic
@@ -25,6 +28,9 @@ from nvflare.private.fed.client.client_req_processors import ClientRequestProces
 
 from fl_bridge.admission import META, check_job, check_job_id
 from fl_bridge.job_process import run_flare, start_through
+from fl_bridge.kit_policy import MARK
+from fl_bridge.messages import limit_messages
+from fl_bridge.site_policy import SitePolicy
 from iopfl.base.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -126,6 +132,13 @@ def restrict() -> None:
     commands[:] = [command for command in commands if isinstance(command, _COMMANDS)]
     fed_client_base.Cell = _SiteCell
     fed_client_base.NetAgent = _NoAgent
+    limit_messages(_find_limit())
+
+
+def _find_limit() -> Callable[[], float]:
+    kit = os.environ.get(MARK)
+    limit = (SitePolicy.read(Path(kit, "local")) if kit else SitePolicy()).max_message_bytes
+    return lambda: limit
 
 
 def _only(topics: frozenset[str], callback: Any) -> Any:

@@ -49,7 +49,11 @@ class Kit:
     def send(self, task: str, params, meta) -> Shareable:
         """What leaves the site for a task."""
         model = FLModel(params_type=ParamsType.FULL, params=params, meta=dict(meta))
-        return self.executor.execute(task, FLModelUtils.to_shareable(model), FLContext(), Signal())
+        return self.answer(task, FLModelUtils.to_shareable(model))
+
+    def answer(self, task: str, message: Shareable) -> Shareable:
+        """What leaves the site for a message as it arrived."""
+        return self.executor.execute(task, message, FLContext(), Signal())
 
     def ask(self, base, order: Order, task: str = TASK_SHARE):
         """The weights that the server makes of the answer; or the reason why there is none."""
