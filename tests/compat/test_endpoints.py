@@ -7,7 +7,10 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
+import nibabel as nib
+import numpy as np
 import pytest
+import SimpleITK
 
 from label_server import params, wait_until, write_volume
 
@@ -43,6 +46,30 @@ def test_unknown_names_are_404_and_told_what_there_is(server, method, path, told
 def test_a_label_for_an_unknown_image_is_404(server, tmp_path):
     files = {"label": ("x.nii.gz", write_volume(tmp_path / "x.nii.gz").read_bytes())}
     assert server.request("PUT", "/datastore/label?image=nope", files=files).status_code == 404
+
+
+def test_what_itk_would_not_open_is_handed_out_so_that_it_does(server, state, tmp_path):
+    affine = np.array([[0.8, 0.1, 0, 5], [0, 0.9, 0, -7], [0, 0, 3, 2], [0, 0, 0, 1]])
+    volume = nib.Nifti1Image(np.arange(120, dtype=np.int16).reshape(4, 5, 6), affine)
+    volume.header["qform_code"] = 0
+    nib.save(volume, tmp_path / "leaning.nii.gz")
+    content = (tmp_path / "leaning.nii.gz").read_bytes()
+    files = {"file": ("leaning.nii.gz", content)}
+    server.request("PUT", "/datastore/image?image=leaning", files=files).raise_for_status()
+    try:
+        before = set((state / "tmp").iterdir())
+        answer = server.get("/datastore/image?image=leaning")
+        assert "leaning.nii.gz" in answer.headers["content-disposition"]
+        (tmp_path / "sent.nii.gz").write_bytes(answer.content)
+        shown, seen = SimpleITK.ReadImage(str(tmp_path / "sent.nii.gz")), nib.load(tmp_path / "sent.nii.gz")
+        assert np.allclose(seen.affine, affine)
+        assert np.array_equal(SimpleITK.GetArrayFromImage(shown).T, np.asarray(volume.dataobj))
+        middle = seen.affine @ [1.5, 2, 2.5, 1]
+        assert np.allclose(shown.TransformContinuousIndexToPhysicalPoint([1.5, 2, 2.5]), middle[:3] * [-1, -1, 1])
+        wait_until(lambda: set((state / "tmp").iterdir()) <= before, 5, what="the copy to be removed")
+    finally:
+        server.request("DELETE", "/datastore/image?id=leaning").raise_for_status()
+    server.get("/datastore/image?image=case0").raise_for_status()
 
 
 def test_inference_without_an_image_is_refused(server):

@@ -30,6 +30,7 @@ from iopfl.compat import (
     file_access,
     image_lookup,
     inference_queue,
+    leaning_images,
     logs_page,
     mlflow_tracking,
     offline_pages,
@@ -74,6 +75,7 @@ def apply_all() -> None:
     admin_routes.apply()
     # What is applied last is asked first: a name that could be a path is refused
     # before anybody looks it up.
+    leaning_images.apply()
     unknown_names.apply()
     file_access.apply()
     background_processes.apply()

@@ -41,6 +41,11 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _MAX_HEADER = 2**21
 """Bytes of an NRRD's header that are read alone."""
 
+_MILLIMETERS = {1: 1e3, 3: 1e-3}
+"""In the unit that a NIfTI says, meters or micrometers; in any other it is taken for millimeters, as ITK does."""
+_MILLIMETERS_BY_NAME = {"m": 1e3, "cm": 10.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3, "nm": 1e-6}
+"""In the units that an NRRD or a MetaImage says."""
+
 _FLAT = 1e-3
 """Least volume of the box that an image's three unit directions span; below it they lie in a plane."""
 
@@ -86,6 +91,11 @@ def read_voxels(
         raise SeriesError(f"{path.name}: expected an image or a volume, given {image.ndim - 1} dimensions")
     _check_place(path.name, image)
     return image
+
+
+def millimeters(header: Any) -> float:
+    """In the unit in space of a NIfTI's header."""
+    return _MILLIMETERS.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
 def read_nrrd_fields(path: Path) -> dict[str, Any]:
@@ -151,23 +161,31 @@ def _read_nifti(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarr
     reader = NibabelReader()
     reader.filenames = [str(path)]  # what its `read` would set
     image = correct_nifti_header_if_necessary(open_nifti(path))
+    unit = millimeters(image.header)
     added = {"filename_or_obj": str(path), _NOTES: FileNotes.of(image.header.extensions)}  # MONAI leaves both out
+
+    def place(meta: dict[str, Any]) -> dict[str, Any]:
+        return {**meta, **added, "affine": np.diag([unit, unit, unit, 1.0]) @ meta["affine"]}
+
     if find_suffix(path.name) != ".nii.gz":
         array, meta = reader.get_data(image)
-        return array, {**meta, **added}
+        return array, place(meta)
     # nibabel stops at the last voxel, before the checksum: a flipped bit would become other voxels without a word.
     with gzip.open(path) as file:
         image = correct_nifti_header_if_necessary(type(image).from_file_map({"image": FileHolder(fileobj=file)}))
         array, meta = reader.get_data(image)
         for _ in range(_MOST_BEHIND // _CHUNK):
             if not file.read(_CHUNK):  # the end, at which gzip compares
-                return array, {**meta, **added}
+                return array, place(meta)
     raise SeriesError("much more follows its voxels")
 
 
 def _read_nrrd(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarray, dict[str, Any]]:
     data, fields = _read_nrrd_data(path)
     array, meta = NrrdReader().get_data(NrrdImage(data, fields))
+    units = [_MILLIMETERS_BY_NAME.get(str(unit).strip().lower(), 1.0) for unit in fields.get("space units", ())]
+    if "affine" in meta and units:
+        meta["affine"] = np.diag([*[*units, 1.0, 1.0, 1.0][:3], 1.0]) @ meta["affine"]
     return array, {**meta, "filename_or_obj": str(path)}
 
 
@@ -198,7 +216,8 @@ def _read_metaimage(path: Path, header: ImageHeader, colors: bool) -> tuple[np.n
     affine = np.eye(4)  # LPS, as ITK has it
     affine[:count, :count] = np.array(fields.directions).T * fields.spacing
     affine[:count, 3] = fields.origin
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    unit = _MILLIMETERS_BY_NAME.get(fields.unit, 1.0)
+    affine = np.diag([-unit, -unit, unit, 1.0]) @ affine
     return array, {"affine": affine, "original_channel_dim": -1, "filename_or_obj": str(path)}
 
 

@@ -6,6 +6,8 @@ holds when neither is set, whether a picture's dots per inch are a spacing. A ma
 
 from __future__ import annotations
 
+import gzip
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from monai.data import MetaTensor
 from iopfl.base.errors import SeriesError
 from iopfl.base.image_headers import read_header
 from iopfl.core.image_files import is_picture, open_nifti
+from iopfl.core.straightening import upright
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _READERS = {
@@ -27,32 +30,57 @@ _READERS = {
     "BMP": "BMPImageIO",
 }
 _SAME = 1e-3
-"""Difference of two affines that their formats' precision explains."""
+"""Difference of two affines that their formats' precision explains: mm, or edges of smaller voxels."""
 
 
 def place_in_itk(image: MetaTensor) -> np.ndarray:
-    """Affine of an image, voxel index to RAS mm, as ITK has it; the image's own where ITK cannot open the file.
+    """Affine of an image, voxel index to RAS mm, as ITK has it.
 
-    A picture lies along LPS from the origin, and a JPEG's or TIFF's dots per inch give its spacing.
+    A picture lies along LPS from the origin, and a JPEG's or TIFF's dots per inch give its spacing. ITK opens no NIfTI
+    whose axes lean; it is given one with the closest right angles as well (`write_upright`).
     """
     own = image.affine.double().numpy()
-    source = _source_of(image)
+    source = source_of(image)
     found = _ask_itk(source) if source.is_file() else None
+    if found is None and is_picture(source):
+        return _LPS_TO_RAS.copy()
     if found is None:
-        return _LPS_TO_RAS.copy() if is_picture(source) else own
-    return own if np.abs(found - own).max() < _SAME else found
+        return upright(image.shape[-3:], own) if source.is_file() and _is_nifti(source) else own
+    edge = np.linalg.norm(own[:3, :3], axis=0).min()
+    return own if np.abs(found - own).max() < _SAME * min(1.0, edge) else found
+
+
+def is_opened_by_itk(path: Path) -> bool:
+    """Whether ITK opens a file; it opens no NIfTI whose axes lean and that has no qform beside its sform."""
+    return _ask_itk(path) is not None
+
+
+def write_upright(source: Path, target: Path) -> None:
+    """Copy a NIfTI, with a qform of right angles for ITK beside its own sform."""
+    read_header(source)  # it is what its name says
+    read = open_nifti(source).header
+    opened = gzip.open if target.name.lower().endswith(".gz") else open
+    with opened(source, "rb") as old, opened(target, "wb") as new:  # type: ignore[operator]
+        header = type(read)(old.read(len(read.binaryblock)), check=False)  # nibabel's own forgets where the data are
+        header.set_qform(upright((*read.get_data_shape(), 1, 1), read.get_best_affine()), code="aligned")
+        new.write(header.binaryblock)
+        shutil.copyfileobj(old, new)
 
 
 def read_nifti_header(image: MetaTensor) -> Any | None:
     """nibabel's header of the NIfTI that an image was read from; None of another format, or where it is gone."""
-    source = _source_of(image)
-    if not source.name.lower().endswith((".nii", ".nii.gz")) or not source.is_file():
+    source = source_of(image)
+    if not _is_nifti(source) or not source.is_file():
         return None
     read_header(source)  # it is what its name says
     return open_nifti(source).header
 
 
-def _source_of(image: MetaTensor) -> Path:
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def source_of(image: MetaTensor) -> Path:
     """The file that an image was read from."""
     return Path(str(image.meta.get("filename_or_obj", "")))
 

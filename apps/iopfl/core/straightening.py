@@ -90,6 +90,16 @@ def straighten(shape: Sequence[int], affine: np.ndarray) -> Stack | None:
     return Stack((x, y, count), affine, offsets, (x + width, y + height, count), straight)
 
 
+def upright(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+    """The closest affine with axes at right angles, (4, 4), about the middle of a grid."""
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / edges)
+    turned = affine.astype(np.float64)
+    turned[:3, :3] = (left @ right) * edges
+    turned[:3, 3] += (affine[:3, :3] - turned[:3, :3]) @ ((np.array(shape[:3]) - 1) / 2)
+    return turned
+
+
 def orthonormalize(directions: np.ndarray) -> np.ndarray | None:
     """The closest two directions at right angles, (3, 2), to two of about length 1; None of others."""
     if abs(directions[:, 0] @ directions[:, 1]) > _RIGHT_ANGLE:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import torch
 from monai.data import ITKWriter, PILWriter
 from monai.data.image_writer import ImageWriter
@@ -15,11 +16,12 @@ from iopfl.base.files import replacing
 from iopfl.base.image_headers import read_header
 from iopfl.core.answers import Segmentation
 from iopfl.core.disagreement import CHECK_COLOR, CHECK_HERE, find_regions
-from iopfl.core.image_files import is_picture
+from iopfl.core.image_files import is_picture, millimeters
 from iopfl.core.measuring import find_affine
-from iopfl.core.places import place_in_itk, read_nifti_header
+from iopfl.core.places import is_opened_by_itk, place_in_itk, read_nifti_header, source_of
 from iopfl.core.segment_writer import SUFFIX, write_segmentation
 from iopfl.core.sites import find_suffix
+from iopfl.core.straightening import upright
 from iopfl.core.task import Task
 
 _LOSSY = (".jpg", ".jpeg")
@@ -144,15 +146,22 @@ def _write(path: Path, segmentation: Segmentation) -> None:
 def _to_nifti(segmentation: Segmentation) -> nib.Nifti1Image:
     """A mask with the qform and sform of its source, as different as they may be: readers choose between them."""
     header, mask = read_nifti_header(segmentation.image), segmentation.mask.numpy()
+    place = place_in_itk(segmentation.image)
     if header is None:
-        made = nib.Nifti1Image(mask, place_in_itk(segmentation.image))
+        made = nib.Nifti1Image(mask, place)
+        straight = upright(mask.shape, place)
+        if not np.allclose(straight, place, atol=1e-6):  # ITK opens an NRRD whose axes lean, but no such NIfTI
+            made.set_qform(straight, code="aligned")
         made.header.set_xyzt_units("mm")
         return made
     kept = nib.Nifti1Header()
     kept.set_data_dtype(mask.dtype)
     kept.set_data_shape(mask.shape)
     kept.set_zooms(header.get_zooms()[:3])
-    kept.set_xyzt_units(header.get_xyzt_units()[0])
+    kept["xyzt_units"] = int(header["xyzt_units"]) & 7
     kept.set_qform(*header.get_qform(coded=True))
     kept.set_sform(*header.get_sform(coded=True))
+    if not is_opened_by_itk(source_of(segmentation.image)):
+        unit = 1 / millimeters(header)
+        kept.set_qform(np.diag([unit, unit, unit, 1.0]) @ place, code="aligned")
     return nib.Nifti1Image(mask, None, kept)

@@ -21,6 +21,7 @@ from iopfl.core.straightening import Stack, straighten
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.frames import count_frames, find_plane, find_thickness
 from iopfl.dicomio.geometry import Plane, SharedPositionError, build_affine, order_slices
+from iopfl.dicomio.padding import choose_value
 from iopfl.dicomio.pixels import MAX_SERIES_BYTES
 from iopfl.dicomio.refusals import PICTURES, VOLUMES, check_instance, find_refusal, is_other_object
 from iopfl.dicomio.showing import is_uid, show_code
@@ -216,8 +217,7 @@ def _build(instances: Sequence[Dataset]) -> Series:
         stack = straighten(array.shape[:3], affine)
     if stack is not None:
         affine = stack.straight_affine
-        check_volume(stack.straight_shape, array.size // math.prod(stack.shape), array.itemsize)
-        array = stack.lay(array, fill=array.min() if array.ndim == 3 else 0)  # of padding, where there is some
+        array, padding = _lay(stack, array, padding)
     return Series(
         datasets=(first,) if multi_frame else tuple(piece.ds for piece in slices),
         array=array,
@@ -227,6 +227,15 @@ def _build(instances: Sequence[Dataset]) -> Series:
         stack=stack,
         padding=padding,
     )
+
+
+def _lay(stack: Stack, array: np.ndarray, padding: float | None) -> tuple[np.ndarray, float | None]:
+    """Slices on the straight grid, where all beside them is padding; and its value."""
+    check_volume(stack.straight_shape, array.size // math.prod(stack.shape), array.itemsize)
+    if stack.straight_shape != stack.shape and padding is None and array.ndim == 3:
+        padding, dtype = choose_value(float(array.min()), float(array.max()), array.dtype)
+        array = array.astype(dtype, copy=False)
+    return stack.lay(array, fill=0 if padding is None else padding), padding
 
 
 def _order(slices: Sequence[Slice], planes: Sequence[Plane]) -> list[int]:

@@ -38,6 +38,7 @@ class MetaImageHeader(ImageHeader):
         spacing: of each axis, mm.
         directions: unit vector of each axis, in LPS.
         origin: of the first voxel, mm in LPS.
+        unit: in which lengths are given, if not in mm.
     """
 
     dtype: str
@@ -46,6 +47,7 @@ class MetaImageHeader(ImageHeader):
     spacing: tuple[float, ...]
     directions: tuple[tuple[float, ...], ...]
     origin: tuple[float, ...]
+    unit: str
 
 
 def read_metaimage(file: BinaryIO) -> MetaImageHeader:
@@ -85,6 +87,7 @@ def read_metaimage(file: BinaryIO) -> MetaImageHeader:
         spacing=_numbers(fields, ("ElementSpacing", "ElementSize"), count) or (1.0,) * count,
         directions=tuple(rows if matrix else straight),
         origin=_numbers(fields, ("Offset", "Position", "Origin"), count) or (0.0,) * count,
+        unit=fields.get("DistanceUnits", "").lower(),
     )
 
 

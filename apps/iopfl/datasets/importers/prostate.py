@@ -22,7 +22,7 @@ from nibabel.wrapstruct import WrapStructError
 from iopfl.base.errors import DatasetError, SeriesError
 from iopfl.base.image_headers import read_header
 from iopfl.core import memory
-from iopfl.core.image_files import open_nifti
+from iopfl.core.image_files import millimeters, open_nifti
 from iopfl.datasets.importers.common import (
     Case,
     Importer,
@@ -145,7 +145,8 @@ def _read(path: Path) -> nib.Nifti1Image:
         data = np.asanyarray(volume.dataobj)
     except (*_DAMAGE, SeriesError) as error:
         raise DatasetError(f"{path} cannot be read as NIfTI: download it again") from error
-    return nib.Nifti1Image(data, volume.affine, dtype=data.dtype)
+    unit = millimeters(volume.header)
+    return nib.Nifti1Image(data, np.diag([unit, unit, unit, 1.0]) @ volume.affine, dtype=data.dtype)
 
 
 PROSTATE = Importer("the six-site prostate collection", ".nii.gz", _plan, _convert)

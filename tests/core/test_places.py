@@ -1,0 +1,159 @@
+"""Volumes of any geometry and unit in a folder: ITK opens what is handed out, and masks and labels lie on the image."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import nibabel as nib
+import nrrd
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import torch
+
+from iopfl.core.measuring import measure
+from iopfl.core.places import is_opened_by_itk, write_upright
+from iopfl.core.predictor import Answer, Segmentation
+from iopfl.core.transforms import read_image, read_label
+from iopfl.core.writers import write_mask
+
+from .tiny import BALL
+
+SHAPE = (9, 8, 7)
+SPOT = (slice(4, 7), slice(2, 5), slice(1, 3))
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+UNITS = {"mm": ("mm", 1.0, "mm"), "meters": ("meter", 1e-3, "m"), "micrometers": ("micron", 1e3, "um")}
+FORMS = ("image.nii.gz", "image.nii", "image.nrrd", "image.mha")
+
+
+def turn(seed: int) -> np.ndarray:
+    directions, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return directions
+
+
+def affine_of(matrix: np.ndarray, spacing=(0.8, 0.9, 3.0)) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = matrix @ np.diag(spacing)
+    affine[:3, 3] = (12.5, -40.0, 7.25)
+    return affine
+
+
+def shear(amount: float) -> np.ndarray:
+    return np.array([[1, amount, -amount], [0, 1, amount / 2], [0, 0, 1.0]])
+
+
+GEOMETRIES = {
+    "straight": affine_of(np.eye(3)),
+    "oblique": affine_of(turn(0)),
+    "left-handed": affine_of(turn(1) @ np.diag([1, -1, 1]) * np.sign(np.linalg.det(turn(1)))),
+    "right-handed": affine_of(turn(1) * np.sign(np.linalg.det(turn(1)))),
+    "anisotropic": affine_of(turn(2), (0.3, 1.7, 12.0)),
+    "tiny": affine_of(turn(3), (0.004, 0.003, 0.02)),
+    "sheared by 1 %": affine_of(turn(4) @ shear(0.01)),
+    "sheared by 20 %": affine_of(shear(0.2)),
+}
+
+
+def write_volume(path: Path, affine: np.ndarray, unit: str, *, with_qform: bool = False) -> None:
+    """A volume whose file gives the affine, of RAS mm, in a unit."""
+    named, factor, short = UNITS[unit]
+    voxels = np.random.default_rng(0).normal(100, 20, SHAPE).astype(np.int16)
+    given = np.diag([factor, factor, factor, 1]) @ affine
+    lps = LPS @ given
+    if ".nii" in path.name:
+        image = nib.Nifti1Image(voxels, given)
+        image.header.set_xyzt_units(named)
+        if with_qform:
+            image.set_qform(given, code="scanner")
+        nib.save(image, path)
+    elif path.suffix == ".nrrd":
+        units = {} if unit == "mm" else {"space units": [short] * 3}
+        space = {"space": "left-posterior-superior", "space directions": lps[:3, :3].T, "space origin": lps[:3, 3]}
+        nrrd.write(str(path), voxels, {**space, **units})
+    else:
+        edges = np.linalg.norm(lps[:3, :3], axis=0)
+        fields = {
+            "ObjectType": "Image",
+            "NDims": 3,
+            "BinaryData": "True",
+            "TransformMatrix": " ".join(f"{value:.12g}" for value in (lps[:3, :3] / edges).T.ravel()),
+            "Offset": " ".join(f"{value:.12g}" for value in lps[:3, 3]),
+            "ElementSpacing": " ".join(f"{value:.12g}" for value in edges),
+            **({} if unit == "mm" else {"DistanceUnits": short}),
+            "DimSize": " ".join(map(str, SHAPE)),
+            "ElementType": "MET_SHORT",
+            "ElementDataFile": "LOCAL",
+        }
+        header = "".join(f"{name} = {value}\n" for name, value in fields.items())
+        path.write_bytes(header.encode() + voxels.tobytes(order="F"))
+
+
+def hand_out(path: Path) -> sitk.Image:
+    """An image as the server sends it."""
+    if not is_opened_by_itk(path):
+        sent = path.with_name(f"sent-{path.name}")
+        write_upright(path, sent)
+        assert np.array_equal(nib.load(sent).affine, nib.load(path).affine), "nibabel's place is as it was"
+        assert np.array_equal(np.asarray(nib.load(sent).dataobj), np.asarray(nib.load(path).dataobj))
+        path = sent
+    return sitk.ReadImage(str(path))
+
+
+def place_in(image: sitk.Image, index: list[int]) -> np.ndarray:
+    return np.array(image.TransformIndexToPhysicalPoint([int(i) for i in index]))
+
+
+CASES = [
+    (geometry, unit, name)
+    for geometry, unit, name in itertools.product(GEOMETRIES, UNITS, FORMS)
+    if unit == "mm" or geometry in ("oblique", "sheared by 1 %")
+]
+
+
+@pytest.mark.parametrize(("geometry", "unit", "name"), CASES)
+def test_what_is_handed_out_opens_in_itk_with_masks_and_labels_on_it(tmp_path, geometry, unit, name):
+    affine, source = GEOMETRIES[geometry], tmp_path / name
+    write_volume(source, affine, unit)
+    edge = np.linalg.norm(affine[:3, :3], axis=0).min()
+    image = read_image(source, BALL)
+    assert np.allclose(image.affine.numpy(), affine, atol=1e-3 * min(1, edge)), "the network sees millimeters"
+
+    shown = hand_out(source)
+    mask = torch.zeros(SHAPE, dtype=torch.uint8)
+    mask[SPOT] = 1
+    for form in (".nii.gz", ".nrrd", ".mha", ".seg.nrrd"):
+        target = tmp_path / f"mask{form}"
+        write_mask(target, Segmentation(mask, image, Answer("", "", "", 0.0)), BALL)
+        drawn = sitk.ReadImage(str(target))
+        assert drawn.GetSize() == shown.GetSize()
+        assert np.array_equal(sitk.GetArrayFromImage(drawn).T, mask.numpy())
+        # A NIfTI cannot lean in ITK; the mask of an NRRD that does stands upright about its middle.
+        share = 0.2 if "sheared" in geometry and "nii" in form and "nii" not in name else 1e-4
+        reach = share * np.linalg.norm(place_in(shown, [8, 7, 6]) - place_in(shown, [0, 0, 0]))
+        for index in ([0, 0, 0], [8, 7, 6], [8, 0, 6]):
+            expected = place_in(shown, index)
+            rounded = 1e-6 * np.abs(expected).max()
+            assert np.linalg.norm(place_in(drawn, index) - expected) < reach + rounded
+        read_label(target, BALL, like=image)  # as it would come back
+    found = nib.load(tmp_path / "mask.nii.gz")
+    if ".nii" in name:
+        assert np.allclose(found.affine, nib.load(source).affine, rtol=1e-5)
+        assert found.header.get_xyzt_units()[0] == UNITS[unit][0]
+
+    label = sitk.GetImageFromArray(np.ascontiguousarray(mask.numpy().T))
+    label.CopyInformation(shown)  # Slicer's
+    sitk.WriteImage(label, str(tmp_path / "label.nrrd"))
+    assert torch.equal(read_label(tmp_path / "label.nrrd", BALL, like=image)[0].as_tensor(), mask.float())
+    (size, _) = measure(mask.numpy(), BALL.labels, image.affine.numpy())
+    assert size.volume == pytest.approx(18 * abs(np.linalg.det(affine[:3, :3])) / 1000, rel=1e-3)
+
+
+@pytest.mark.parametrize("geometry", [name for name in GEOMETRIES if "sheared" not in name])
+def test_itk_and_nibabel_agree_on_a_volume_of_any_unit(tmp_path, geometry):
+    for unit in UNITS:
+        write_volume(tmp_path / "image.nii", GEOMETRIES[geometry], unit, with_qform=True)
+        shown = hand_out(tmp_path / "image.nii")
+        for index in ([0, 0, 0], [8, 7, 6]):
+            expected = (LPS @ GEOMETRIES[geometry] @ [*index, 1])[:3]
+            assert np.allclose(place_in(shown, index), expected, atol=1e-4)
