@@ -309,7 +309,7 @@ def _open_state(folder: Path, task: Task, inside: Sequence[str], seed: int) -> F
 
 def _trained_by(task: Task) -> dict[str, Any]:
     """What of a task says how its network is trained."""
-    return {key: value for key, value in task.to_dict().items() if key not in ("adaptation", "description")}
+    return {key: value for key, value in task.to_dict().items() if key not in ("adaptation", "description", "images")}
 
 
 def _anew(folder: Path) -> str:

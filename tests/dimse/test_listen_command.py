@@ -102,7 +102,7 @@ def test_rules_are_checked_and_say_what_a_series_would_take(place, tmp_path, cap
         ds.Modality = "CT"
     write(scan, tmp_path / "ct")
     status, out, _ = run(capsys, "rules", "check", bare, tmp_path / "ct", "--bank", place / "gland")
-    assert status == 1 and "not glands: modality CT is not 'MR', the task's" in out
+    assert status == 1 and "not glands: modality CT is not 'MR' (asked by task gland" in out
     status, _, err = run(capsys, "rules", "check", place / "rules.yaml", "--bank", place / "eye")
     assert status == 2 and "rule glands: no answer 'gland_routed': the banks given answer eye, eye_routed" in err
     write(make_slices(2), tmp_path / "short")
@@ -123,7 +123,7 @@ def test_a_color_photograph_is_segmented_and_its_segmentation_read_back(place, t
     write_nifti(series, tmp_path / "image.nii")
     conf = {"bank": f"{place / 'gland'},{place / 'eye'}", "keys": str(place / "keys")}
     answer = build_answer(SiteModels(AppSettings.from_conf(conf, default_state=tmp_path)))
-    answered = answer(f"eye{kind}", tmp_path / "image.nii", lambda: False)
+    answered = answer(f"eye{kind}", tmp_path / "image.nii", lambda: False, False)
     assert answered.mask.shape == series.shape and set(np.unique(answered.mask)) <= {0, 255}
     assert answered.origin.algorithm == "iopfl eye" and "bank 1-" in answered.origin.version
     ds = build_segmentation(answered.mask, series, answered.segments, answered.origin)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-from pydicom import Dataset
+from dataclasses import replace
 
+import pytest
+
+from core.tiny import DISK, STACK
 from iopfl.base.errors import ConfigError
+from iopfl.core.criteria import Criteria
 from iopfl.dimse.peers import Peer
 from iopfl.dimse.rules import Facts, Stow, read_rules
 
@@ -95,29 +98,45 @@ def test_why_a_rule_does_not_match_is_said_without_what_people_write(read):
     assert reasons[1] == "2: 3 slices, at least 12 expected"
 
 
-def test_facts_are_those_of_the_header():
-    ds = Dataset()
-    ds.Modality, ds.BodyPartExamined, ds.SeriesDescription = "MR", "BRAIN", "t1"
-    assert Facts.of(ds, calling="A", called="B", instances=7) == Facts("MR", "BRAIN", "t1", "A", "B", 7)
-    ds.NumberOfFrames = 40
-    assert Facts.of(ds, calling="", called="", instances=1).slices == 40
-    assert Facts.of(Dataset(), calling="", called="", instances=2) == Facts(slices=2)
+VESSEL = replace(DISK, name="vessel", modality="OP", channels=3)
+PROSTATE = replace(
+    STACK,
+    name="prostate",
+    images=Criteria(body_parts=("*PROSTAT*",), orientations=("axial",), min_slices=8, max_slices=40),
+)
 
 
 def test_answers_are_checked_against_those_there_are(read):
     rules = read(WHOLE)
-    rules.for_tasks({"vessel": "OP", "prostate": "MR"})
+    rules.for_tasks([VESSEL, PROSTATE])
     with pytest.raises(ConfigError, match="rule 2: no answer 'prostate': the banks given answer vessel, vessel_routed"):
-        rules.for_tasks({"vessel": "OP"})
+        rules.for_tasks([VESSEL])
 
 
-def test_a_rule_takes_the_modality_of_its_task_unless_it_names_one(read):
-    unnamed = read(WHOLE.replace("modality: mr, ", "")).for_tasks({"vessel": "OP", "prostate": "MR"})
-    assert unnamed.find(Facts(**MR))[0].answer == "prostate"
-    rule, reasons = unnamed.find(Facts(**{**MR, "modality": "CT"}))
-    assert rule is None and reasons[1].startswith("2: modality CT is not 'MR', the task's; to send it nonetheless")
-    named = read(WHOLE.replace("modality: mr", "modality: ct")).for_tasks({"vessel": "OP", "prostate": "MR"})
-    assert named.find(Facts(**{**MR, "modality": "CT"}))[0].answer == "prostate"
+ALL = '{modality: mr, body_part: PROSTATE, description: "/^t2.*(tra|ax)/", min_slices: 12, called: IOPFL}'
+
+
+@pytest.mark.parametrize(
+    ("facts", "named", "words"),
+    [
+        ({"modality": "CT"}, {"modality": "ct"}, "modality CT is not 'MR'"),
+        ({"body_part": "ABDOMEN"}, {"body_part": '"*"'}, "body part ABDOMEN is none of *PROSTAT*"),
+        ({"orientation": "coronal"}, {"orientation": "coronal"}, "its slices are coronal, axial ones are expected"),
+        ({"slices": 7}, {"min_slices": 5}, "it has 7 slices, at least 8 expected"),
+        ({"slices": 41}, {"max_slices": 99}, "it has 41 slices, at most 40 expected"),
+    ],
+)
+def test_a_rule_takes_the_criteria_of_its_task_but_for_those_that_it_names(read, facts, named, words):
+    series = Facts(**{**MR, "orientation": "axial", **facts})
+    bare = read(WHOLE.replace(ALL, "{}")).for_tasks([VESSEL, PROSTATE])
+    assert bare.find(Facts(**MR))[0].answer == "prostate"
+    rule, reasons = bare.find(series)
+    assert (
+        rule is None and reasons[1] == f"2: {words} (asked by task prostate: name it in match to send it nonetheless)"
+    )
+    text = ", ".join(f"{key}: {value}" for key, value in named.items())
+    own = read(WHOLE.replace(ALL, f"{{{text}}}")).for_tasks([VESSEL, PROSTATE])
+    assert own.find(series)[0].answer == "prostate"
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def _add_rules(actions: Any, add: Add) -> None:
 
 
 def _check_rules(arguments: Any) -> None:
+    from iopfl.dicomio.facts import find_facts
     from iopfl.dicomio.refusals import find_refusal
     from iopfl.dimse.rules import Facts, read_rules
     from iopfl.dimse.scu import list_instances
@@ -86,12 +87,13 @@ def _check_rules(arguments: Any) -> None:
         from iopfl.core.manifest import read_manifest
 
         manifests = {manifest.task.name: manifest for manifest in map(read_manifest, arguments.bank)}
-        rules = rules.for_tasks({name: manifest.task.modality for name, manifest in manifests.items()})
+        rules = rules.for_tasks(manifest.task for manifest in manifests.values())
         rules.check_experts(lambda name: len(manifests[name].entries))
     if arguments.series is None:
         for rule in rules.rules:
             wanted = [f"{key} {pattern}" for key, pattern in rule.patterns.items()]
-            wanted += [f"min_slices {rule.min_slices}"] if rule.min_slices > 1 else []
+            sizes = {"min_slices": rule.min_slices, "max_slices": rule.max_slices}
+            wanted += [f"{key} {size}" for key, size in sizes.items() if size]
             asked, what, where = (", ".join(words) for words in ((rule.name, *wanted), rule.results, rule.send_to))
             print(f"{asked}: {rule.answer}, {what} to {where}")
         return
@@ -102,7 +104,7 @@ def _check_rules(arguments: Any) -> None:
         print(f"not segmented, whatever the rules: {refusal}")
         raise SystemExit(_INCOMPLETE)
     ends = {"calling": arguments.calling, "called": arguments.called}
-    chosen, reasons = rules.find(Facts.of(first, instances=len(instances), **ends))
+    chosen, reasons = rules.find(Facts(**vars(find_facts(first, instances=len(instances))), **ends))
     for reason in reasons:
         print(f"not {reason}")
     if chosen is None:

@@ -151,7 +151,7 @@ def _listen(arguments: Any) -> None:
         **memory_conf(arguments),
     }
     models = SiteModels(AppSettings.from_conf(conf, default_state=arguments.state))
-    rules = rules.for_tasks({name: task.modality for name, task in models.tasks.items()})
+    rules = rules.for_tasks(models.tasks.values())
     rules.check_experts(lambda name: len(models.predictor(name).bank))
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.WARNING, format=form, stream=sys.stderr, force=True)

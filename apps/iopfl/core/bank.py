@@ -135,7 +135,7 @@ def check_same_task(bank_task: Task, task: Task, what: str) -> None:
     Raises:
         BankMismatchError: names the fields that differ.
     """
-    own = ("training", "adaptation", "description", "subject", "codes")
+    own = ("training", "adaptation", "description", "subject", "codes", "images")
     theirs, ours = bank_task.to_dict(), task.to_dict()
     differing = [key for key in theirs if key not in own and theirs[key] != ours[key]]
     if differing:

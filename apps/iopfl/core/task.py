@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from iopfl.base.errors import ConfigError
+from iopfl.core.criteria import Criteria
 from iopfl.core.settings_files import read_settings
 
 _FOLDER = Path(__file__).parent / "tasks"
@@ -129,6 +130,7 @@ class Task:
         regions: what is scored, name -> label names taken together; empty = each label.
         subject: regular expression whose first group finds the subject in a file name; empty = one
             subject a file.
+        images: which images are the task's, besides their modality.
     """
 
     name: str
@@ -146,6 +148,7 @@ class Task:
     codes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     subject: str = ""
+    images: Criteria = field(default_factory=Criteria)
     network: Network = field(default_factory=Network)
     training: Training = field(default_factory=Training)
     adaptation: Adaptation = field(default_factory=Adaptation)
@@ -294,7 +297,7 @@ def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     merged = {key: value for key, value in base.items() if "labels" not in values or key not in ("codes", "regions")}
     for key, value in values.items():
         below = base.get(key)
-        nested = key in ("training", "adaptation") and isinstance(value, Mapping | None)
+        nested = key in ("training", "adaptation", "images") and isinstance(value, Mapping | None)
         merged[key] = {**(below or {}), **(value or {})} if nested and isinstance(below, Mapping | None) else value
     return merged
 

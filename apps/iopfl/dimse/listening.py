@@ -23,6 +23,7 @@ from pydicom.misc import is_dicom
 
 from iopfl.base.errors import CancelledError, ConfigError, IOPFLError, PACSError, SeriesError
 from iopfl.base.locks import try_hold
+from iopfl.dicomio.facts import find_facts
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.result_kinds import DISAGREEMENT
 from iopfl.dicomio.results import build_results
@@ -279,7 +280,7 @@ class Listener:
             check_instance(header)
             said = str(header.get("NumberOfSeriesRelatedInstances") or "")
             ends = {"calling": job.calling_ae_title, "called": job.called_ae_title}
-            facts = Facts.of(header, instances=job.instances, **ends)
+            facts = Facts(**vars(find_facts(header, instances=job.instances)), **ends)
         if said.isdecimal() and job.instances < int(said):
             raise SeriesError(f"partial: {job.instances} of {said} instances came; send the rest")
         rule, reasons = self.rules.find(facts)

@@ -13,7 +13,8 @@ none matches is not segmented. `destinations` names who receives results.
       pacs: {ae_title: ORTHANC, host: 127.0.0.1, port: 4242}
       web: {stow: "https://pacs/dicom-web", user: iopfl, password_env: PACS_PASSWORD}
 
-A rule that names no modality takes that of its answer's task; one that names another overrides it, as `"*"` does.
+A rule takes its task's criteria (`core/criteria.py`) but for those that it names itself: modality, body_part,
+description, orientation, min_slices, max_slices. `"*"` takes whatever comes.
 
 `results` says what is sent of a mask, by the names in `dicomio.result_kinds`; without it a SEG alone. Patterns are
 those of file names (`*`, `?`, `[abc]`), or regular expressions between slashes (`"/^t2.*tra/"`) that may match
@@ -25,17 +26,17 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import translate
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydicom import Dataset
-
 from iopfl.base.errors import ConfigError
+from iopfl.core.criteria import ImageFacts, find_mismatch
 from iopfl.core.settings_files import read_settings
+from iopfl.core.task import Task
 from iopfl.dicomio.result_kinds import DISAGREEMENT, KINDS, check_kinds
 from iopfl.dicomio.showing import show_code
 from iopfl.dimse.peers import TLS, Peer
@@ -43,42 +44,20 @@ from iopfl.dimse.peers import TLS, Peer
 ROUTED = "_routed"
 """Behind a task's name: answered by the mixture of the bank's experts."""
 
-_CODES = ("modality", "body_part")
-_PATTERNS = ("modality", "body_part", "description", "calling", "called")
+_CODES = ("modality", "body_part", "orientation")
+_PATTERNS = (*_CODES, "description", "calling", "called")
+_SIZES = ("min_slices", "max_slices")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]{0,63}")
 _PEER_KEYS = ("ae_title", "host", "port", "tls")
 _TLS_KEYS = ("ca", "certificate", "key", "name")
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a rule looks at.
+class Facts(ImageFacts):
+    """What a rule looks at: what the series is, and the AE titles that it came from and was sent to."""
 
-    Attributes:
-        modality: DICOM Modality.
-        body_part: Body Part Examined.
-        description: Series Description.
-        calling: AE title that sent the series.
-        called: AE title that it was sent to.
-        slices: instances, or frames of a multi-frame instance.
-    """
-
-    modality: str = ""
-    body_part: str = ""
-    description: str = ""
     calling: str = ""
     called: str = ""
-    slices: int = 1
-
-    @classmethod
-    def of(cls, ds: Dataset, *, calling: str, called: str, instances: int) -> Facts:
-        """Those of a series, from the header of one instance."""
-        frames = str(ds.get("NumberOfFrames") or 1)
-        modality, body_part, description = (
-            str(ds.get(key) or "") for key in ("Modality", "BodyPartExamined", "SeriesDescription")
-        )
-        slices = max(instances, int(frames) if frames.isdecimal() else 1)
-        return cls(modality, body_part, description, calling, called, slices)
 
 
 @dataclass(frozen=True)
@@ -144,19 +123,20 @@ class Rule:
         answer: task that segments, or `<task>_routed`.
         send_to: names of destinations.
         patterns: what the series must look like, e.g. modality -> `MR`.
-        min_slices: below which the rule does not match.
+        min_slices: below which the rule does not match; 0 = the task's.
+        max_slices: above which it does not; 0 = the task's.
         results: kinds of what is sent.
-        task_modality: of the images that the answer's task reads; empty = not known. A series of another does not
-            match, but for a rule whose patterns name a modality.
+        task: of the answer, whose criteria count where the rule names none; None = not known.
     """
 
     name: str
     answer: str
     send_to: tuple[str, ...]
     patterns: Mapping[str, str] = field(default_factory=dict)
-    min_slices: int = 1
+    min_slices: int = 0
+    max_slices: int = 0
     results: tuple[str, ...] = KINDS[:1]
-    task_modality: str = ""
+    task: Task | None = None
 
     def find_mismatch(self, facts: Facts) -> str | None:
         """Why the rule does not match, without what people write into descriptions; None = it does."""
@@ -165,12 +145,15 @@ class Rule:
             if not _compile(pattern).search(given):
                 shown = show_code(given) if key in _CODES else repr(given)
                 return f"{key if key == 'description' else f'{key} {shown}'} is not {pattern!r}"
-        if self.task_modality and "modality" not in self.patterns and facts.modality != self.task_modality:
-            given = show_code(facts.modality)
-            return f"modality {given} is not {self.task_modality!r}, the task's; to send it nonetheless, match modality"
         if facts.slices < self.min_slices:
             return f"{facts.slices} slices, at least {self.min_slices} expected"
-        return None
+        if self.max_slices and facts.slices > self.max_slices:
+            return f"{facts.slices} slices, at most {self.max_slices} expected"
+        if self.task is None:
+            return None
+        named = [*self.patterns, *(["slices"] if self.min_slices or self.max_slices else ())]
+        mismatch = find_mismatch(self.task, facts, but=named)
+        return mismatch and f"{mismatch} (asked by task {self.task.name}: name it in match to send it nonetheless)"
 
 
 @dataclass(frozen=True)
@@ -208,22 +191,19 @@ class Rules:
             if DISAGREEMENT in rule.results and count(rule.answer.removesuffix(ROUTED)) < 2:
                 raise ConfigError(f"rule {rule.name}: {DISAGREEMENT} takes a bank of several models, this has one")
 
-    def for_tasks(self, modalities: Mapping[str, str]) -> Rules:
-        """These rules for the tasks that there are.
-
-        Args:
-            modalities: task -> modality of its images.
+    def for_tasks(self, tasks: Iterable[Task]) -> Rules:
+        """These rules for the tasks that there are, whose criteria they take.
 
         Raises:
             ConfigError: names the rule whose answer no task gives.
         """
-        known = {answer: modalities[name] for name in modalities for answer in (name, name + ROUTED)}
+        known = {answer: task for task in tasks for answer in (task.name, task.name + ROUTED)}
         for rule in self.rules:
             if rule.answer not in known:
                 raise ConfigError(
                     f"rule {rule.name}: no answer {rule.answer!r}: the banks given answer {', '.join(known)}"
                 )
-        return replace(self, rules=tuple(replace(rule, task_modality=known[rule.answer]) for rule in self.rules))
+        return replace(self, rules=tuple(replace(rule, task=known[rule.answer]) for rule in self.rules))
 
 
 def read_rules(path: Path) -> Rules:
@@ -258,16 +238,17 @@ def _build_rules(values: Any, folder: Path) -> Rules:
 def _build_rule(values: Any, number: int, destinations: Mapping[str, Destination]) -> Rule:
     where = f"rule {number}"
     given = _keys(values, where, required=("answer", "send_to"), optional=("name", "match", "results"))
-    match = _keys(given.get("match") or {}, f"{where}, match", optional=(*_PATTERNS, "min_slices"))
-    patterns = {key: str(value) for key, value in match.items() if key != "min_slices"}
+    match = _keys(given.get("match") or {}, f"{where}, match", optional=(*_PATTERNS, *_SIZES))
+    patterns = {key: str(value) for key, value in match.items() if key not in _SIZES}
     for key, pattern in patterns.items():
         try:
             _compile(pattern)
         except re.error as error:
             raise ConfigError(f"{where}: {key}: no regular expression {pattern!r}: {error}") from error
-    min_slices = match.get("min_slices", 1)
-    if not isinstance(min_slices, int) or isinstance(min_slices, bool) or min_slices < 1:
-        raise ConfigError(f"{where}: min_slices: expected a number from 1, given {min_slices!r}")
+    sizes = {key: match[key] for key in _SIZES if key in match}
+    for key, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ConfigError(f"{where}: {key}: expected a number from 1, given {size!r}")
     send_to = [given["send_to"]] if isinstance(given["send_to"], str) else given["send_to"]
     if not isinstance(send_to, list) or not send_to:
         raise ConfigError(f"{where}: send_to: expected names of destinations, given {send_to!r}")
@@ -276,7 +257,7 @@ def _build_rule(values: Any, number: int, destinations: Mapping[str, Destination
         raise ConfigError(f"{where}: send_to: no destination {unknown[0]!r}; there are {', '.join(destinations)}")
     name = _name(given.get("name", str(number)), where)
     results = _build_results(given.get("results") or KINDS[:1], where)
-    return Rule(name, str(given["answer"]), tuple(dict.fromkeys(send_to)), patterns, min_slices, results)
+    return Rule(name, str(given["answer"]), tuple(dict.fromkeys(send_to)), patterns, results=results, **sizes)
 
 
 def _build_results(values: Any, where: str) -> tuple[str, ...]:
