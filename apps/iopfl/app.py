@@ -19,6 +19,7 @@ from iopfl import __version__
 from iopfl.base.allocation import keep_blocks
 from iopfl.base.errors import ConfigError, LeaseError
 from iopfl.core.sites import IMAGE_SUFFIXES
+from iopfl.core.task import Task
 from iopfl.dicomio.result_kinds import KINDS
 from iopfl.lib.activelearning import ExpertDisagreement, RandomImage
 from iopfl.lib.annotators import find_annotator
@@ -32,6 +33,7 @@ from iopfl.lib.models import SiteModels
 from iopfl.lib.pacs import PACSAccess
 from iopfl.lib.pacs_results import Results
 from iopfl.lib.scoring import ExpertAgreement, SubmittedDice
+from iopfl.lib.selecting import find_warning
 from iopfl.lib.settings import AppSettings
 from iopfl.lib.trainers import LocalTraining
 
@@ -125,10 +127,26 @@ class IOPFLApp(MONAILabelApp):
         self.datastore().start()
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Segment, and remember who was answered what: a label that comes back may have started from it."""
+        """Segment, say where an image is none of the task's, and remember who was answered what.
+
+        A label that comes back may have started from it.
+        """
         result = super().infer(request, datastore)
+        task = self.models.tasks.get(str(request.get("model")).removesuffix("_routed"))
+        warning = find_warning(self.datastore(), task, str(request.get("image"))) if task else ""
+        if warning:
+            result["params"] = {**(result.get("params") or {}), "warning": warning}
         self.datastore().answers.note(request, result.get("params") or {})
         return result
+
+    def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
+        """Segment many images: those that are listed by name, or of `all`, `labeled` or `unlabeled` the task's."""
+        task = self.models.tasks.get(str(request.get("model")).removesuffix("_routed"))
+        store = self.datastore()
+        if not isinstance(request.get("images"), list):
+            for image in store.list_images():
+                store.find_mismatches(image)
+        return super().batch_infer(request, datastore or Offered(store, (), task))
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
         """Choose an image to label next, and lend it to whoever asks.
@@ -148,6 +166,8 @@ class IOPFLApp(MONAILabelApp):
             if not result:
                 self._check_lent(others)
                 return {}
+            if not self._is_offered(request, result["id"]):  # it was looked at only now
+                continue
             if self.leases.lend(result["id"], annotator):
                 return {**result, "path": self.datastore().get_image_uri(result["id"])}
 
@@ -176,9 +196,17 @@ class IOPFLApp(MONAILabelApp):
         name = str(request.get("strategy") or "random")
         if name not in self._strategies:
             raise ConfigError(f"no strategy {name!r}: expected one of {', '.join(self._strategies)}")
-        task = self.models.tasks.get(name.removesuffix("_disagreement"))
+        task = self._find_task(request)
         offered = Offered(self.datastore(), hidden, task)
         return self._strategies[name]({**request, "strategy": name}, offered) or {}
+
+    def _find_task(self, request: Mapping[str, Any]) -> Task | None:
+        """The task that a strategy chooses images for; None = for any."""
+        return self.models.tasks.get(str(request.get("strategy") or "").removesuffix("_disagreement"))
+
+    def _is_offered(self, request: Mapping[str, Any], image: str) -> bool:
+        task, own = self._find_task(request), self.datastore().tasks_of(image)
+        return bool(own) if task is None else task in own
 
     def _check_lent(self, others: set[str]) -> None:
         unlabeled = others & set(self.datastore().get_unlabeled_images())

@@ -300,3 +300,19 @@ def test_a_mask_survives_nrrd_and_another_grid_is_refused(clinic, page, kind):
     write_nifti(series, clinic.folder / "image.nii.gz")
     read = read_label(file, NODULE, like=read_image(clinic.folder / "image.nii.gz", NODULE))
     assert np.array_equal(read[0].numpy(), series.from_frames(series.to_frames(classes)))
+
+
+def test_a_series_outside_the_task_is_said_and_asked_about_before_it_is_segmented(clinic, page, visit):
+    found = {"image": "", "not_of": {"nodule": "body part BRAIN is none of PELVIS"}}
+    page.route("**/iopfl/image?*", lambda route: route.fulfill(json=found))
+    open_viewer(page, clinic.address("case5"))
+    page.select_option("select.selectBox", "nodule")
+    asked = []
+    page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    with page.expect_event("dialog"):
+        page.click("button[title='Run Segmentation']")
+    await_state(page, "!state.work")
+    assert "outside task nodule: body part BRAIN is none of PELVIS. Compute a mask all the same?" in asked[0]
+    assert "body part BRAIN" in notes(page) and not [sent for sent in visit.sent if sent.startswith("POST /infer")]
+    page.once("dialog", lambda dialog: dialog.accept())
+    run(page, "nodule")

@@ -61,3 +61,19 @@ def test_experts_that_disagree_are_said_in_words(clinic, page, quality, is_said)
     page.goto(f"{clinic.server.url}/?task=nodule&image={image['image']}&model=routed&beside=")
     page.wait_for_selector("#result .big")
     assert page.is_visible("text=The experts disagree on this image") == is_said
+
+
+def test_images_of_other_tasks_are_gray_and_answered_with_a_warning(clinic, page):
+    uids = [image["id"] for image in clinic.server.get("/iopfl/images").json()["images"]]
+    gray = sorted(uids)[0]
+    images = [
+        {"id": u, "is_labeled": False, "not_of": {"nodule": "body part BRAIN"} if u == gray else {}} for u in uids
+    ]
+    answer_with(page, "iopfl/images", images=images)
+    page.goto(f"{clinic.server.url}/?task=nodule&model=global&beside=")
+    page.wait_for_selector("#images li")
+    assert page.locator("#images li").last.inner_text() == f"{gray}\nnot nodule"
+    assert page.locator("#images li button.other").get_attribute("title") == "body part BRAIN"
+    assert page.inner_text("#count").endswith("; 1 other, not of this task")
+    page.select_option("#task", "eye")
+    assert page.locator("#images li button.other").count() == 0

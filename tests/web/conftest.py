@@ -22,12 +22,14 @@ from iopfl import compat
 compat.apply_early()  # before MONAI Label is imported
 
 from iopfl.base.errors import IOPFLError  # noqa: E402
+from iopfl.base.image_headers import IMAGE_SUFFIXES  # noqa: E402
 from iopfl.core.bank import Model, Role, save_bank  # noqa: E402
 from iopfl.core.networks import build_network  # noqa: E402
 from iopfl.core.predictor import Predictor  # noqa: E402
 from iopfl.core.signing import Keyring  # noqa: E402
 from iopfl.core.task import Adaptation, Network, Task  # noqa: E402
 from iopfl.core.weights import snapshot  # noqa: E402
+from iopfl.lib.selecting import SelectingDatastore  # noqa: E402
 from iopfl.web import router, routes  # noqa: E402
 from iopfl.web.answers import Answers  # noqa: E402
 
@@ -92,37 +94,17 @@ class Models:
         }
 
 
-class Datastore:
-    """A site folder, as MONAI Label's local datastore shows it."""
-
-    def __init__(self, folder: Path) -> None:
-        files = [path for path in folder.iterdir() if path.is_file()]
-        self._files = {path.name.split(".")[0]: path for path in files}
-        self._labels = folder / "labels" / "final"
-
-    def list_images(self) -> list[str]:
-        return list(self._files)
-
-    def get_unlabeled_images(self) -> list[str]:
-        return [name for name, path in self._files.items() if not (self._labels / path.name).is_file()]
-
-    def get_image_uri(self, image_id: str) -> str:
-        return str(self._files[image_id])
-
-    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
-        return {} if image_id in self.get_unlabeled_images() else {"final": image_id}
-
-    def get_label_uri(self, label_id: str, label_tag: str) -> str:
-        return str(self._labels / self._files[label_id].name)
-
-
 @dataclass
 class StandInApp:
     models: Models
     folder: Path
 
-    def datastore(self) -> Datastore:
-        return Datastore(self.folder)
+    def __post_init__(self) -> None:
+        extensions = [f"*{suffix}" for suffix in IMAGE_SUFFIXES]
+        self._store = SelectingDatastore(self.folder, extensions=extensions, tasks=self.models.tasks)
+
+    def datastore(self) -> SelectingDatastore:
+        return self._store
 
 
 def make_bank(folder: Path, task: Task, sites: tuple[str, ...] = ("north", "south")):

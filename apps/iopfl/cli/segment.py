@@ -44,6 +44,8 @@ def _segment(arguments: Any) -> None:
     from tqdm import tqdm
 
     from iopfl.cli.passes import PassBar
+    from iopfl.core.criteria import describe_mismatch, find_mismatch
+    from iopfl.core.image_facts import read_facts
     from iopfl.core.writers import mask_name, write_disagreement, write_mask
 
     predictor = open_predictor(arguments)
@@ -78,6 +80,9 @@ def _segment(arguments: Any) -> None:
                     print(f"iopfl: {error}", file=sys.stderr, flush=True)
                 continue
             params = result.answer.to_params()
+            if warning := describe_mismatch(predictor.task, find_mismatch(predictor.task, read_facts(image))):
+                params["warning"] = warning
+                print(f"iopfl: {image.name}: {warning}", file=sys.stderr, flush=True)
             write_sizes(image, params)
             _say(image, target, params, as_json=arguments.json)
     if len(failures) == len(arguments.images) == 1:

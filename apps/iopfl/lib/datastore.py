@@ -17,18 +17,18 @@ from iopfl.core.sites import Case, find_stem, find_suffix, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
 from iopfl.lib.annotators import find_annotator
-from iopfl.lib.folder import FINAL, FolderDatastore
+from iopfl.lib.folder import FINAL
 from iopfl.lib.folder_files import plain_tag
 from iopfl.lib.models import as_client_error
+from iopfl.lib.selecting import SelectingDatastore
 from iopfl.lib.submissions import NO_TASK, Submission, join_problems, take_submission
 
 
-class CheckedDatastore(FolderDatastore):
+class CheckedDatastore(SelectingDatastore):
     """A site folder whose submitted labels fit their image and a task."""
 
-    def __init__(self, *arguments: Any, tasks: Mapping[str, Task], **options: Any) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._tasks = list(tasks.values())
         self._adding = threading.Lock()
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
@@ -147,22 +147,17 @@ class CheckedDatastore(FolderDatastore):
             StorageError: there is no room to write it with the task's values.
         """
         image = Path(self.get_image_uri(image_id))
+        meant = {str(info.get("model") or "").removesuffix("_routed"), origin.get("task")}
+        own = self.tasks_for(image_id)
+        tasks = [task for task in self._tasks if task in own or task.name in meant]  # somebody may know better
         with telling_clients():
             try:
-                return take_submission(image, self.tasks_for(image_id), label, info, origin, folder)
+                return take_submission(image, tasks, label, info, origin, folder)
             except OSError as error:
                 raise StorageError(
                     f"expected room for the label, but it cannot be written ({error.strerror or error}): it is not "
                     "kept; make room on the server's disk, and submit it again"
                 ) from error
-
-    def tasks_for(self, image_id: str) -> list[Task]:
-        """The tasks that an image may be labeled for."""
-        return self._tasks
-
-    def images_for(self, task: Task, images: list[str]) -> list[str]:
-        """Of some images, those that may be labeled for a task."""
-        return images if task in self._tasks else []
 
     def find_subject(self, image_id: str) -> str:
         """Whose image it is; "" = to be found in the image's id."""

@@ -20,12 +20,11 @@ from pydicom import Dataset
 
 from iopfl.base.errors import IOPFLError, PACSAwayError, PACSError, SeriesError
 from iopfl.core.sites import IMAGE_SUFFIXES
-from iopfl.core.task import Task
 from iopfl.lib.datastore import FINAL
 from iopfl.lib.folder_files import new_item
 from iopfl.lib.index_file import IndexFile, Item
 from iopfl.lib.label_log import LabelVersion
-from iopfl.lib.label_store import VersionedDatastore, to_info
+from iopfl.lib.label_store import to_info
 from iopfl.lib.pacs import IMAGE_SUFFIX, OF_STUDY, PACS, FoundSeries, PACSAccess, describe_series
 from iopfl.lib.pacs_cache import SeriesCache
 from iopfl.lib.pacs_labels import MODALITIES as SEGMENTATIONS
@@ -33,6 +32,7 @@ from iopfl.lib.pacs_labels import UNREADABLE, PACSLabels
 from iopfl.lib.pacs_outbox import LabelOutbox
 from iopfl.lib.pacs_results import Results
 from iopfl.lib.pacs_segmentations import write_label
+from iopfl.lib.pacs_selecting import SelectingPACS
 from iopfl.lib.refreshing import Refreshing
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ _START_SECONDS = 5.0
 """How long a server that starts waits for the PACS."""
 
 
-class PACSDatastore(VersionedDatastore):
+class PACSDatastore(SelectingPACS):
     """The series of a PACS with the modalities of this server's tasks.
 
     Attributes:
@@ -84,6 +84,7 @@ class PACSDatastore(VersionedDatastore):
         self._labels = PACSLabels(folder / "segmentations.json", self._pacs, self.versions, names=names)
         self._asked = filters.get("Modality")
         self._modalities = [self._asked] if self._asked else sorted({task.modality for task in self._tasks})
+        self._set_filters(filters)
         self._filters = {keyword: value for keyword, value in filters.items() if keyword != "Modality"}
         self._left_out: dict[str, str] = {}
         self._list = Refreshing(self._look, seconds=_FRESH_SECONDS)
@@ -180,17 +181,6 @@ class PACSDatastore(VersionedDatastore):
         self._cache.hold(Path(pair["image"]).name.removesuffix(IMAGE_SUFFIX) for pair in pairs)
         return pairs
 
-    def tasks_for(self, image_id: str) -> list[Task]:
-        """The tasks of an image's modality; all where the administrator said which modality to list."""
-        entry = self._index.entries.get(image_id)
-        if self._asked or entry is None:
-            return self._tasks
-        return [task for task in self._tasks if task.modality == entry.image.info["Modality"]]
-
-    def images_for(self, task: Task, images: list[str]) -> list[str]:
-        """Of some series, those that may be labeled for a task."""
-        return [image for image in images if task in self.tasks_for(image)]
-
     def find_subject(self, image_id: str) -> str:
         """Keyed hash of the patient, so that images of one do not both train and test."""
         return self._cache.facts(image_id).subject
@@ -228,6 +218,7 @@ class PACSDatastore(VersionedDatastore):
         self._labels.update(segmentations, listed)
         self._left_out = refused
         self._enter(listed)
+        self._select(listed)
         self._cache.keep(found)
 
     def _search(self, modalities: Iterable[str], filters: Mapping[str, Any]) -> dict[str, FoundSeries]:

@@ -110,8 +110,18 @@ class Offered:
 
     def get_unlabeled_images(self, *arguments: Any, **options: Any) -> list[str]:
         """The images without a label that may be offered."""
-        found = self._datastore.get_unlabeled_images(*arguments, **options)
-        offered = [image for image in found if image not in self._hidden]
+        return self._filter(self._datastore.get_unlabeled_images(*arguments, **options))
+
+    def get_labeled_images(self, *arguments: Any, **options: Any) -> list[str]:
+        """The images with a label that may be offered."""
+        return self._filter(self._datastore.get_labeled_images(*arguments, **options))
+
+    def list_images(self) -> list[str]:
+        """All images that may be offered."""
+        return self._filter(self._datastore.list_images())
+
+    def _filter(self, images: list[str]) -> list[str]:
+        offered = [image for image in images if image not in self._hidden]
         return offered if self._task is None else self._datastore.images_for(self._task, offered)
 
     def __getattr__(self, name: str) -> Any:

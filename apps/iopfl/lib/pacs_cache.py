@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pydicom import Dataset
 
@@ -25,6 +26,7 @@ from iopfl.base.errors import PACSError, SeriesError, StorageError
 from iopfl.base.files import write_bytes
 from iopfl.base.locks import hold_one, try_hold
 from iopfl.base.private_files import read_or_make_key
+from iopfl.dicomio.facts import find_facts
 from iopfl.dicomio.series import Series, find_refusal, read_series, write_nifti
 from iopfl.lib.pacs import PACS, FoundSeries
 
@@ -51,12 +53,18 @@ class Facts:
         refusal: why it is no image to segment; "" = it is one, as far as is known.
         downloaded: number of instances that were downloaded; 0 = none.
         subject: keyed hash of whose it is; "" = not known yet.
+        about: what tells whose task's image it is (`core.criteria.ImageFacts`); None = not known yet.
     """
 
     checked: int = 0
     refusal: str = ""
     downloaded: int = 0
     subject: str = ""
+    about: dict[str, Any] | None = None
+
+    def is_of(self, series: FoundSeries) -> bool:
+        """Whether this is known of a series as the PACS has it now."""
+        return self.checked == series.instances and self.about is not None
 
 
 class SeriesCache:
@@ -102,15 +110,15 @@ class SeriesCache:
 
     def check(self, series: FoundSeries) -> None:
         """Find out from one instance's header whether a series is an image; does nothing where that is known."""
-        if self.facts(series.uid).checked == series.instances:
+        if self.facts(series.uid).is_of(series):
             return
         header = self._pacs.read_first_header(series)
         if header is not None:
-            self._learn(series, refusal=find_refusal(header) or "")
+            self._learn(series, refusal=find_refusal(header) or "", header=header)
 
     def check_new(self, found: Iterable[FoundSeries]) -> None:
         """Check some of the series that are new; those that were tried without success come after the others."""
-        new = [series for series in found if self.facts(series.uid).checked != series.instances]
+        new = [series for series in found if not self.facts(series.uid).is_of(series)]
         new.sort(key=lambda series: self._tried.get(series.uid, 0.0))
         self._tried = {series.uid: self._tried[series.uid] for series in new if series.uid in self._tried}
         for series in new[:_CHECKED_AT_ONCE]:
@@ -193,10 +201,18 @@ class SeriesCache:
             os.utime(self._image_file(series.uid), (stable, stable))
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        self._learn(series, downloaded=count, subject=self._hash_subject(read.datasets[0]))
+        self._learn(series, downloaded=count, subject=self._hash_subject(read.datasets[0]), header=read.datasets[0])
         logger.info("series %s: %d instances downloaded in %.1f s", series.uid, count, time.monotonic() - started)
 
-    def _learn(self, series: FoundSeries, *, refusal: str = "", downloaded: int = 0, subject: str = "") -> None:
+    def _learn(
+        self,
+        series: FoundSeries,
+        *,
+        refusal: str = "",
+        downloaded: int = 0,
+        subject: str = "",
+        header: Dataset | None = None,
+    ) -> None:
         if refusal:
             logger.info("left out of the images: series %s: %s", series.uid, refusal)
         before = self.facts(series.uid)
@@ -205,6 +221,7 @@ class SeriesCache:
             refusal=refusal,
             downloaded=downloaded or before.downloaded,
             subject=subject or before.subject,
+            about=before.about if header is None else asdict(find_facts(header, instances=series.instances)),
         )
         write_bytes(self._facts_file(series.uid), json.dumps(asdict(facts)).encode())
 

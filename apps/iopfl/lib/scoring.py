@@ -14,7 +14,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from iopfl.base.errors import IOPFLError
 from iopfl.core.evaluation import score_case
 from iopfl.core.sites import Case
-from iopfl.lib.datastore import FINAL, is_labeled_for
+from iopfl.lib.datastore import FINAL, CheckedDatastore, is_labeled_for
 from iopfl.lib.models import SiteModels
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,10 @@ class ExpertAgreement(ScoringMethod):
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Score all images; each image's info gets `quality`, 0 to 1."""
         scores = []
-        for image in datastore.list_images():
+        images = datastore.list_images()
+        if isinstance(datastore, CheckedDatastore):
+            images = [image for image in images if self._task_name not in datastore.find_mismatches(image)]
+        for image in images:
             try:
                 path = Path(datastore.get_image_uri(image))
                 with self._models.lock(self._task_name):

@@ -30,6 +30,7 @@ from iopfl.core.metrics import region_dice
 from iopfl.core.task import Task
 from iopfl.core.writers import write_disagreement, write_regions
 from iopfl.lib.rounds import FederationRounds
+from iopfl.lib.selecting import SelectingDatastore, find_warning
 from iopfl.web import pictures
 from iopfl.web.answers import MODELS, Answers, BusyError
 from iopfl.web.dicom_proxy import router as dicom_proxy
@@ -92,12 +93,26 @@ def status() -> Response:
     return _json({"site": models.site, "tasks": tasks, "models": list(MODELS)})
 
 
-@data.get("/images", summary="Images of the datastore, and which are labeled")
+@data.get("/images", summary="Images of the datastore, which are labeled, and which are none of a task's")
 def images() -> Response:
     datastore = app_instance().datastore()
-    unlabeled = set(datastore.get_unlabeled_images())
-    found = sorted(datastore.list_images())
-    return _json({"images": [{"id": image, "is_labeled": image not in unlabeled} for image in found]})
+    labeled = set(datastore.get_labeled_images())
+    found = sorted({*datastore.list_images(), *datastore.others()})
+    return _json(
+        {
+            "images": [
+                {"id": image, "is_labeled": image in labeled, "not_of": datastore.known_mismatches(image)}
+                for image in found
+            ]
+        }
+    )
+
+
+@data.get("/image", summary="Of which tasks an image is none, and why")
+def image_tasks(image: str) -> Response:
+    datastore = app_instance().datastore()
+    _check_image(datastore, image)
+    return _json({"image": image, "not_of": datastore.find_mismatches(image)})
 
 
 @data.get("/answer", summary="Segment an image and say where the mask comes from")
@@ -106,12 +121,13 @@ def answer(task: str, image: str, model: str = "routed") -> Response:
     segmentation = _segment(task, image, model)
     definition = app_instance().models.tasks[task]
     reference, why = _find_reference(task, image, segmentation)
+    warning = find_warning(app_instance().datastore(), definition, image)
     return _json(
         {
             "task": task,
             "image": image,
             "model": model,
-            "params": segmentation.answer.to_params(),
+            "params": {**segmentation.answer.to_params(), **({"warning": warning} if warning else {})},
             "slices": pictures.count_slices(segmentation.image),
             "best_slice": pictures.find_best_slice(segmentation.image, segmentation.mask),
             "labels": _measure(segmentation, definition),
@@ -180,14 +196,18 @@ def _segment(task: str, image: str, model: str, *, with_disagreement: bool = Fal
     if model not in MODELS:
         raise HTTPException(400, f"no model {model!r}: expected one of {', '.join(MODELS)}")
     datastore = app.datastore()
-    if image not in datastore.list_images():
-        raise HTTPException(404, f"no image {image!r} in this server's datastore: choose one of its list")
+    _check_image(datastore, image)
     try:
         path = Path(datastore.get_image_uri(image))
         found = answers.segment(app.models, task, path, model, name=image)
         return answers.disagreement(app.models, task, path, found, name=image) if with_disagreement else found
     except BusyError as error:
         raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
+
+
+def _check_image(datastore: SelectingDatastore, image: str) -> None:
+    if image not in datastore.list_images() and image not in datastore.others():
+        raise HTTPException(404, f"no image {image!r} in this server's datastore: choose one of its list")
 
 
 def _find_reference(task: str, image: str, segmentation: Segmentation) -> tuple[Tensor | None, str]:

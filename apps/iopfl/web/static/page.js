@@ -81,7 +81,7 @@ async function start() {
   if (asked.has("slice")) state.slice = Number(asked.get("slice"));
   if (!status.tasks.some((task) => task.name === state.task)) state.task = status.tasks[0]?.name ?? "";
   if (!(state.model in MODELS)) state.model = "routed";
-  state.image ||= images[0]?.id ?? "";
+  state.image ||= (images.find(isTasks) ?? images[0])?.id ?? "";
   showServer();
   showControls();
   showImages();
@@ -174,24 +174,35 @@ function showControls() {
   find("beside").value = state.beside;
 }
 
+/** Why an image is none of the chosen task's; undefined = it is one, as far as is known. */
+const whyNot = (image) => image.not_of?.[state.task];
+const isTasks = (image) => !whyNot(image);
+
+/** The task's images first; others are gray, and answered with a warning. */
 function showImages() {
   const wanted = find("filter").value.trim().toLowerCase();
-  const matching = images.filter((image) => image.id.toLowerCase().includes(wanted));
+  const own = images.filter(isTasks);
+  const others = images.filter(whyNot);
+  const matching = [...own, ...others].filter((image) => image.id.toLowerCase().includes(wanted));
   const rows = matching.map((image) => {
+    const reason = whyNot(image);
     const mark = image.is_labeled ? make("span", { className: "tag" }, "labeled") : null;
-    const button = make("button", { type: "button", onclick: () => change({ image: image.id, slice: null }) }, make("span", {}, image.id), mark);
+    const other = reason ? make("span", { className: "tag" }, `not ${state.task}`) : null;
+    const about = { type: "button", className: reason ? "other" : "", title: reason ?? "", onclick: () => change({ image: image.id, slice: null }) };
+    const button = make("button", about, make("span", {}, image.id), mark, other);
     button.setAttribute("aria-current", String(image.id === state.image));
     return make("li", {}, button);
   });
   find("images").querySelector("ul").replaceChildren(...rows);
-  const count = images.filter((image) => image.is_labeled).length;
-  find("count").textContent = `${plural(images.length, "image")}, ${count} labeled`;
+  const count = own.filter((image) => image.is_labeled).length;
+  find("count").textContent = `${plural(own.length, "image")}, ${count} labeled${others.length ? `; ${plural(others.length, "other")}, not of this task` : ""}`;
 }
 
 // ---- one image ----
 
 function change(values) {
   Object.assign(state, values);
+  if ("task" in values) showImages();
   if ("image" in values) {
     for (const button of find("images").querySelectorAll("li button")) {
       button.setAttribute("aria-current", String(button.firstChild.textContent === state.image));
@@ -378,7 +389,7 @@ function showResult(answer) {
   fact("From file to mask", `${params.seconds.toFixed(1)} s`);
   fact("Bank version", params.bank);
   const box = find("result");
-  box.replaceChildren();
+  box.replaceChildren(...(params.warning ? [make("p", { className: "verdict", role: "alert" }, params.warning)] : []));
   if (params.quality != null) {
     const { evidence } = status.tasks.find((task) => task.name === answer.task);
     box.append(make("h2", {}, "Quality score"), make("p", { className: "big" }, params.quality.toFixed(2)));

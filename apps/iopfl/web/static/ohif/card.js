@@ -8,7 +8,7 @@ import { state, subscribe } from './state.js';
 import { canTakeBack, describeHistory, submit, takeBack } from './submit.js';
 import { rememberedName, rememberName, signOut } from './user.js';
 
-const NOTES = { work: 'status', problem: 'alert', done: 'status', training: 'status' };
+const NOTES = { outside: 'status', work: 'status', problem: 'alert', done: 'status', training: 'status' };
 
 class Card extends HTMLElement {
   connectedCallback() {

@@ -55,8 +55,25 @@ const describeTasks = (info, status) => status.tasks.filter((task) => info.model
   labels: task.labels.map((label) => ({ ...label, value: info.models[task.name].labels[label.name] })).sort((a, b) => a.value - b.value),
 }));
 
+const reasons = new Map(); // series -> task -> why the series is none of the task's
+
+async function findReasons({ SeriesInstanceUID: image }) {
+  if (!reasons.has(image)) {
+    const found = await getJson('/iopfl/image', { image }).catch(() => null); // not listed yet, or the server is away
+    if (!found) return {};
+    reasons.set(image, found.not_of);
+  }
+  return reasons.get(image);
+}
+
 /** The task at hand if it is one for these images, else one that is. */
-const choose = (displaySet) => [state.labelmap?.task, ...state.tasks].find((task) => task?.modality === displaySet.Modality) ?? state.tasks[0];
+async function choose(displaySet) {
+  const notOf = await findReasons(displaySet);
+  const ofModality = [state.labelmap?.task, ...state.tasks].filter((task) => task?.modality === displaySet.Modality);
+  return ofModality.find((task) => !notOf[task.name]) ?? ofModality[0] ?? state.tasks[0];
+}
+
+const sayOutside = (task, reason) => `This series is outside task ${task.name}: ${reason}.`;
 
 const findTask = (model) => state.tasks.find((task) => model === task.name || model === `${task.name}_routed`) ?? state.tasks[0];
 
@@ -129,12 +146,14 @@ function repair(Shipped, services, element) {
       if (!state.tasks.length) throw new Refused('This server has no task: it needs a model bank.');
       followTraining(this, { onlyIfRunning: true });
       const displaySet = await awaitImages(services, () => this.isGone);
-      if (displaySet) await this.open(displaySet, choose(displaySet));
+      if (displaySet) await this.open(displaySet, await choose(displaySet));
     }
 
     async open(displaySet, task) {
       if (displaySet !== state.labelmap?.displaySet) update({ done: '', problem: '' }); // of other images
       const labelmap = await findLabelmap(services, displaySet, task);
+      const reason = (await findReasons(displaySet))[task.name];
+      update({ outside: reason ? sayOutside(task, reason) : '' });
       if (!labelmap.history) await loadHistory(labelmap);
       return labelmap;
     }
@@ -148,7 +167,7 @@ function repair(Shipped, services, element) {
           const displaySet = await awaitImages(services, () => this.isGone);
           if (!displaySet) return;
           if (displaySet === state.labelmap?.displaySet) await show(services, state.labelmap);
-          else await this.open(displaySet, choose(displaySet));
+          else await this.open(displaySet, await choose(displaySet));
         } catch (problem) {
           if (!this.isGone) update({ problem: problem.message });
         }
@@ -176,7 +195,10 @@ function repair(Shipped, services, element) {
     /** Ask for a mask and show it on the images that it was asked for. */
     async run(model, image, ask) {
       const displaySet = findDisplaySet(services);
-      const labelmap = await this.open(displaySet, findTask(model));
+      const task = findTask(model);
+      const labelmap = await this.open(displaySet, task);
+      const reason = (await findReasons(displaySet))[task.name];
+      if (reason && !window.confirm(`${sayOutside(task, reason)} Compute a mask all the same?`)) return false;
       const response = await ask();
       if (response.status !== 200) throw explainAxios(response);
       const { params, mask } = await readAnswer(response);

@@ -9,6 +9,7 @@ export const state = {
   isSignedOut: false, // the session ended while the page was open
   labelmap: null, // what is being looked at, see labelmaps.js
   overlay: null, // a segmentation of the PACS that lies over the images, see segs.js
+  outside: '', // why the images are none of the task's
   work: '', // what is going on
   stop: null, // ends that, where it can be ended
   problem: '', // what went wrong
