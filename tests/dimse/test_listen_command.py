@@ -136,4 +136,4 @@ def test_a_model_ends_when_the_service_does(place, tmp_path):
     conf = {"bank": str(place / "gland"), "keys": str(place / "keys")}
     answer = build_answer(SiteModels(AppSettings.from_conf(conf, default_state=tmp_path)))
     with pytest.raises(CancelledError):
-        answer("gland_routed", tmp_path / "image.nii", lambda: True)
+        answer("gland_routed", tmp_path / "image.nii", lambda: True, False)
