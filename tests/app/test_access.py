@@ -167,6 +167,8 @@ LOWEST = [
     ("PUT", "/datastore/image/info?image=eye1", "annotator"),
     ("PUT", "/datastore/label?image=eye1", "annotator"),
     ("GET", "/datastore/dataset", "annotator"),
+    ("GET", "/iopfl/sizes.csv", "annotator"),
+    ("GET", "/iopfl/disagreement?task=spot&image=eye1", "annotator"),
     ("GET", "/train/", "annotator"),
     ("GET", BANK, "annotator"),
     ("POST", "/train/nothing", "admin"),

@@ -30,7 +30,7 @@ from iopfl.core.signing import Keyring  # noqa: E402
 from iopfl.core.task import Adaptation, Network, Task  # noqa: E402
 from iopfl.core.weights import snapshot  # noqa: E402
 from iopfl.lib.selecting import SelectingDatastore  # noqa: E402
-from iopfl.web import router, routes  # noqa: E402
+from iopfl.web import router, routes, size_routes  # noqa: E402
 from iopfl.web.answers import Answers  # noqa: E402
 
 NETWORK = Network("BasicUNet", {"features": [4, 4, 8, 8, 8, 4], "norm": "batch"})
@@ -159,7 +159,8 @@ def app(banks, site_folder, monkeypatch):
 
         monkeypatch.setattr(predictor, "segment", segment)
     instance = StandInApp(models, site_folder)
-    monkeypatch.setattr(routes, "app_instance", lambda: instance)
+    for module in (routes, size_routes):
+        monkeypatch.setattr(module, "app_instance", lambda: instance)
     monkeypatch.setattr(routes, "answers", Answers())
     return instance
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http import HTTPStatus
@@ -14,10 +16,12 @@ import pytest
 from PIL import Image
 
 from iopfl.core.predictor import Predictor
+from iopfl.lib.final_labels import FinalRule
+from iopfl.lib.label_log import History, LabelVersion
 from iopfl.web import routes
 from iopfl.web.answers import Answers
 
-from .conftest import GLAND, make_bank
+from .conftest import GLAND, Datastore, make_bank
 
 ANSWER = "/iopfl/answer"
 PICTURE = {"task": "fundus", "image": "eye1"}
@@ -222,3 +226,35 @@ def test_models_of_a_site_outside_the_bank(client, app):
     answer = client.get(ANSWER, params={**PICTURE, "model": "site"}).json()
     assert answer["params"]["model"] == "global"
     assert "no model of this site's own" in answer["params"]["reason"]
+
+
+def test_sizes_of_all_labels_are_a_table_without_formulas(client, app, site_folder, tmp_path, monkeypatch):
+    shutil.copytree(site_folder, tmp_path / "site")
+    for folder in (tmp_path / "site", tmp_path / "site" / "labels" / "final"):
+        (folder / "scan.nii.gz").rename(folder / "=2+5.nii.gz")
+    (tmp_path / "site" / "labels" / "final" / "eye2.png").write_bytes(b"no label")
+    store = Datastore(tmp_path / "site")
+    version = LabelVersion(number=3, annotator="", when="2026-01-02", file="3.nii", origin={"quality": 0.8125})
+    for name, value in {
+        "tasks_for": lambda image: list(app.models.tasks.values())[:: -1 if image == "=2+5" else 1][:1],
+        "history": lambda image: History(versions=(version,)),
+        "rule": FinalRule(),
+        "get_labeled_images": lambda: set(store.list_images()) - set(store.get_unlabeled_images()),
+        "get_label_info": lambda image, tag: {},
+    }.items():
+        monkeypatch.setattr(store, name, value, raising=False)
+    monkeypatch.setattr(app, "datastore", lambda: store)
+    table = client.get("/iopfl/sizes.csv")
+    assert table.headers["content-type"].startswith("text/csv")
+    assert table.headers["cache-control"] == "no-store"
+    rows = list(csv.DictReader(io.StringIO(table.text)))
+    scan = next(row for row in rows if row["task"] == "gland")
+    assert (scan["image"], scan["label"], scan["version"], scan["quality"]) == ("'=2+5", "gland", "3", "0.8125")
+    assert float(scan["volume_ml"]) == pytest.approx(8 * 10 * 1.5 / 1000, abs=1e-4)
+    assert scan["date"] == version.when and scan["pixels"] == ""
+    rim, cup = (row for row in rows if row["image"] == "eye1")
+    assert (rim["label"], rim["pixels"], cup["pixels"], rim["volume_ml"]) == ("rim", "600", "0", "")
+    (broken,) = (row for row in rows if row["image"] == "eye2")
+    assert "eye2.png" in broken["problem"] and broken["label"] == ""
+    assert client.get("/iopfl/sizes.csv", params={"task": "gland"}).text.count("\n") == 2
+    assert client.get("/iopfl/sizes.csv", params={"task": "liver"}).status_code == HTTPStatus.NOT_FOUND

@@ -34,7 +34,7 @@ ABOUT = "iopfl.audit"
 
 TAKEN = re.compile(
     r"/datastore/(image|label|dataset)|/model/[^/]+|/iopfl/banks/.+|/iopfl/federations/.+/weights"
-    r"|/iopfl/labels/[^/]+/versions/[^/]+|/iopfl/answer|/iopfl/disagreement|/proxy/dicom/(qido|wado)/studies/.+/metadata"
+    r"|/iopfl/labels/[^/]+/versions/[^/]+|/iopfl/answer|/iopfl/disagreement|/iopfl/sizes\.csv|/proxy/dicom/(qido|wado)/studies/.+/metadata"
     r"|/proxy/dicom/wado/studies/[^/]+(/series/[^/]+(/instances/[^/]+)?)?"
 )
 """Reading these takes something of a patient's or of the site's away.

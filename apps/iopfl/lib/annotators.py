@@ -14,6 +14,7 @@ from typing import Any
 _KEPT = 1000
 _LONGEST = 64
 _ORIGIN = ("task", "model", "bank")
+_NOTED = (*_ORIGIN, "quality")
 
 _annotator: ContextVar[str | None] = ContextVar("annotator", default=None)
 
@@ -60,7 +61,7 @@ class RecentAnswers:
         """Remember what a request for an image was answered with, by the answer's `params`."""
         asked = (find_annotator(request), _client(request), str(request.get("image") or ""))
         with self._lock:
-            self._answers[asked] = {key: params[key] for key in _ORIGIN if key in params}
+            self._answers[asked] = {key: params[key] for key in _NOTED if key in params}
             self._answers.move_to_end(asked)
             while len(self._answers) > _KEPT:
                 self._answers.popitem(last=False)
@@ -73,7 +74,7 @@ class RecentAnswers:
             info: what came with the label.
 
         Returns:
-            `task`, `model` and `bank`; empty where nothing is known.
+            `task`, `model`, `bank` and, where this server answered, `quality`; empty where nothing is known.
         """
         said = info.get("origin")
         if isinstance(said, Mapping):

@@ -38,6 +38,7 @@ from iopfl.web.federation_routes import banks
 from iopfl.web.federation_routes import router as federation
 from iopfl.web.label_routes import router as labels
 from iopfl.web.ohif import router as ohif
+from iopfl.web.size_routes import router as sizes
 from iopfl.web.work_routes import router as work
 
 STATIC = Path(__file__).parent / "static"
@@ -273,4 +274,5 @@ router.include_router(ohif)
 router.include_router(dicom_proxy)
 router.include_router(federation)
 router.include_router(banks)
+router.include_router(sizes)
 router.include_router(work)

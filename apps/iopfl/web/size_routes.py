@@ -1,0 +1,103 @@
+"""`/iopfl/sizes.csv`: how large each label is that was submitted, for all images at once."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, HTTPException
+from fastapi.responses import StreamingResponse
+from monailabel.interfaces.exception import MONAILabelException
+from monailabel.interfaces.utils.app import app_instance
+
+from iopfl.access.roles import for_user
+from iopfl.base.errors import IOPFLError
+from iopfl.core.measuring import Measurement, find_affine, measure
+from iopfl.core.task import Task
+from iopfl.core.transforms import read_image, read_label
+from iopfl.lib.datastore import FINAL, is_labeled_for
+from iopfl.lib.label_store import VersionedDatastore
+
+_COLUMNS = ("image", "task", "label", "volume_ml", "long_axis_mm", "pixels", "long_axis_pixels")
+_OF_VERSION = ("model", "bank", "quality", "version", "date", "problem")
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Disposition": 'attachment; filename="sizes.csv"',
+}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet would compute a cell that begins so."""
+_KEPT = 20_000
+_measured: dict[tuple[str, int, int, str], list[Measurement]] = {}
+
+router = APIRouter(prefix="/iopfl", tags=["iopfl"], dependencies=[Depends(for_user)])
+
+
+@router.get("/sizes.csv", summary="Volume and long axis of each label of all final labels, as a table")
+def sizes(task: str = "") -> StreamingResponse:
+    """A line for each label of each image that is labeled, of one task or of all.
+
+    `model`, `bank` and `quality` are those of the answer that a label started from; `problem` says why a label
+    cannot be measured.
+    """
+    app = app_instance()
+    if task and task not in app.models.tasks:
+        raise HTTPException(404, f"no task {task!r}: this server has {', '.join(app.models.tasks) or 'none'}")
+    tasks = [app.models.tasks[task]] if task else list(app.models.tasks.values())
+    images = sorted(app.datastore().get_labeled_images())
+    return StreamingResponse(_lines(app.datastore(), tasks, images), media_type="text/csv", headers=_HEADERS)
+
+
+def _lines(store: VersionedDatastore, tasks: list[Task], images: list[str]) -> Iterator[str]:
+    buffer = io.StringIO(newline="")
+    table = csv.DictWriter(buffer, (*_COLUMNS, *_OF_VERSION))
+    table.writeheader()
+    for image in images:
+        for task in tasks:
+            for row in _rows(store, image, task):
+                table.writerow({key: _plain(value) for key, value in row.items()})
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+    yield buffer.getvalue()
+
+
+def _rows(store: VersionedDatastore, image: str, task: Task) -> list[dict[str, Any]]:
+    """Rows of an image's final label for a task; one with a problem where it cannot be read."""
+    row: dict[str, Any] = {"image": image, "task": task.name}
+    try:
+        if task not in store.tasks_for(image) or not is_labeled_for(store, image, task.name):
+            return []
+        history = store.history(image)
+        selected = store.rule.select(history)
+        if version := selected[0] if len(selected) == 1 else history.get(history.published or 0):
+            row |= {"version": version.number, "date": version.when}
+            row |= {key: version.origin.get(key) for key in ("model", "bank", "quality")}
+        found = _measure(Path(store.get_image_uri(image)), Path(store.get_label_uri(image, FINAL)), task)
+    except (IOPFLError, MONAILabelException) as error:
+        return [{**row, "problem": getattr(error, "msg", None) or str(error)}]
+    except OSError:
+        return [{**row, "problem": "the label could not be read"}]
+    return [{**row, "label": size.label, **size.to_params()} for size in found]
+
+
+def _measure(image: Path, label: Path, task: Task) -> list[Measurement]:
+    """Measured once for each content of a label, so that who asks twice does not wait twice."""
+    status = label.stat()
+    key = (str(label), status.st_mtime_ns, status.st_size, task.name)
+    if key not in _measured:
+        source = read_image(image, task)
+        classes = read_label(label, task, like=source).as_tensor()[0].byte().numpy()
+        places = {name: index for index, name in enumerate(task.labels, start=1)}
+        if len(_measured) >= _KEPT:
+            _measured.clear()
+        _measured[key] = measure(classes, places, find_affine(source.affine.numpy(), classes.shape))
+    return _measured[key]
+
+
+def _plain(value: Any) -> Any:
+    """A value that a spreadsheet takes for text or a number: whoever names an image writes no formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
