@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 from iopfl.core.predictor import Predictor
+from iopfl.core.sites import IMAGE_SUFFIXES
 from iopfl.lib.final_labels import FinalRule
-from iopfl.lib.label_log import History, LabelVersion
+from iopfl.lib.label_store import VersionedDatastore
 from iopfl.web import routes
 from iopfl.web.answers import Answers
 
-from .conftest import GLAND, Datastore, make_bank
+from .conftest import GLAND, make_bank
 
 ANSWER = "/iopfl/answer"
 PICTURE = {"task": "fundus", "image": "eye1"}
@@ -233,25 +234,21 @@ def test_sizes_of_all_labels_are_a_table_without_formulas(client, app, site_fold
     for folder in (tmp_path / "site", tmp_path / "site" / "labels" / "final"):
         (folder / "scan.nii.gz").rename(folder / "=2+5.nii.gz")
     (tmp_path / "site" / "labels" / "final" / "eye2.png").write_bytes(b"no label")
-    store = Datastore(tmp_path / "site")
-    version = LabelVersion(number=3, annotator="", when="2026-01-02", file="3.nii", origin={"quality": 0.8125})
-    for name, value in {
-        "tasks_for": lambda image: list(app.models.tasks.values())[:: -1 if image == "=2+5" else 1][:1],
-        "history": lambda image: History(versions=(version,)),
-        "rule": FinalRule(),
-        "get_labeled_images": lambda: set(store.list_images()) - set(store.get_unlabeled_images()),
-        "get_label_info": lambda image, tag: {},
-    }.items():
-        monkeypatch.setattr(store, name, value, raising=False)
+    suffixes = [f"*{suffix}" for suffix in IMAGE_SUFFIXES]
+    about = {"tasks": app.models.tasks, "labels": tmp_path / "versions", "rule": FinalRule()}
+    store = VersionedDatastore(str(tmp_path / "site"), extensions=suffixes, **about)
+    store.answers.note({"client_id": "ann", "image": "=2+5"}, {"model": "routed", "bank": "7-ab", "quality": 0.8125})
+    store.submit("=2+5", site_folder / "labels" / "final" / "scan.nii.gz", {"client_id": "ann"})
     monkeypatch.setattr(app, "datastore", lambda: store)
     table = client.get("/iopfl/sizes.csv")
     assert table.headers["content-type"].startswith("text/csv")
     assert table.headers["cache-control"] == "no-store"
     rows = list(csv.DictReader(io.StringIO(table.text)))
     scan = next(row for row in rows if row["task"] == "gland")
-    assert (scan["image"], scan["label"], scan["version"], scan["quality"]) == ("'=2+5", "gland", "3", "0.8125")
+    assert (scan["image"], scan["label"], scan["version"], scan["problem"]) == ("'=2+5", "gland", "2", "")
+    assert (scan["model"], scan["bank"], scan["quality"]) == ("routed", "7-ab", "0.8125")
     assert float(scan["volume_ml"]) == pytest.approx(8 * 10 * 1.5 / 1000, abs=1e-4)
-    assert scan["date"] == version.when and scan["pixels"] == ""
+    assert scan["date"] == store.history("=2+5").versions[-1].when and scan["pixels"] == ""
     rim, cup = (row for row in rows if row["image"] == "eye1")
     assert (rim["label"], rim["pixels"], cup["pixels"], rim["volume_ml"]) == ("rim", "600", "0", "")
     (broken,) = (row for row in rows if row["image"] == "eye2")
