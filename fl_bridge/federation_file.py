@@ -11,6 +11,7 @@ from typing import Any
 from fl_bridge.aggregation import AGGREGATIONS, AVERAGE
 from fl_bridge.site_policy import SitePolicy
 from iopfl.base.errors import ConfigError
+from iopfl.core.order import MAX_ROUNDS
 from iopfl.core.settings_files import read_settings
 from iopfl.core.task import Task, read_task
 
@@ -106,7 +107,7 @@ def read_federation(path: Path) -> FederationFile:
 
 def _check_values(values: Mapping[str, Any], path: Path) -> None:
     lowest = {"rounds": 1, "rounds_per_job": 1, "min_sites": 1, "port": 1, "round_timeout": 1}
-    highest = {"port": 65535, "update_percentile": 99, "weight_limit": 1}
+    highest = {"rounds": MAX_ROUNDS, "port": 65535, "update_percentile": 99, "weight_limit": 1}
     for field in fields(FederationFile):
         if field.name not in values or field.name in ("task", "sites"):
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import threading
 import time
@@ -14,6 +15,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import requests
+import torch
 import yaml
 
 from fl_bridge.exchange import BANK_PARAM, REASON_HEADER, TASK_PUBLISH, TASK_SHARE, TASK_TRAIN, to_params
@@ -222,6 +224,82 @@ def test_weights_that_nothing_will_come_of_are_refused_before_they_are_read(serv
     shutil.rmtree(folder / "later")
 
 
+def make_bodies(weights):
+    """What a changed bridge may send as global weights, each with the digest that it has."""
+    first, *others = weights
+    good, header = serialize(weights), {key: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for key in weights}
+    value = weights[first]
+    listed = [
+        {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}},
+        {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "OBJECT", "shape": [1], "data_offsets": [0, 4]}},
+        {"__metadata__": {"order": "[" * 1000}, **header},
+        {"__metadata__": {"order": 7}, **header},
+        {"__metadata__": 7},
+        [],
+        "x",
+    ]
+    texts = [json.dumps(values).encode() for values in listed]
+    changed = [
+        {**weights, first: value * torch.nan},
+        {**weights, first: value + torch.inf},
+        {**weights, first: value.double()},
+        {**weights, first: value.half()},
+        {**weights, first: value.bool()},
+        {**weights, first: value[:0]},
+        {**weights, first: value[None]},
+        {**weights, "\x1b[2J": value.clone()},
+        {key: weights[key] for key in others},
+        {},
+    ]
+    return [
+        *map(serialize, changed),
+        *(len(text).to_bytes(8, "little") + text + bytes(4) for text in texts),
+        *((size).to_bytes(8, "little") + b"{}" for size in (0, 2, 3, 2**31, 2**63, 2**64 - 1)),
+        *(good[:length] for length in (0, 1, 7, 8, 9, len(good) // 2, len(good) - 1)),
+        good + b"x",
+        b"PK\x05\x06" + bytes(18),
+        pickle.dumps({"a": 1}),
+    ]
+
+
+OPTIONS = [
+    *("", "null", "[]", "7", "NaN", "{", "[" * 5000, '{"seed": NaN}', '{"seed": 1e400}', '{"seed": "1"}'),
+    *('{"min_new_labels": -1}', '{"proximal_weight": Infinity}', '{"seed": 99999999999999999999}', '{"order": {}}'),
+    *('{"kind": "share"}', '{"device": "cuda"}', '{"seed": [1]}', '{"\x00": 1}'),
+]
+
+
+def test_what_a_changed_bridge_sends_to_the_rounds_is_refused_and_leaves_nothing(server, site, global_weights):
+    url = f"{server.url}/iopfl/federations/disk"
+    order = order_of(global_weights, 0, "changed")
+    base = {"base_hash": order.base_hash}
+    found = {}
+
+    def ask(method, path, data=b"", **options):
+        digest = {"Content-Digest": content_digest(data)} if isinstance(data, bytes) else {}
+        answer = requests.request(method, f"{url}{path}", data=data, headers=digest, timeout=60, **options)
+        assert 400 <= answer.status_code < 500, (method, path, answer.status_code, data[:80], answer.text[:200])
+        assert str(site) not in answer.text and "Traceback" not in answer.text and len(answer.text) < 2000, answer.text
+        found[method, path, data] = answer.status_code
+
+    for kind in ("train", "share"):
+        for body in make_bodies(global_weights):
+            ask("PUT", f"/changed/rounds/0/{kind}/global", body, params=base)
+    for body in [*make_bodies(global_weights)[-12:], serialize(global_weights)]:
+        ask("PUT", "/bank", body)
+    for text in OPTIONS:
+        ask("POST", "/changed/rounds/0/train", text.encode("utf-8", "surrogatepass"), params=base)
+    for number in ("-1", "x", "1e3", "0x1", str(10**30), "%00"):
+        ask("PUT", f"/changed/rounds/{number}/train/global", serialize(global_weights), params=base)
+    for query in ({}, {"base_hash": ""}, {"base_hash": "a/b"}, {"base_hash": "x" * 1000}):
+        ask("PUT", "/changed/rounds/0/train/global", serialize(global_weights), params=query)
+    assert len(found) > 60
+    assert not (site / "state" / "rounds" / "disk" / "changed").exists()
+    assert server.get("/info/").ok
+
+
 def test_a_site_takes_part_in_the_federations_that_its_administrator_named(tmp_path):
     from iopfl.base.errors import FederationsError
     from iopfl.lib.federations import check_federation
@@ -355,7 +433,14 @@ def test_a_jobs_names_lead_to_no_other_address(server, global_weights, task):
 
 @pytest.mark.parametrize(
     ("federation", "round_index", "base_hash"),
-    [("../../train", 0, "x"), ("disk-1?x=", 0, "x"), ("disk-1", -1, "x"), ("disk-1", 0, "x&y=1"), ("d" * 81, 0, "x")],
+    [
+        ("../../train", 0, "x"),
+        ("disk-1?x=", 0, "x"),
+        ("disk-1", -1, "x"),
+        ("disk-1", 10**30, "x"),
+        ("disk-1", 0, "x&y=1"),
+        ("d" * 81, 0, "x"),
+    ],
 )
 def test_an_orders_names_are_names(server, federation, round_index, base_hash):
     values = {"federation": federation, "round_index": round_index, "base_hash": base_hash}

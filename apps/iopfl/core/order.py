@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iopfl.base.errors import ConfigError
 from iopfl.base.names import check_name
-from iopfl.core.weights import Weights
+
+if TYPE_CHECKING:
+    from iopfl.core.weights import Weights
+
+MAX_ROUNDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,12 @@ class Order:
         """Check what becomes part of paths and addresses.
 
         Raises:
-            ConfigError: names that could lead elsewhere, or a round before the first.
+            ConfigError: names that could lead elsewhere, or a round that no federation has.
         """
         check_name(self.federation, "a federation id")
         check_name(self.base_hash, "a hash of global weights")
-        if self.round_index < 0:
-            raise ConfigError("expected a round from 0 on, given an earlier one: update the bridge")
+        if not 0 <= self.round_index < MAX_ROUNDS:  # a round that is only claimed must not be the last for ever
+            raise ConfigError(f"expected a round from 0 to {MAX_ROUNDS - 1}, given another: update the bridge")
 
     def to_meta(self) -> dict[str, Any]:
         """As plain values."""
