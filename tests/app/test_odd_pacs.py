@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from dicomio.phantoms import build_slices, volume
-from dicomweb.odd_server import FAILED, JSON, OddServer, odd_server, receipt
+from dicomweb.odd_server import FAILED, JSON, OddServer, multipart, odd_server, receipt
+from iopfl.base.errors import PACSError
+from iopfl.core.image_files import find_notes, read_voxels
 from iopfl.lib import pacs_outbox
 
 from .archive import SERIES, SHAPE, columns_of, draw, until
@@ -125,3 +128,64 @@ def test_the_page_lists_what_was_set_aside_and_offers_it_again(odd, open_store, 
     odd.stow = odd.keep
     assert client.post(path).json() == {"waiting": None}
     assert client.post(path).status_code == 404
+
+
+def test_a_scout_leaves_a_series_usable_and_is_named(odd, open_store, caplog):
+    """The first instance, by whose header a series is looked at, is the scout."""
+    others, odd.instances = odd.instances, {}
+    (scout,) = build_slices(volume((SHAPE[0], SHAPE[1], 1)), series="first")
+    scout.ImageType, scout.SOPInstanceUID = ["ORIGINAL", "PRIMARY", "LOCALIZER"], "1.2.3.4"
+    odd.add([scout, *others.values()])
+    store = open_store(odd.url)
+    assert sorted(store.list_images()) == sorted(SERIES) and store.left_out() == {}
+    image = read_voxels(Path(store.get_image_uri(SERIES[0])))
+    assert image.shape[1:] == SHAPE and find_notes(image).left_out == ("instance 1: a localizer (Image Type)",)
+    assert f"series {SERIES[0]}: left out of the image: instance 1: a localizer" in caplog.text
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+def test_a_count_that_is_off_by_one_makes_no_series_unreadable(odd, open_store, off):
+    def miscount(item: dict) -> dict:
+        if "00201209" in item:
+            item["00201209"]["Value"][0] += off
+        return item
+
+    odd.change = miscount
+    store = open_store(odd.url)
+    path = Path(store.get_image_uri(SERIES[0]))
+    assert read_voxels(path).shape[1:] == SHAPE
+    retrieved = len(odd.asked)
+    assert store.get_image_uri(SERIES[0]) == str(path)
+    assert not any(path.endswith(SERIES[0]) for _, path, _ in odd.asked[retrieved:]), "it is here already"
+
+
+def test_instances_that_the_pacs_has_and_does_not_give_are_waited_for(odd, open_store):
+    first = next(iter(odd.instances))
+
+    def withhold(method: str, path: str, query: dict[str, str]):
+        if path.endswith(("/instances", "/metadata", f"/instances/{first}")) or method != "GET":
+            return (503, b"", "") if path.endswith(first) else None
+        if path == f"/studies/{odd.instances[first].StudyInstanceUID}/series/{SERIES[0]}":
+            given = [ds for uid, ds in odd.instances.items() if ds.SeriesInstanceUID == SERIES[0] and uid != first]
+            return 200, *multipart(given)
+        return None
+
+    odd.before = withhold
+    store = open_store(odd.url)
+    store.list_images()
+    with pytest.raises(PACSError):
+        store.get_image_uri(SERIES[0])
+
+
+def test_what_an_older_version_found_out_is_found_out_again(odd, open_store, tmp_path):
+    store = open_store(odd.url)
+    store.get_image_uri(SERIES[0])
+    facts = next((tmp_path).rglob(f"facts/{SERIES[0]}.json"))
+    known = json.loads(facts.read_text())
+    facts.write_text(json.dumps({**known, "reading": 0, "refusal": "it is a localizer"}))
+    asked = len(odd.asked)
+    again = open_store(odd.url)
+    assert sorted(again.list_images()) == sorted(SERIES)
+    assert again.find_subject(SERIES[0]) == known["subject"]
+    again.get_image_uri(SERIES[0])
+    assert any(path.endswith(SERIES[0]) for _, path, _ in odd.asked[asked:])

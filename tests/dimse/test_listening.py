@@ -251,6 +251,30 @@ def test_what_is_not_segmented_is_refused_with_the_reason(tmp_path, model, caplo
     assert "ller" not in caplog.text
 
 
+@pytest.mark.parametrize(("said", "left_out"), [(7, "instance 1: a localizer"), (8, "1 that did not come")])
+def test_a_scout_and_a_count_that_is_off_by_one_leave_a_series_usable(tmp_path, model, caplog, said, left_out):
+    datasets = make_slices(7, series="with a scout")
+    for ds in datasets:
+        ds.NumberOfSeriesRelatedInstances = said
+    datasets[0].ImageType, datasets[0].InstanceNumber = ["ORIGINAL", "PRIMARY", "LOCALIZER"], 1
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port, rule={"min_slices": 6}) as listener:
+        assert set(send_plainly(listener.port, datasets)) == {0}
+        job = state_of(listener, datasets[0].SeriesInstanceUID, State.DONE)
+        (seg,) = pacs.received
+    assert left_out in job.left_out and left_out in caplog.text
+    assert model.asked == [("bright", 6)]
+    assert seg.SOPClassUID == SegmentationStorage
+
+
+def test_a_rule_counts_the_slices_that_are_segmented(tmp_path, model):
+    datasets = make_slices(4, series="with a scout")
+    datasets[0].ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    with storage_peer() as pacs, listening_node(tmp_path, model, pacs.port, rule={"min_slices": 4}) as listener:
+        send_plainly(listener.port, datasets)
+        job = state_of(listener, datasets[0].SeriesInstanceUID, State.REFUSED)
+    assert "3 slices, at least 4 expected" in job.reason and model.asked == []
+
+
 def test_the_rest_of_a_partial_series_has_it_segmented(tmp_path, model):
     whole = make_slices(6, series="partial")
     for ds in whole:

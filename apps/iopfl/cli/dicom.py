@@ -78,7 +78,7 @@ def _add_rules(actions: Any, add: Add) -> None:
 
 def _check_rules(arguments: Any) -> None:
     from iopfl.dicomio.facts import find_facts
-    from iopfl.dicomio.refusals import find_refusal
+    from iopfl.dicomio.refusals import choose_header, find_refusal, find_series_refusal, is_other_object
     from iopfl.dimse.rules import Facts, read_rules
     from iopfl.dimse.scu import list_instances
 
@@ -98,13 +98,17 @@ def _check_rules(arguments: Any) -> None:
             print(f"{asked}: {rule.answer}, {what} to {where}")
         return
     instances = list_instances([arguments.series])
-    first = next(iter(instances.values()))
-    refusal = find_refusal(first)
+    headers = [ds for ds in instances.values() if not is_other_object(ds)] or list(instances.values())
+    refusal = find_series_refusal(headers)
     if refusal:
         print(f"not segmented, whatever the rules: {refusal}")
         raise SystemExit(_INCOMPLETE)
+    left_out = [reason for ds in headers if (reason := find_refusal(ds))]
+    for reason in sorted(set(left_out)):
+        print(f"left out, {left_out.count(reason)} of {len(headers)} instances: {reason}", file=sys.stderr)
     ends = {"calling": arguments.calling, "called": arguments.called}
-    chosen, reasons = rules.find(Facts(**vars(find_facts(first, instances=len(instances))), **ends))
+    about = find_facts(choose_header(headers), instances=len(headers) - len(left_out))
+    chosen, reasons = rules.find(Facts(**vars(about), **ends))
     for reason in reasons:
         print(f"not {reason}")
     if chosen is None:

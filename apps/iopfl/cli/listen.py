@@ -254,7 +254,7 @@ def _queue(arguments: Any) -> None:
             job.calling_ae_title,
             ", ".join(job.waiting),
             job.changed[:19],
-            job.reason,
+            job.reason or (job.left_out and f"left out: {job.left_out}"),
         )
         for job in jobs
     ]

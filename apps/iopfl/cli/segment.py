@@ -112,6 +112,8 @@ def _place_maps(asked: Path | None, targets: Sequence[Path]) -> list[Path | None
 
 
 def _say(image: Path, target: Path, params: dict[str, Any], *, as_json: bool) -> None:
+    for line in params.get("left_out", ()):
+        print(f"iopfl: {image.name}: left out of its series: {line}", file=sys.stderr, flush=True)
     if as_json:
         print(json.dumps({"image": str(image), "mask": str(target), **params}), flush=True)
         return

@@ -24,6 +24,12 @@ SPACING_TOLERANCE = 0.05
 DIRECTION_TOLERANCE = 1e-3
 """Difference of direction cosines up to which two slices count as parallel."""
 
+_ROUNDING = 0.1 + 1e-6
+"""mm that a coordinate may lie beside its place: of two positions that are rounded to 0.1 mm."""
+_LEAST_ROUNDED = 0.25
+"""Share of the slice distance beyond which that is not rounding: a missing slice moves others by half of it."""
+_LEAST_BESIDE_STRAY = 5
+"""Slices from which one of them can be told to be a stray one."""
 _UNIT_TOLERANCE = 0.01  # of the directions' length: some round them to 2 digits
 _SAME_POSITION = 1e-3  # mm
 _FARTHEST = 1e5  # mm: no scanner is larger; beyond it, a number is broken
@@ -82,6 +88,11 @@ class Plane:
         return bool(np.abs(mine - its).max() <= DIRECTION_TOLERANCE)
 
 
+def have_same_spacing(first: Plane, second: Plane) -> bool:
+    """Whether two slices have pixels of one size."""
+    return np.allclose(first.spacing, second.spacing, rtol=1e-3)
+
+
 def order_slices(planes: Sequence[Plane]) -> list[int]:
     """Indices of slices along their normal.
 
@@ -92,7 +103,7 @@ def order_slices(planes: Sequence[Plane]) -> list[int]:
     first = planes[0]
     if not all(first.is_parallel(plane) for plane in planes):
         raise SeriesError("expected parallel slices, came several orientations; send one stack a series")
-    if not all(np.allclose(first.spacing, plane.spacing, rtol=1e-3) for plane in planes):
+    if not all(have_same_spacing(first, plane) for plane in planes):
         raise SeriesError("expected one pixel spacing, came several; send one stack a series")
     along = _along(planes)
     order = [int(index) for index in np.argsort(along, kind="stable")]
@@ -136,15 +147,67 @@ def stack_affine(plane: Plane, step: np.ndarray) -> np.ndarray:
     return affine
 
 
+def find_stray(planes: Sequence[Plane]) -> int | None:
+    """Index of the one slice that lies on no place of the even stack that all others make; None where there is none.
+
+    One that lies on a place beyond a gap is none: slices are missing there.
+
+    Args:
+        planes: in order of the normal.
+    """
+    if len(planes) < _LEAST_BESIDE_STRAY or _is_even(planes):
+        return None
+    along, found = _along(planes), []
+    near = np.diff(along) < (1 - _LEAST_ROUNDED) * np.median(np.diff(along))
+    between = [index + 1 for index in np.flatnonzero(near[:-1])]
+    for index in sorted({0, *between, len(planes) - 1}):
+        rest = [plane for other, plane in enumerate(planes) if other != index]
+        if not _is_even(rest):
+            continue
+        step = _find_step(rest)
+        distance = float(rest[0].normal @ step)
+        number = round((along[index] - _along(rest)[0]) / distance)
+        off = np.array(planes[index].position) - np.array(rest[0].position) - number * step
+        if np.linalg.norm(off) > max(_LEAST_ROUNDED * distance, 3 * _ROUNDING) or not -len(rest) <= number < 2 * len(
+            rest
+        ):
+            found.append(index)
+    return found[0] if len(found) == 1 else None
+
+
+def _is_even(planes: Sequence[Plane]) -> bool:
+    try:
+        _find_step(planes)
+    except SeriesError:
+        return False
+    return True
+
+
+def is_close(off: np.ndarray, distance: float) -> bool:
+    """Whether slices lie on the places of an even stack, but for the precision of their positions.
+
+    Args:
+        off: (N, 3), from a slice's place to where it lies, LPS in mm.
+        distance: of slices, in mm.
+    """
+    if np.linalg.norm(off, axis=1).max() <= SPACING_TOLERANCE * distance:
+        return True
+    return bool(np.abs(off).max() <= _ROUNDING <= _LEAST_ROUNDED * distance)
+
+
 def _find_step(planes: Sequence[Plane]) -> np.ndarray:
     """From one slice to the next, LPS in mm, (3,)."""
     positions = np.array([plane.position for plane in planes])
     count = len(planes)
     step = (positions[-1] - positions[0]) / (count - 1)
-    off = np.linalg.norm(positions - (positions[0] + np.arange(count)[:, None] * step), axis=1)
+    off = positions - (positions[0] + np.arange(count)[:, None] * step)
     distance = float(planes[0].normal @ step)
-    if off.max() > SPACING_TOLERANCE * distance:
-        raise SeriesError(_describe_gaps(planes))
+    if np.linalg.norm(off, axis=1).max() > SPACING_TOLERANCE * distance:
+        step, first = np.polyfit(np.arange(count), positions, 1)  # of all slices: the ends alone may be rounded
+        apart = np.diff(_along(planes))
+        has_gap = apart.max() > (1 + 2 * _LEAST_ROUNDED) * np.median(apart)
+        if has_gap or not is_close(positions - (first + np.arange(count)[:, None] * step), distance):
+            raise SeriesError(_describe_gaps(planes))
     if np.linalg.norm(step - planes[0].normal * distance) > distance:
         raise SeriesError("expected slices on top of each other, but they shift sideways by more than their distance")
     return step
@@ -154,11 +217,12 @@ def _describe_gaps(planes: Sequence[Plane]) -> str:
     along = _along(planes)
     distances = np.diff(along)
     usual = float(np.median(distances))
-    wide = [index for index in range(len(distances)) if distances[index] > (1 + SPACING_TOLERANCE) * usual]
+    tolerance = max(SPACING_TOLERANCE, min(2 * _ROUNDING / usual, 2 * _LEAST_ROUNDED))
+    wide = [index for index in range(len(distances)) if distances[index] > (1 + tolerance) * usual]
     gaps = [f"{along[index]:.2f} and {along[index + 1]:.2f}" for index in wide[:_SHOWN]]
     more = f" and {len(wide) - _SHOWN} more" if len(wide) > _SHOWN else ""
     missing = round(sum(distances[index] / usual - 1 for index in wide))
-    if wide and missing and np.abs(distances / usual - np.round(distances / usual)).max() <= SPACING_TOLERANCE:
+    if wide and missing and np.abs(distances / usual - np.round(distances / usual)).max() <= tolerance:
         what = f"{missing} slices are missing, between {', '.join(gaps)} mm{more} along the normal"
     else:
         what = f"the distances range from {distances.min():.2f} to {distances.max():.2f} mm" + (

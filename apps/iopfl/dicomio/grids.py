@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from iopfl.base.errors import SeriesError
-from iopfl.dicomio.geometry import LPS_TO_RAS, SPACING_TOLERANCE, Plane, stack_affine
+from iopfl.dicomio.geometry import LPS_TO_RAS, SPACING_TOLERANCE, Plane, is_close, stack_affine
 
 MAX_VOXELS = 1 << 31
 """Of a grid that frames are spread over, so that two frames far apart cannot fill the memory."""
@@ -41,8 +41,7 @@ def place_frames(
     base = int(along.argmin())
     for step in _steps(planes, LPS_TO_RAS @ affine, distance, thickness):
         numbers = np.rint((along - along[base]) / (first.normal @ step))
-        off = np.linalg.norm(positions - (positions[base] + numbers[:, None] * step), axis=1)
-        if off.max() <= SPACING_TOLERANCE * np.linalg.norm(step):
+        if is_close(positions - (positions[base] + numbers[:, None] * step), float(np.linalg.norm(step))):
             return numbers.astype(int).tolist(), LPS_TO_RAS @ stack_affine(planes[base], step)
     raise SeriesError("expected frames on one even grid, but their positions have no common distance")
 
@@ -67,7 +66,10 @@ def _lie_on(planes: Sequence[Plane], affine: np.ndarray) -> bool:
     turned = (to_index @ stack_affine(planes[0], affine[:3, 2]))[:3, :3] - np.eye(3)
     indices = np.array([plane.position for plane in planes]) @ to_index[:3, :3].T + to_index[:3, 3]
     indices[:, 2] -= np.rint(indices[:, 2])
-    return bool(max(np.abs(turned).max(), np.abs(indices).max()) <= SPACING_TOLERANCE)
+    if np.abs(turned).max() > SPACING_TOLERANCE:
+        return False
+    off = indices @ affine[:3, :3].T  # mm
+    return bool(np.abs(indices).max() <= SPACING_TOLERANCE or is_close(off, float(np.linalg.norm(affine[:3, 2]))))
 
 
 def resample_nearest(volume: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], onto: np.ndarray) -> np.ndarray:

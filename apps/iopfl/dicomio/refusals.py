@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
 from pydicom import Dataset, uid
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
@@ -112,15 +115,45 @@ def find_refusal(ds: Dataset) -> str | None:
     return None
 
 
-def check_instance(ds: Dataset) -> None:
-    """Check that an instance is an image to segment.
+def find_series_refusal(headers: Sequence[Dataset]) -> str | None:
+    """Why a series is no image to segment, or None: by most of its instances, among which may be a scout.
+
+    Args:
+        headers: of all its instances.
+    """
+    reasons = [find_refusal(ds) for ds in headers]
+    refused = [ds for ds, reason in zip(headers, reasons, strict=True) if reason]
+    if not refused or 2 * _count_images(refused) < _count_images(headers):
+        return None
+    which = "" if len(refused) == len(headers) else f"{len(refused)} of {len(headers)} instances: "
+    return f"{which}{Counter(filter(None, reasons)).most_common(1)[0][0]}"
+
+
+def _count_images(headers: Sequence[Dataset]) -> int:
+    """Instances, or their frames."""
+    said = [str(ds.get("NumberOfFrames") or 1) for ds in headers]
+    return sum(int(number) if number.isdecimal() else 1 for number in said)
+
+
+def choose_header(headers: Iterable[Dataset]) -> Dataset:
+    """The header that speaks for a series: of the first image that is like another one, of which no more are asked for.
 
     Raises:
-        SeriesError: it is none; the message says why.
+        SeriesError: none is an image; the message says why.
     """
-    reason = find_refusal(ds)
-    if reason:
-        raise SeriesError(f"instance {show_uid(ds.get('SOPInstanceUID'))} is not segmented: {reason}")
+    refused: list[Dataset] = []
+    by_look: dict[str, Dataset] = {}
+    for ds in headers:
+        if find_refusal(ds):
+            refused.append(ds)
+            continue
+        look = str([ds.get(keyword) for keyword in ("Rows", "Columns", "ImageOrientationPatient")])
+        if look in by_look:
+            return by_look[look]
+        by_look[look] = ds
+    if not by_look:
+        raise SeriesError(find_series_refusal(refused) or "expected an image series, came nothing")
+    return next(iter(by_look.values()))
 
 
 def is_other_object(ds: Dataset) -> bool:

@@ -64,7 +64,7 @@ def build_report(
     Returns:
         An instance of Comprehensive 3D SR Storage in a series of its own, uncompressed Explicit VR Little Endian.
     """
-    algorithm = _identify(origin, quality)
+    algorithm = _identify(origin, quality, series.left_out)
     source = SourceSeriesForSegmentation(series.series_instance_uid)
     groups = [
         _build_group(segmentation, source, number, segment, measured, algorithm)
@@ -92,13 +92,14 @@ def build_report(
     return ds
 
 
-def _identify(origin: Origin, quality: float | None) -> AlgorithmIdentification | None:
-    """TID 4019; the quality score and the warning are its parameters, since viewers show these as they are."""
+def _identify(origin: Origin, quality: float | None, left_out: Sequence[str]) -> AlgorithmIdentification | None:
+    """TID 4019; quality score, warning and what was left out are its parameters: viewers show these as they are."""
     if not origin.algorithm:
         return None
     said = [NOT_FOR_CLINICAL_USE]
     if quality is not None:
         said.append(f"quality score (agreement of the experts, 0 to 1): {quality:.2f}")
+    said += [f"left out of the series: {line}" for line in left_out]
     return AlgorithmIdentification(
         origin.algorithm, origin.version or "unknown", parameters=said, family=codes.cid7162.ArtificialIntelligence
     )

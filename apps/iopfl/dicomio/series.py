@@ -20,27 +20,13 @@ from iopfl.core.sites import find_suffix
 from iopfl.core.straightening import Stack, straighten
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.frames import count_frames, find_plane, find_thickness
-from iopfl.dicomio.geometry import Plane, SharedPositionError, build_affine, order_slices
+from iopfl.dicomio.geometry import build_affine
 from iopfl.dicomio.padding import choose_value
 from iopfl.dicomio.pixels import MAX_SERIES_BYTES
-from iopfl.dicomio.refusals import PICTURES, VOLUMES, check_instance, find_refusal, is_other_object
+from iopfl.dicomio.refusals import PICTURES, VOLUMES, find_refusal, is_other_object
 from iopfl.dicomio.showing import is_uid, show_code
+from iopfl.dicomio.stacks import Chosen, choose_stack, order_stack
 from iopfl.dicomio.volumes import Slice, decode_volume
-
-__all__ = ["Series", "check_instance", "find_refusal", "read_series", "write_nifti"]
-
-# What tells the volumes of a series apart, where it holds several.
-_VOLUMES_DIFFER_IN = (
-    "ImageType",
-    "EchoTime",
-    "InversionTime",
-    "FlipAngle",
-    "DiffusionBValue",
-    "TemporalPositionIdentifier",
-    "TriggerTime",
-    "AcquisitionNumber",
-)
-_SAME = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "FrameOfReferenceUID")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,6 +42,7 @@ class Series:
         frame_numbers: for a multi-frame source, the frame (from 1) of each slice; otherwise empty.
         stack: where the source's own frames lie on that grid; None of what has no geometry.
         padding: value of the voxels in `array` that are no image, below all that are; None = there are none.
+        left_out: instances that are none of its stack, and why: a line for each reason.
     """
 
     datasets: tuple[Dataset, ...]
@@ -65,6 +52,7 @@ class Series:
     frame_numbers: tuple[int, ...] = ()
     stack: Stack | None = None
     padding: float | None = None
+    left_out: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Without the headers, which hold the patient."""
@@ -125,7 +113,8 @@ def read_series(source: Path | Sequence[Path]) -> Series:
 
     The order of files does not matter, subfolders are searched, files that
     are not DICOM and objects that are no images (reports, SEG, DICOMDIR) are passed over,
-    and an instance that is there twice counts once.
+    and an instance that is there twice counts once. Of its images the largest consistent stack counts
+    (`stacks`); what lies beside it is left out and named.
 
     Args:
         source: a folder, a file, or files.
@@ -137,7 +126,13 @@ def read_series(source: Path | Sequence[Path]) -> Series:
     with reading("the series"):
         instances = _read_images(_list_files(source))
         _check_one_series(instances)
-        return _build(instances)
+        chosen = choose_stack(instances)
+        try:
+            return _build(chosen)
+        except SeriesError as error:
+            if not chosen.left_out:
+                raise
+            raise SeriesError(f"{error}; left out before that: {'; '.join(chosen.left_out)}") from error
 
 
 def _list_files(source: Path | Sequence[Path]) -> list[Path]:
@@ -185,18 +180,10 @@ def _check_one_series(instances: Sequence[Dataset]) -> None:
             f"{uid} ({show_code(group[0].get('Modality'))}, {len(group)} instances)" for uid, group in series.items()
         ]
         raise SeriesError(f"expected one image series, came {len(series)}: {', '.join(seen[:8])}; give one at a time")
-    reasons = Counter(reason for ds in instances if (reason := find_refusal(ds)))
-    if reasons:
-        reason, count = reasons.most_common(1)[0]
-        which = "" if count == len(instances) else f", {count} of {len(instances)} instances"
-        raise SeriesError(f"series {instances[0].SeriesInstanceUID} is not segmented{which}: {reason}")
-    for keyword in _SAME:
-        values = {str(ds.get(keyword, "")) for ds in instances}
-        if len(values) > 1:
-            raise SeriesError(f"expected one {keyword} in a series, came {len(values)}; send one stack a series")
 
 
-def _build(instances: Sequence[Dataset]) -> Series:
+def _build(chosen: Chosen) -> Series:
+    instances, left_out = chosen.instances, chosen.left_out
     first = instances[0]
     is_picture = first.SOPClassUID in PICTURES
     multi_frame = first.SOPClassUID in VOLUMES or any(count_frames(ds) > 1 for ds in instances)
@@ -209,7 +196,8 @@ def _build(instances: Sequence[Dataset]) -> Series:
     affine, stack = np.eye(4), None
     if not is_picture:
         planes = [find_plane(*piece) for piece in slices]
-        order = _order(slices, planes)
+        order, doubles = order_stack(slices, planes)
+        left_out += doubles
         slices = [slices[index] for index in order]
         affine = build_affine([planes[index] for index in order], thickness=find_thickness(*slices[0]))
     array, padding = decode_volume(slices)
@@ -226,6 +214,7 @@ def _build(instances: Sequence[Dataset]) -> Series:
         frame_numbers=tuple(piece.frame + 1 for piece in slices) if multi_frame else (),
         stack=stack,
         padding=padding,
+        left_out=left_out,
     )
 
 
@@ -236,16 +225,6 @@ def _lay(stack: Stack, array: np.ndarray, padding: float | None) -> tuple[np.nda
         padding, dtype = choose_value(float(array.min()), float(array.max()), array.dtype)
         array = array.astype(dtype, copy=False)
     return stack.lay(array, fill=0 if padding is None else padding), padding
-
-
-def _order(slices: Sequence[Slice], planes: Sequence[Plane]) -> list[int]:
-    """Indices along the normal, or what tells several volumes apart."""
-    try:
-        return order_slices(planes)
-    except SharedPositionError as error:
-        values = {keyword: {str(piece.ds.get(keyword)) for piece in slices} for keyword in _VOLUMES_DIFFER_IN}
-        differ = ", ".join(keyword for keyword, different in values.items() if len(different) > 1)
-        raise SeriesError(f"{error}; they differ in {differ or 'nothing that is usual'}") from error
 
 
 def write_nifti(series: Series, path: Path) -> None:
@@ -259,7 +238,7 @@ def write_nifti(series: Series, path: Path) -> None:
         raise ConfigError(f"expected a path ending in .nii or .nii.gz, came {path.name}")
     image = nib.Nifti1Image(series.array, series.affine)
     image.header.set_xyzt_units("mm", "sec")
-    image.header.extensions.extend(FileNotes(padding=series.padding).to_extensions())
+    image.header.extensions.extend(FileNotes(series.padding, series.left_out).to_extensions())
     with replacing(path) as temporary:
         named = temporary.with_name(temporary.name + suffix)  # nibabel looks at the whole suffix
         try:

@@ -24,16 +24,17 @@ from pydicom.misc import is_dicom
 from iopfl.base.errors import CancelledError, ConfigError, IOPFLError, PACSError, SeriesError
 from iopfl.base.locks import try_hold
 from iopfl.dicomio.facts import find_facts
-from iopfl.dicomio.files import read_dataset, reading
+from iopfl.dicomio.files import reading
 from iopfl.dicomio.result_kinds import DISAGREEMENT
 from iopfl.dicomio.results import build_results
 from iopfl.dicomio.segmentation import Origin, Segment
-from iopfl.dicomio.series import check_instance, read_series, write_nifti
+from iopfl.dicomio.series import read_series, write_nifti
 from iopfl.dimse.commitment import Commitment
 from iopfl.dimse.inbox import Inbox
 from iopfl.dimse.outbox import Outbox, send
 from iopfl.dimse.query import QueryRetrieve
 from iopfl.dimse.queue import Job, Queue, State
+from iopfl.dimse.received import count_missing, read_header
 from iopfl.dimse.room import default_min_free
 from iopfl.dimse.rules import Facts, Rule, Rules
 from iopfl.dimse.scp import Record, SCPSettings, StorageSCP, record_nothing
@@ -227,8 +228,14 @@ class Listener:
             raise SeriesError(f"{len(files)} of the {job.instances} instances that came are left: send the rest again")
         if not all(is_dicom(path) for path in files):
             raise SeriesError("an instance was damaged in the inbox: send the series again")
-        rule = self._find_rule(job, files[0])
+        header = read_header(files)
+        missing = count_missing(header, job.instances)
+        rule = self._find_rule(job, header, job.instances)
         series = read_series(files)
+        left_out = series.left_out + ((f"{missing} that did not come",) if missing else ())
+        if left_out:
+            logger.warning("series %s: left out: %s", uid, "; ".join(left_out))
+            rule = self._find_rule(job, series.datasets[0], len(series.datasets))
         times["read"] = time.time()
         with tempfile.TemporaryDirectory(dir=self._work) as folder:
             image = Path(folder) / "image.nii"
@@ -259,6 +266,7 @@ class Listener:
             rule=rule.name,
             answer=rule.answer,
             segmentation=segmentation,
+            left_out="; ".join(left_out),
             sends=self.outbox.digest(segmentation),
             waiting=rule.send_to,
             times=times,
@@ -269,20 +277,15 @@ class Listener:
         if changed is not None:
             logger.info("series %s segmented by %s as %s", uid, rule.answer, segmentation)
 
-    def _find_rule(self, job: Job, file: Path) -> Rule:
-        """The rule that answers a series.
+    def _find_rule(self, job: Job, header: Dataset, instances: int) -> Rule:
+        """The rule that answers a series of so many instances.
 
         Raises:
-            SeriesError: there is none, the series is no image, or only a part of it came.
+            SeriesError: there is none.
         """
-        with reading("the first instance"):
-            header = read_dataset(file, pixels=False) or Dataset()
-            check_instance(header)
-            said = str(header.get("NumberOfSeriesRelatedInstances") or "")
-            ends = {"calling": job.calling_ae_title, "called": job.called_ae_title}
-            facts = Facts(**vars(find_facts(header, instances=job.instances)), **ends)
-        if said.isdecimal() and job.instances < int(said):
-            raise SeriesError(f"partial: {job.instances} of {said} instances came; send the rest")
+        with reading("an instance's header"):
+            about = vars(find_facts(header, instances=instances))
+            facts = Facts(**about, calling=job.calling_ae_title, called=job.called_ae_title)
         rule, reasons = self.rules.find(facts)
         if rule is None:
             raise SeriesError(f"no rule matches: {'; '.join(reasons)}")

@@ -55,6 +55,7 @@ class Job:
         answer: what segmented it.
         content: digest of the files that were segmented.
         instances: how many those were.
+        left_out: which of them are not in the image that was segmented, and why.
         segmentation: SOP Instance UID of the SEG, which lies in the outbox.
         sends: digest of what lies there to be sent.
         waiting: names of the destinations that have yet to receive it.
@@ -74,6 +75,7 @@ class Job:
     answer: str = ""
     content: str = ""
     instances: int = 0
+    left_out: str = ""
     segmentation: str = ""
     sends: str = ""
     waiting: tuple[str, ...] = ()

@@ -27,7 +27,8 @@ from iopfl.base.files import write_bytes
 from iopfl.base.locks import hold_one, try_hold
 from iopfl.base.private_files import read_or_make_key
 from iopfl.dicomio.facts import find_facts
-from iopfl.dicomio.series import Series, find_refusal, read_series, write_nifti
+from iopfl.dicomio.refusals import choose_header, find_refusal, find_series_refusal
+from iopfl.dicomio.series import Series, read_series, write_nifti
 from iopfl.lib.pacs import PACS, FoundSeries
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ _CHECKED_AT_ONCE = 50
 
 _EPOCH = 10**9
 
+_READING = 1
+"""Of how series are read and refused: what was found out in another way is found out again."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -54,6 +58,8 @@ class Facts:
         downloaded: number of instances that were downloaded; 0 = none.
         subject: keyed hash of whose it is; "" = not known yet.
         about: what tells whose task's image it is (`core.criteria.ImageFacts`); None = not known yet.
+        said: number of instances that the PACS said there were when it was downloaded; it may be another one.
+        reading: how this was found out.
     """
 
     checked: int = 0
@@ -61,6 +67,8 @@ class Facts:
     downloaded: int = 0
     subject: str = ""
     about: dict[str, Any] | None = None
+    said: int = 0
+    reading: int = 0
 
     def is_of(self, series: FoundSeries) -> bool:
         """Whether this is known of a series as the PACS has it now."""
@@ -98,7 +106,9 @@ class SeriesCache:
         try:
             stamp = path.stat().st_ctime_ns
             if uid not in self._known or self._known[uid][0] != stamp:
-                self._known[uid] = (stamp, Facts(**json.loads(path.read_bytes())))
+                found = Facts(**json.loads(path.read_bytes()))
+                is_new = found.reading == _READING
+                self._known[uid] = (stamp, found if is_new else Facts(subject=found.subject))
         except (OSError, ValueError, TypeError):  # not there, or of another version: it will be found out again
             return Facts()
         return self._known[uid][1]
@@ -109,12 +119,22 @@ class SeriesCache:
         return facts.refusal if facts.checked == series.instances else ""
 
     def check(self, series: FoundSeries) -> None:
-        """Find out from one instance's header whether a series is an image; does nothing where that is known."""
+        """Find out whether a series is an image; does nothing where that is known.
+
+        One instance's header tells where it is one; where it is none, it may be the scout of a series that is.
+        """
         if self.facts(series.uid).is_of(series):
             return
         header = self._pacs.read_first_header(series)
-        if header is not None:
-            self._learn(series, refusal=find_refusal(header) or "", header=header)
+        if header is None:
+            return
+        refusal = find_refusal(header)
+        if refusal and series.instances != 1:
+            with contextlib.suppress(PACSError):  # a PACS that gives no headers of a whole series
+                headers = self._pacs.read_headers(series)
+                refusal = find_series_refusal(headers)
+                header = header if refusal else choose_header(headers)
+        self._learn(series, refusal=refusal or "", header=header)
 
     def check_new(self, found: Iterable[FoundSeries]) -> None:
         """Check some of the series that are new; those that were tried without success come after the others."""
@@ -172,8 +192,18 @@ class SeriesCache:
             os.close(before)
 
     def _is_here(self, series: FoundSeries) -> bool:
-        downloaded = self.facts(series.uid).downloaded
-        return downloaded > 0 and series.instances in (0, downloaded) and self._image_file(series.uid).is_file()
+        facts = self.facts(series.uid)
+        is_same = series.instances in (0, facts.downloaded, facts.said)
+        return facts.downloaded > 0 and is_same and self._image_file(series.uid).is_file()
+
+    def _is_all(self, series: FoundSeries, count: int) -> bool:
+        """Whether so many instances are all that a PACS has: the number that it says may be another one."""
+        if count >= max(1, series.instances):
+            return True
+        try:
+            return 0 < len(self._pacs.read_headers(series)) <= count
+        except PACSError:
+            return 0 < series.instances - 1 <= count
 
     def _fetch(self, series: FoundSeries) -> None:
         started = time.monotonic()
@@ -184,7 +214,7 @@ class SeriesCache:
             count = 0
             for count, ds in enumerate(self._pacs.retrieve(series), start=1):  # also its number at the end
                 ds.save_as(part / f"{count:05d}.dcm", enforce_file_format=True)
-            if count < max(1, series.instances):
+            if not self._is_all(series, count):
                 raise PACSError(
                     f"{count} of {series.instances or 'some'} instances of series {series.uid} came: try again"
                 )
@@ -201,6 +231,10 @@ class SeriesCache:
             os.utime(self._image_file(series.uid), (stable, stable))
         finally:
             shutil.rmtree(part, ignore_errors=True)
+        if count < series.instances:
+            logger.warning("series %s: the PACS says %d instances, and has %d", series.uid, series.instances, count)
+        if read.left_out:
+            logger.warning("series %s: left out of the image: %s", series.uid, "; ".join(read.left_out))
         self._learn(series, downloaded=count, subject=self._hash_subject(read.datasets[0]), header=read.datasets[0])
         logger.info("series %s: %d instances downloaded in %.1f s", series.uid, count, time.monotonic() - started)
 
@@ -222,6 +256,8 @@ class SeriesCache:
             downloaded=downloaded or before.downloaded,
             subject=subject or before.subject,
             about=before.about if header is None else asdict(find_facts(header, instances=series.instances)),
+            said=series.instances if downloaded else before.said,
+            reading=_READING,
         )
         write_bytes(self._facts_file(series.uid), json.dumps(asdict(facts)).encode())
 

@@ -362,6 +362,7 @@ function showKnowledge(answer) {
     const who = { global: "every inside site, by the federation's one model", average: "every expert of the bank, each with the same weight" };
     box.append(make("p", {}, who[kind] ?? `${status.site ?? "this site"}: ${KINDS[kind] ?? kind}`));
     if (answer.params.reason && answer.model === "site") box.append(make("p", {}, make("small", {}, answer.params.reason)));
+    if (answer.params.left_out) box.append(make("p", {}, make("small", {}, `Left out of the series: ${answer.params.left_out.join("; ")}`)));
     return;
   }
   const even = 1 / weights.length;
