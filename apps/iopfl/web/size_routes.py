@@ -46,18 +46,20 @@ def sizes(task: str = "") -> StreamingResponse:
     app = app_instance()
     if task and task not in app.models.tasks:
         raise HTTPException(404, f"no task {task!r}: this server has {', '.join(app.models.tasks) or 'none'}")
-    tasks = [app.models.tasks[task]] if task else list(app.models.tasks.values())
     images = sorted(app.datastore().get_labeled_images())
-    return StreamingResponse(_lines(app.datastore(), tasks, images), media_type="text/csv", headers=_HEADERS)
+    lines = _lines(app.datastore(), list(app.models.tasks.values()), task, images)
+    return StreamingResponse(lines, media_type="text/csv", headers=_HEADERS)
 
 
-def _lines(store: VersionedDatastore, tasks: list[Task], images: list[str]) -> Iterator[str]:
+def _lines(store: VersionedDatastore, tasks: list[Task], asked: str, images: list[str]) -> Iterator[str]:
     buffer = io.StringIO(newline="")
     table = csv.DictWriter(buffer, (*_COLUMNS, *_OF_VERSION))
     table.writeheader()
     for image in images:
-        for task in tasks:
-            for row in _rows(store, image, task):
+        rows = [row for task in tasks for row in _rows(store, image, task)]
+        read = [row for row in rows if "problem" not in row]  # a label whose task is not known is one task's
+        for row in read or rows:
+            if asked in ("", row["task"]):
                 table.writerow({key: _plain(value) for key, value in row.items()})
         yield buffer.getvalue()
         buffer.seek(0)
