@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 
 import itk
@@ -12,13 +13,14 @@ import pytest
 from PIL import Image
 
 from iopfl.base.errors import ConfigError
-from iopfl.core.bank import ModelBank, save_bank
+from iopfl.core.bank import ModelBank
+from iopfl.core.bank_exchange import diff_banks
 from iopfl.core.criteria import ORIENTATIONS, Criteria, ImageFacts, find_mismatch
 from iopfl.core.image_facts import read_facts
 from iopfl.core.signing import Keyring
 from iopfl.core.task import Task, builtin_tasks, read_task
 
-from .tiny import BALL, STACK, make_models
+from .tiny import BALL, STACK, make_bank
 
 WANTED = Criteria(
     body_parts=("*PROSTAT*", "pelvis"),
@@ -145,12 +147,19 @@ def test_a_volume_of_nearly_cubic_voxels_has_no_orientation_and_a_picture_neithe
     assert read_facts(tmp_path / "b.nii") == ImageFacts() == read_facts(tmp_path / "gone.nii")
 
 
-def test_a_bank_that_was_signed_before_tasks_had_criteria_verifies_and_serves(tmp_path, monkeypatch):
-    keys = Keyring(tmp_path / "keys")
+def test_a_bank_of_a_task_without_criteria_is_as_it_was_before_tasks_had_them(tmp_path):
+    bank = make_bank(tmp_path / "bank", STACK)
+    assert "images" not in json.loads((tmp_path / "bank" / "manifest.json").read_text())["task"]
+    opened = ModelBank.open(tmp_path / "bank", keys=Keyring(tmp_path / "keys"), task=TASK)  # a site's own criteria
+    assert (opened.label, opened.task.images) == (bank.label, Criteria())
+    other = make_bank(tmp_path / "other", TASK)
+    assert ModelBank.open(tmp_path / "other", keys=Keyring(tmp_path / "keys"), task=STACK).task == TASK
+    assert diff_banks(bank, other)["task"] == {"images": [None, TASK.to_dict()["images"]]}
+
+
+def test_a_bank_signed_before_a_field_was_there_verifies(tmp_path, monkeypatch):
     original = Task.to_dict
-    monkeypatch.setattr(Task, "to_dict", lambda task: {k: v for k, v in original(task).items() if k != "images"})
-    before = save_bank(tmp_path / "bank", make_models(STACK), task=STACK, federation="f", keys=keys)
-    content = before.label
+    monkeypatch.setattr(Task, "to_dict", lambda task: {k: v for k, v in original(task).items() if k != "rotations"})
+    label = make_bank(tmp_path / "bank", STACK).label
     monkeypatch.undo()
-    opened = ModelBank.open(tmp_path / "bank", keys=keys, task=TASK)
-    assert (opened.label, opened.task.images) == (content, Criteria())
+    assert ModelBank.open(tmp_path / "bank", keys=Keyring(tmp_path / "keys")).label == label

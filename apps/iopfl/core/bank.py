@@ -137,7 +137,7 @@ def check_same_task(bank_task: Task, task: Task, what: str) -> None:
     """
     own = ("training", "adaptation", "description", "subject", "codes", "images")
     theirs, ours = bank_task.to_dict(), task.to_dict()
-    differing = [key for key in theirs if key not in own and theirs[key] != ours[key]]
+    differing = [key for key in theirs if key not in own and theirs[key] != ours.get(key)]
     if differing:
         details = "; ".join(f"{key}: bank {theirs[key]!r}, task {ours[key]!r}" for key in differing)
         raise BankMismatchError(f"{what} is for another task ({details}): give the bank's task, or this task's bank")

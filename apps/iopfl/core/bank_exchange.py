@@ -109,7 +109,7 @@ def diff_banks(first: ModelBank, second: ModelBank) -> dict[str, Any]:
     theirs = {entry.name: entry for entry in second.manifest.entries}
     task, other = first.task.to_dict(), second.task.to_dict()
     return {
-        "task": {key: [task[key], other[key]] for key in task if task[key] != other[key]},
+        "task": {k: [task.get(k), other.get(k)] for k in {**task, **other} if task.get(k) != other.get(k)},
         "added": sorted(set(theirs) - set(ours)),
         "removed": sorted(set(ours) - set(theirs)),
         "changed": sorted(n for n in set(ours) & set(theirs) if ours[n].sha256 != theirs[n].sha256),

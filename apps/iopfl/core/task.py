@@ -244,8 +244,12 @@ class Task:
         return (match.group(1) if match else None) or stem
 
     def to_dict(self) -> dict[str, Any]:
-        """The task as plain values, as YAML and the bank's manifest hold it."""
-        return _plain(dataclasses.asdict(self))
+        """The task as plain values, as YAML and the bank's manifest hold it.
+
+        Criteria that ask for nothing are left out, so that an iopfl that does not know them reads the bank.
+        """
+        values = _plain(dataclasses.asdict(self))
+        return values if self.images != Criteria() else {k: value for k, value in values.items() if k != "images"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Task:
