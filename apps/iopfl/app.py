@@ -125,6 +125,7 @@ class IOPFLApp(MONAILabelApp):
         super().on_init_complete()
         sweep_leftovers(self.models.settings, None if self.pacs else Path(self.studies))
         self.datastore().start()
+        self.datastore().start_looking()
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Segment, say where an image is none of the task's, and remember who was answered what.

@@ -14,6 +14,7 @@ from dicomio.phantoms import series_uid
 from iopfl.core.criteria import Criteria
 from iopfl.core.image_facts import read_facts
 from iopfl.core.sites import find_cases
+from label_server import wait_until
 
 from .archive import CT, SERIES, TASK, draw, send, until
 from .site import APP, GLAND, SPOT, conf_of, make_site_bank, oblique_affine, write_picture, write_scan
@@ -61,8 +62,9 @@ def app(home):
 
 def test_a_folder_offers_and_counts_what_is_a_tasks(app, home):
     store = app.datastore()
-    for image in store.list_images():
-        store.find_mismatches(image)
+    assert store.images_for(app.models.tasks["eye"], store.list_images()) == ["eye0", "eye1"]  # by their endings
+    store.start_looking()
+    wait_until(lambda: len(store._reasons) == 7, 30, what="all images to be looked at")
     assert sorted(store.get_unlabeled_images()) == ["case1", "case2", "eye0", "eye1"]
     assert (store.status()["total"], store.status()["completed"]) == (5, 1)
     assert len(store.list_images()) == len(find_cases(home / "site_a")) == 7
@@ -86,6 +88,7 @@ def test_next_sample_is_an_image_of_the_task_even_before_it_was_looked_at(app, s
     finally:
         selecting._LOOK_SECONDS = before
         app.leases._leases.clear()
+    assert "case1" in app.datastore().get_unlabeled_images()
     assert found <= ({"case1", "case2"} if strategy != "random" else {"case1", "case2", "eye0", "eye1"})
 
 

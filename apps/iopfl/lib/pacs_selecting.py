@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from iopfl.base.errors import PACSError
@@ -35,6 +35,16 @@ class SelectingPACS(VersionedDatastore):
     def others(self) -> list[str]:
         """Series that are no task's and have no label: not listed, but served to who names them."""
         return [image for image in super().list_images() if not self._is_listed(image)]
+
+    def start_looking(self) -> None:
+        """Nothing: each search looks at what is new."""
+
+    def _look_at_some(self, images: Iterable[str]) -> None:
+        """Nothing: a listing waits for no header."""
+
+    def _tell(self, image: str) -> Mapping[str, str]:
+        """What is known; the name of a series has no ending."""
+        return self._find_known(image) or {}
 
     def _set_filters(self, filters: Iterable[str]) -> None:
         self._asked_fields = [field for keyword, field in _FIELDS.items() if keyword in filters]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from iopfl.core.criteria import Criteria, ImageFacts, describe_mismatch, find_mismatch
+from iopfl.core.criteria import PICTURE, VOLUME, Criteria, ImageFacts, describe_mismatch, find_mismatch
 from iopfl.core.image_facts import read_facts
+from iopfl.core.image_files import is_picture
 from iopfl.core.task import Task
 from iopfl.lib.folder import FolderDatastore
 
 _LOOK_SECONDS = 0.02
 """How long a listing looks into files that are new: a large folder is known after a few of them."""
+
+_PAUSE_SECONDS = 0.005
+"""Between two files that are looked at while nobody asks."""
 
 _Reasons = Mapping[str, str]
 
@@ -31,6 +36,12 @@ class SelectingDatastore(FolderDatastore):
         # In a folder of a single task that asks for nothing, all is that task's.
         self._is_selecting = len(self._tasks) > 1 or any(task.images != Criteria() for task in self._tasks)
         self._reasons: dict[str, tuple[object, _Reasons]] = {}
+        self._by_ending: dict[str, _Reasons] = {}
+
+    def start_looking(self) -> None:
+        """In the server: look at all files, little by little."""
+        if self._is_selecting:
+            threading.Thread(target=self._look_at_all, name="looking", daemon=True).start()
 
     def find_mismatches(self, image_id: str) -> _Reasons:
         """Names of the tasks whose image this is not -> why; it is looked at where that is not known."""
@@ -41,7 +52,7 @@ class SelectingDatastore(FolderDatastore):
 
     def known_mismatches(self, image_id: str) -> _Reasons:
         """The same as far as it is known."""
-        return self._find_known(image_id) or {}
+        return self._tell(image_id)
 
     def others(self) -> list[str]:
         """Images that are not listed, as they are no task's, but served to who names them."""
@@ -60,7 +71,7 @@ class SelectingDatastore(FolderDatastore):
         """Of some images those that are a task's, as far as is known."""
         if task not in self._tasks:
             return []
-        return [image for image in images if task.name not in (self._find_known(image) or {})]
+        return [image for image in images if task.name not in self._tell(image)]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Images of a task that have no final label."""
@@ -80,7 +91,7 @@ class SelectingDatastore(FolderDatastore):
         return [image for image in images if not self._is_no_tasks(image)]
 
     def _is_no_tasks(self, image: str) -> bool:
-        return self._is_selecting and len(self._find_known(image) or {}) == len(self._tasks) > 0
+        return self._is_selecting and len(self._tell(image)) == len(self._tasks) > 0
 
     def _look_at_some(self, images: Iterable[str]) -> None:
         end = time.monotonic() + _LOOK_SECONDS
@@ -89,6 +100,28 @@ class SelectingDatastore(FolderDatastore):
                 self._learn(image, look=True)
                 if time.monotonic() > end:
                     return
+
+    def _look_at_all(self) -> None:
+        for image in list(self._index.entries):
+            self._look_at_some([image])
+            time.sleep(_PAUSE_SECONDS)
+
+    def _tell(self, image: str) -> _Reasons:
+        """What is known; of an image that was not looked at, what its file's ending says."""
+        known = self._find_known(image)
+        entry = self._index.entries.get(image)
+        if known is not None or entry is None:
+            return known or {}
+        ending = entry.image.ext
+        if ending not in self._by_ending:
+            facts = ImageFacts(kind=PICTURE if is_picture(Path(ending)) else VOLUME)
+            self._by_ending[ending] = self._compare(facts, ())
+        return self._by_ending[ending]
+
+    def _compare(self, facts: ImageFacts, but: Collection[str]) -> _Reasons:
+        if not self._is_selecting:
+            return {}
+        return {task.name: why for task in self._tasks if (why := find_mismatch(task, facts, but=but))}
 
     def _find_known(self, image: str) -> _Reasons | None:
         known = self._reasons.get(image)
@@ -99,8 +132,7 @@ class SelectingDatastore(FolderDatastore):
         if found is None:
             self._reasons.pop(image, None)
             return {}
-        facts, but = found
-        reasons = {task.name: why for task in self._tasks if (why := find_mismatch(task, facts, but=but))}
+        reasons = self._compare(*found)
         self._reasons[image] = self._stamp_of(image), reasons
         return reasons
 
