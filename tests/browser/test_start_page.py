@@ -46,9 +46,9 @@ def test_what_the_pacs_cannot_do_and_what_it_refused(clinic, page):
     page.wait_for_selector("#pacs li:has-text('Series 1.2.4, version 2: refused with status 405')")
     page.click("#pacs button:has-text('Offer it again')")
     page.wait_for_selector("#problem:has-text('no version 2 of 1.2.4 waits for a PACS')")
-    left = {"waiting": {**aside, "attempts": 1, "reason": "refused with status 409"}}
-    for answer, text in ((left, "Still not: refused with status 409"), ({"waiting": None}, "The PACS has it now.")):
-        page.route("**/versions/2/store", lambda route, answer=answer: route.fulfill(json=answer))
+    answers = [{"waiting": {**aside, "attempts": 1, "reason": "refused with status 409"}}, {"waiting": None}]
+    page.route("**/versions/2/store", lambda route: route.fulfill(json=answers.pop(0)))
+    for text in ("Still not: refused with status 409", "The PACS has it now."):
         page.click("#pacs button:has-text('Offer it again')")
         page.wait_for_selector(f"#pacs li:has-text('{text}')")
 

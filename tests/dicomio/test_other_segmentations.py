@@ -25,6 +25,7 @@ from iopfl.dicomio.grids import resample_nearest
 from iopfl.dicomio.labels import SegmentationError
 from iopfl.dicomio.segmentation import Origin, build_segmentation, read_segmentation, referenced_series, segments_of
 from iopfl.dicomio.series import Series, read_series
+from iopfl.dicomio.sources import referenced_instances
 
 HIPPOCAMPUS = read_task("hippocampus")
 LABELS = HIPPOCAMPUS.labels
@@ -119,6 +120,39 @@ def test_a_label_map(slices, series, mask):
     assert seg.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"
     assert np.array_equal(read_segmentation(seg, series, LABELS).mask, mask)
     assert np.array_equal(read_segmentation(seg, series).mask, mask)
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_a_label_map_with_a_palette_or_of_16_bits(slices, series, mask, depth):
+    seg = build_foreign(slices, frames_of(mask), ["anterior", "posterior"], "LABELMAP")
+    numbers = np.choose(frames_of(mask), [0, 1, 2]).astype(depth) * (300 if depth == np.uint16 else 1)
+    stored = numbers[[index for index in range(len(numbers)) if numbers[index].any()]]
+    seg.NumberOfFrames, seg.PixelData = len(stored), stored.tobytes()
+    del seg.PerFrameFunctionalGroupsSequence[len(stored) :]
+    seg.BitsAllocated = seg.BitsStored = 8 * stored.itemsize
+    seg.HighBit = seg.BitsStored - 1
+    for item in seg.SegmentSequence:
+        if depth == np.uint16 and item.SegmentNumber:
+            item.SegmentNumber = 300 * item.SegmentNumber
+    planes = [frame for frame in range(8) if numbers[frame].any()]
+    for group, plane in zip(seg.PerFrameFunctionalGroupsSequence, planes, strict=True):
+        group.PlanePositionSequence[0].ImagePositionPatient = slices[plane].ImagePositionPatient
+    seg.PhotometricInterpretation = "PALETTE COLOR"
+    for color in ("Red", "Green", "Blue"):
+        setattr(seg, f"{color}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(seg, f"{color}PaletteColorLookupTableData", bytes(512))
+    assert np.array_equal(read_segmentation(seg, series, LABELS).mask, mask)
+    seg.PixelPaddingValue = 300 if depth == np.uint16 else 1  # what is background
+    assert np.array_equal(read_segmentation(seg, series, LABELS).mask, np.where(mask == 2, 2, 0))
+
+
+def test_a_fractional_segmentation_without_a_maximum_counts_from_half_of_what_its_bits_hold(slices, series, mask):
+    shares = np.where(frames_of(mask == 1), 0.6, 0.4)
+    seg = build_foreign(slices, shares, ["anterior"], "FRACTIONAL")
+    del seg.MaximumFractionalValue
+    label = read_segmentation(seg, series, LABELS)
+    assert np.array_equal(label.mask, mask == 1)
+    assert label.notes == ("it is fractional: voxels count from 127.5 of 255, one half",)
 
 
 def test_a_compressed_fractional_segmentation_counts_from_one_half(slices, series, mask):
@@ -260,6 +294,49 @@ def test_segments_are_found_by_code_where_it_is_one_labels_alone(slices, series,
         read_segmentation(seg, series, values, codes={"leber": known["leber"], "niere": known["leber"]})
 
 
+@pytest.mark.parametrize(
+    ("value", "scheme"),
+    [("T-62000", "SRT"), ("T-62000", "SNM3"), ("T-62000", "99SDM"), ("T-62000", "srt"), ("10200004", "SCT")],
+)
+@pytest.mark.parametrize("where", ["SegmentedPropertyTypeCodeSequence", "AnatomicRegionSequence"])
+def test_older_codes_of_snomed_are_those_of_today(slices, series, mask, value, scheme, where):
+    seg = build_foreign(slices, frames_of((mask == 1).astype(np.uint8)), ["Segment_1"])
+    (segment,) = seg.SegmentSequence
+    segment.SegmentedPropertyTypeCodeSequence = [code_of("T-D0050", "SRT", "Tissue")]
+    setattr(segment, where, [code_of(value, scheme, "Liver")])
+    known = {"leber": ("10200004", "SCT", "Leber"), "niere": ("64033007", "SCT", "Niere")}
+    label = read_segmentation(seg, series, {"niere": 1, "leber": 2}, codes=known)
+    assert np.array_equal(label.mask, np.where(mask == 1, 2, 0)) and label.names == {2: "leber"}
+    old = {"leber": ("T-62000", "SRT", "Liver")}  # in a task
+    assert read_segmentation(seg, series, {"leber": 2}, codes=old).mask.any()
+
+
+def code_of(value: str, scheme: str, meaning: str) -> Dataset:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
+    return code
+
+
+def test_each_task_takes_its_own_segments(slices, series, mask):
+    """Over which others may lie, as they are of no matter."""
+    both = np.stack([frames_of(mask > 0), frames_of(mask == 1), frames_of(mask == 2)], axis=-1).astype(np.uint8)
+    seg = build_foreign(slices, both, ["brain", "anterior", "posterior"])
+    label = read_segmentation(seg, series, LABELS)
+    assert np.array_equal(label.mask, mask)
+    assert label.notes == ("segments that are no labels of the task are passed over: 'brain'",)
+    assert np.array_equal(read_segmentation(seg, series, {"Brain": 7}).mask, (mask > 0) * 7)
+    with pytest.raises(SegmentationError, match=r"labeled 'liver', came 'brain', 'anterior', 'posterior'"):
+        read_segmentation(seg, series, {"liver": 1})
+
+
+@pytest.mark.parametrize("name", ["", "Segment 3", "segment_3", "Label-3", "3", "anterior_1", "left anterior part"])
+def test_a_segment_that_may_be_a_label_is_not_passed_over(slices, series, mask, name):
+    seg = build_foreign(slices, frames_of(mask), ["anterior", "x"])
+    seg.SegmentSequence[1].SegmentLabel = name
+    with pytest.raises(SegmentationError, match="segment 2 is no label of the task"):
+        read_segmentation(seg, series, LABELS)
+
+
 def test_a_foreign_segment_without_a_voxel_does_no_harm(slices, series, mask):
     seg = build_foreign(slices, frames_of(mask), ["anterior", "posterior", "notes"])
     label = read_segmentation(seg, series, LABELS)
@@ -327,8 +404,36 @@ def test_a_segmentation_that_names_no_series_is_taken_by_its_frame_of_reference(
     assert referenced_series(seg) is None
     assert np.array_equal(read_segmentation(seg, series, LABELS).mask, mask)
     del seg.FrameOfReferenceUID
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        del group.DerivationImageSequence
     with pytest.raises(SegmentationError, match="says nothing"):
         read_segmentation(seg, series, LABELS)
+
+
+def test_frames_name_the_images_where_no_series_is_named(series, mask):
+    seg = build_ours(mask, series)
+    del seg.ReferencedSeriesSequence, seg.SourceImageSequence, seg.FrameOfReferenceUID
+    assert referenced_series(seg) is None and set(referenced_instances(seg)) < set(series.sop_instance_uids)
+    assert np.array_equal(read_segmentation(seg, series, LABELS).mask, mask)
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        del group.PlanePositionSequence  # then they lie where their images do
+    seg.PerFrameFunctionalGroupsSequence.reverse()
+    turned = np.flip(np.unpackbits(np.frombuffer(seg.PixelData, np.uint8), bitorder="little").reshape(-1, 12, 14), 0)
+    seg.PixelData = np.packbits(turned, bitorder="little").tobytes()
+    assert np.array_equal(read_segmentation(seg, series, LABELS).mask, mask)
+    del seg.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence
+    with pytest.raises(SegmentationError, match="ImagePositionPatient of every slice"):
+        read_segmentation(seg, series, LABELS)
+
+
+def test_images_of_another_study_are_named_too(series, mask):
+    seg = build_ours(mask, series)
+    study = Dataset()
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = "1.2.3", seg.ReferencedSeriesSequence
+    del seg.ReferencedSeriesSequence
+    seg.StudiesContainingOtherReferencedInstancesSequence = [study]
+    assert referenced_series(seg) == series.series_instance_uid
+    assert np.array_equal(read_segmentation(seg, series, LABELS).mask, mask)
 
 
 def test_a_real_series_with_a_segmentation_by_dcmqi(shared_data, tmp_path):

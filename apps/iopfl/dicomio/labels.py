@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.sr import _snomed_dict
 from pydicom.valuerep import DA, TM
 
 from iopfl.base.errors import SeriesError
 from iopfl.dicomio.series import Series
 from iopfl.dicomio.showing import show_label, show_uid
+
+KIND_SEQUENCES = ("SegmentedPropertyTypeCodeSequence", "AnatomicRegionSequence")
+"""What a segment is; where that is tissue or organ alone, of what."""
+
+_SNOMED = ("SCT", "SRT", "SNM3", "99SDM", "99SNM3")
+_OLD_CODES: Mapping[str, str] = _snomed_dict.mapping["SRT"]
+_NUMBERED = re.compile(r"((unnamed|segment|segmentation|label|mask|region|roi|object|class|structure)[ _-]*)?\d*")
 
 
 class SegmentationError(SeriesError):
@@ -29,6 +38,7 @@ class Label:
         annotator: content creator; empty = not said.
         when: content date and time, local; None = not said.
         description: of the segmentation's series.
+        notes: what whoever reads it should know, as sentences.
     """
 
     mask: np.ndarray
@@ -36,14 +46,22 @@ class Label:
     annotator: str = ""
     when: datetime | None = None
     description: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A segment or region as its object describes it, and the value of the label that it is, if it is one."""
+    """A segment or region as its object describes it.
+
+    Attributes:
+        name: that it carries, or of the label that it is.
+        value: of that label; None = it is none.
+        is_something_else: whether it is told what it is instead, so that it may be passed over.
+    """
 
     name: str
     value: int | None
+    is_something_else: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,16 +81,21 @@ class Described:
         """Their names, for a message."""
         return ", ".join(show_label(drawn.name) for drawn in self.by_number.values()) or "none"
 
-    def find_value(self, number: int) -> int:
-        """Label value of a segment that has voxels.
+    @property
+    def passed_over(self) -> list[str]:
+        """Names of what is something else than the labels, for a message."""
+        return [show_label(drawn.name) for drawn in self.by_number.values() if drawn.is_something_else]
+
+    def find_value(self, number: int) -> int | None:
+        """Label value of a segment that has voxels; None = it is something else.
 
         Raises:
-            SegmentationError: it is not described, or no label of the task.
+            SegmentationError: it is not described, or may be a label of the task.
         """
         drawn = self.by_number.get(number)
         if drawn is None:
             raise SegmentationError(f"expected the described segments {sorted(self.by_number)}, came segment {number}")
-        if drawn.value is None:
+        if drawn.value is None and not (drawn.is_something_else and self.names):
             raise SegmentationError(
                 f"expected segments labeled {', '.join(map(repr, self.expected))}, came {self.came}: segment {number} "
                 "is no label of the task; rename it, or remove it"
@@ -80,21 +103,40 @@ class Described:
         return drawn.value
 
 
+def is_something_else(name: str, labels: Iterable[str]) -> bool:
+    """Whether a name says that something is none of some labels: no number of a program's own, nor part of a label."""
+    said = name.strip().casefold()
+    return not _NUMBERED.fullmatch(said) and not any(label.strip().casefold() in said for label in labels)
+
+
+def normalize_code(value: str, scheme: str) -> tuple[str, str]:
+    """A code as SNOMED CT has it, where it is one of SNOMED's older ones (PS3.16, 8.1).
+
+    >>> normalize_code("T-92000", "SRT")
+    ('41216001', 'SCT')
+    """
+    if scheme.upper() in _SNOMED:
+        return _OLD_CODES.get(value, value), "SCT"
+    return value, scheme
+
+
 def find_label(
     name: str, kinds: Sequence[Dataset], values: Mapping[str, int], codes: Mapping[str, Sequence[str]]
 ) -> str | None:
-    """The task's label that something drawn is: by its name, else by its code where one label alone has it.
+    """The task's label that something drawn is: by its name, else by a code where one label alone has it.
 
     Args:
         name: that it carries; case and blanks around it do not matter.
-        kinds: items of its code sequence.
+        kinds: items of its code sequences; the first that is a label's counts.
         values: label -> value.
         codes: label -> (code value, coding scheme, ...).
     """
     labels = [label for label in values if label.strip().casefold() == name.strip().casefold()]
-    if not labels and kinds:
-        wanted = (str(kinds[0].get("CodeValue")), str(kinds[0].get("CodingSchemeDesignator")))
-        labels = [label for label in values if tuple(codes.get(label, ()))[:2] == wanted]
+    for kind in kinds if not labels else ():
+        wanted = normalize_code(str(kind.get("CodeValue")), str(kind.get("CodingSchemeDesignator")))
+        labels = [label for label in values if normalize_code(*tuple(codes.get(label, ("", "")))[:2]) == wanted]
+        if labels:
+            break
     return labels[0] if len(labels) == 1 else None
 
 

@@ -27,8 +27,9 @@ from iopfl.core.task import Task
 from iopfl.dicomio.derived import LONGEST, Origin, equipment, finish, outline_sources
 from iopfl.dicomio.frames import find_plane
 from iopfl.dicomio.labels import Label, SegmentationError, find_time
-from iopfl.dicomio.segmentation_reading import VALUE_PREFIX, read_segmentation, referenced_series
+from iopfl.dicomio.segmentation_reading import VALUE_PREFIX, read_segmentation
 from iopfl.dicomio.series import Series
+from iopfl.dicomio.sources import referenced_series
 
 __all__ = [
     "Label",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dicomweb_client import DICOMwebClient
@@ -15,7 +15,7 @@ from retrying import RetryError
 from iopfl.dicomweb import storing
 from iopfl.dicomweb.answers import Item, first_value
 from iopfl.dicomweb.asking import Asking, Endpoint, RefusedError, UnansweredError
-from iopfl.dicomweb.retrieving import SOP_CLASS, SOP_INSTANCE, iterate, list_instances, path_of
+from iopfl.dicomweb.retrieving import SERIES_INSTANCE, SOP_CLASS, SOP_INSTANCE, iterate, list_instances, path_of
 from iopfl.dicomweb.searching import UID, FoundSeries, SeriesSearch
 from iopfl.dicomweb.session import CONNECT_SECONDS, DirectSession
 
@@ -54,6 +54,32 @@ class DICOMweb:
         """
         with self._asking("a search for series"):
             return self._search.find(self._mine(), filters, limit=limit)
+
+    def find_series_of(self, instances: Sequence[str], study: str, among: Iterable[FoundSeries]) -> str:
+        """The series that holds instances, which are of one.
+
+        Args:
+            instances: SOP Instance UIDs, at least one.
+            study: where they are looked for first.
+            among: series that are looked through where instances cannot be searched for.
+
+        Returns:
+            Its Series Instance UID; "" where none has them.
+        """
+        what = "a search for instances"
+        with self._asking(what):
+            for path in (f"/studies/{study}/instances", "/instances"):
+                query = {"SOPInstanceUID": instances[0], "includefield": "SeriesInstanceUID"}
+                with contextlib.suppress(RefusedError):
+                    for item in self._mine().search(what, path, query):
+                        uid = str(first_value(item, SERIES_INSTANCE))
+                        if first_value(item, SOP_INSTANCE) == instances[0] and UID.fullmatch(uid):
+                            return uid
+            for series in among:
+                found = {str(first_value(item, SOP_INSTANCE)) for item in list_instances(self._mine(), series)}
+                if not found.isdisjoint(instances):
+                    return series.uid
+        return ""
 
     def read_headers(self, series: FoundSeries) -> list[Dataset]:
         """The instances of a series, without pixel data."""

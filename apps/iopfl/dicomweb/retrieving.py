@@ -19,7 +19,7 @@ from iopfl.dicomweb.searching import FoundSeries
 
 logger = logging.getLogger(__name__)
 
-SOP_INSTANCE, SOP_CLASS = "00080018", "00080016"
+SOP_INSTANCE, SOP_CLASS, SERIES_INSTANCE = "00080018", "00080016", "0020000E"
 _WHAT = "a series"
 _ANY_TRANSFER_SYNTAX = (("application/dicom", "*"),)
 """As stored: decoding is ours to do, and not twice."""

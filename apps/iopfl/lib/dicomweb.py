@@ -80,8 +80,7 @@ class PACSDatastore(SelectingPACS):
         self._pacs = PACS(access)
         self._cache = SeriesCache(folder, self._pacs, limit=cache_bytes)
         self.outbox = LabelOutbox(folder / "outbox.json", self._pacs, self.versions, self._build)
-        names = [name for task in self._tasks for name in task.labels]
-        self._labels = PACSLabels(folder / "segmentations.json", self._pacs, self.versions, names=names)
+        self._labels = PACSLabels(folder / "segmentations.json", self._pacs, self.versions, tasks=self._tasks)
         self._asked = filters.get("Modality")
         self._modalities = [self._asked] if self._asked else sorted({task.modality for task in self._tasks})
         self._set_filters(filters)

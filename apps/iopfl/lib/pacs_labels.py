@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,12 +20,15 @@ from pydicom import Dataset
 from iopfl import __version__
 from iopfl.base.errors import PACSAwayError, PACSError, SeriesError
 from iopfl.base.files import write_bytes
+from iopfl.core.task import Task
 from iopfl.dicomio.derived import equipment
-from iopfl.dicomio.segmentation import find_time, referenced_series
+from iopfl.dicomio.labels import KIND_SEQUENCES, find_label
+from iopfl.dicomio.segmentation import find_time
 from iopfl.dicomio.structures import LABEL as BESIDE
 from iopfl.lib.label_log import FROM_PACS, GONE
 from iopfl.lib.pacs import PACS, FoundSeries
 from iopfl.lib.pacs_segmentations import UNNAMED
+from iopfl.lib.pacs_sources import find_image
 from iopfl.lib.versions import VersionStore
 
 logger = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ class FoundLabel:
 
     Attributes:
         sop_instance_uid: of the SEG.
-        image: Series Instance UID of what it was drawn on; "" = it does not say.
+        image: Series Instance UID of what it was drawn on; "" = that is not known.
         annotator: content creator; "" = it does not say.
         when: UTC, ISO 8601.
         is_automatic: whether nobody drew or corrected it.
@@ -79,28 +82,29 @@ class FoundSegmentations:
 class PACSLabels:
     """The segmentations of one PACS, as versions of their images' labels."""
 
-    def __init__(self, file: Path, pacs: PACS, versions: VersionStore, *, names: Iterable[str]) -> None:
+    def __init__(self, file: Path, pacs: PACS, versions: VersionStore, *, tasks: Sequence[Task]) -> None:
         """Args:
         file: where headers are kept; whatever is in it can be had from the PACS again.
         pacs: where segmentations are.
         versions: the versions of all images' labels.
-        names: of the tasks' labels.
+        tasks: of this server.
         """
-        self._names = {name.casefold() for name in names}
+        self._tasks = tasks
         self._file = file
         self._pacs = pacs
         self._versions = versions
         self._known = _read(file)
         self._passed_over: dict[str, float] = {}
+        self._looked_among: dict[str, frozenset[str]] = {}
 
-    def update(self, found: Iterable[FoundSeries], images: Iterable[str]) -> None:
+    def update(self, found: Iterable[FoundSeries], images: Mapping[str, FoundSeries]) -> None:
         """Bring the versions in line with the segmentations that a search found.
 
         Args:
             found: all series of segmentations that there are.
-            images: series that are listed.
+            images: series that are listed, by their UID.
         """
-        known = self._read_headers(list(found))
+        known = self._read_headers(list(found), images)
         listed = set(images)
         here = {label.sop_instance_uid for entry in known.values() for label in entry.labels}
         gone = {label.sop_instance_uid for entry in self._known.values() for label in entry.labels} - here
@@ -133,18 +137,28 @@ class PACSLabels:
                 return ds
         raise PACSError(f"the PACS has no segmentation {sop_instance_uid} any more: list the images again")
 
-    def _read_headers(self, found: list[FoundSeries]) -> dict[str, FoundSegmentations]:
+    def _read_headers(
+        self, found: list[FoundSeries], images: Mapping[str, FoundSeries]
+    ) -> dict[str, FoundSegmentations]:
         """Headers of what was found; of what was found before, those that are kept."""
         entries = {}
+        by_study: dict[str, set[str]] = {}
+        for image in images.values():
+            by_study.setdefault(image.study, set()).add(image.uid)
         for series in found:
             known = self._known.get(series.uid)
             if known is not None:
                 entries[series.uid] = known
+            among = frozenset(by_study.get(series.study, ()))
             is_known = known is not None and known.instances == series.instances
+            if known is not None and not all(label.image for label in known.labels):  # its image may be here by now
+                is_known = is_known and self._looked_among.get(series.uid) == among
             if is_known or time.monotonic() < self._passed_over.get(series.uid, 0.0):
                 continue
             try:
-                labels = tuple(filter(None, map(self._to_label, self._pacs.read_headers(series))))
+                headers = self._pacs.read_headers(series)
+                labels = tuple(filter(None, (self._to_label(ds, series, images) for ds in headers)))
+                self._looked_among[series.uid] = among
             except PACSAwayError:
                 raise
             except (PACSError, SeriesError) as error:  # one that cannot be read keeps nobody from the others
@@ -180,19 +194,16 @@ class PACSLabels:
             if back:
                 self._versions.note(image, "restored", numbers=[version.number for version in back])
 
-    def _to_label(self, ds: Dataset) -> FoundLabel | None:
+    def _to_label(self, ds: Dataset, series: FoundSeries, images: Mapping[str, FoundSeries]) -> FoundLabel | None:
         """What a segmentation's header says; None of what has no UID, and of contours that go with a SEG of ours."""
         uid = str(ds.get("SOPInstanceUID") or "")
         is_beside = ds.get("StructureSetLabel") == BESIDE and ds.get("Manufacturer") == equipment()["manufacturer"]
         if not uid or is_beside:
             return None
         annotator = str(ds.get("ContentCreatorName") or ds.get("OperatorsName") or "").strip("^ ")
-        image = referenced_series(ds) or ""
-        if not image:
-            logger.warning("segmentation %s is passed over: it does not say which series it was drawn on", uid)
         return FoundLabel(
             sop_instance_uid=uid,
-            image=image,
+            image=find_image(self._pacs, ds, series, images),
             annotator="" if annotator == UNNAMED else annotator,
             when=_find_when(ds).isoformat(),
             is_automatic=self._is_automatic(ds),
@@ -200,13 +211,17 @@ class PACSLabels:
 
     def _is_automatic(self, ds: Dataset) -> bool:
         """Whether an algorithm alone made what is a task's label; of a plan's other regions that may be so."""
-        made = [
-            (str(item.get("SegmentLabel") or item.get("ROIName") or "").strip().casefold(), item)
-            for item in [*(ds.get("SegmentSequence") or []), *(ds.get("StructureSetROISequence") or [])]
-        ]
-        ours = [item for name, item in made if name in self._names] or [item for _, item in made]
+        made = [*(ds.get("SegmentSequence") or []), *(ds.get("StructureSetROISequence") or [])]
+        ours = [item for item in made if any(_is_label(item, task) for task in self._tasks)] or made
         kinds = {str(item.get("SegmentAlgorithmType") or item.get("ROIGenerationAlgorithm") or "") for item in ours}
         return _AUTOMATIC in kinds
+
+
+def _is_label(item: Dataset, task: Task) -> bool:
+    """Whether a segment or region is a label of a task."""
+    name = str(item.get("SegmentLabel") or item.get("ROIName") or "")
+    kinds = [kind for keyword in KIND_SEQUENCES for kind in item.get(keyword) or []]
+    return find_label(name, kinds, task.labels, task.codes) is not None
 
 
 def _may_count_again(why: str | None) -> bool:

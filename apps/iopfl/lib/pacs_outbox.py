@@ -173,9 +173,8 @@ class LabelOutbox:
             if isinstance(error, PACSAwayError) and not isinstance(error, UnansweredError):
                 raise
             foreseen = isinstance(error, IOPFLError | MONAILabelException)
-            reason = (
-                str(getattr(error, "msg", None) or error) if foreseen else type(error).__name__
-            )  # may name a patient
+            said = str(getattr(error, "msg", None) or error)
+            reason = said if foreseen else type(error).__name__  # whose text may name a patient
             self._fail(image, number, reason, may_give_up=isinstance(error, PACSError))
             if isinstance(error, PACSAwayError):
                 raise
@@ -219,14 +218,15 @@ class LabelOutbox:
         with self._lock:
             if self._failures.get((image, number)) == failure:
                 return
-            self._failures.pop((image, number), None)
+            failures = {key: known for key, known in self._failures.items() if key != (image, number)}
             if failure is not None:
-                self._failures[image, number] = failure
-            kept = [[*key, asdict(value)] for key, value in self._failures.items()]
+                failures[image, number] = failure
             try:
+                kept = [[*key, asdict(known)] for key, known in failures.items()]
                 write_bytes(self._file, json.dumps(kept).encode())
             except OSError as error:  # a full disk: known until the next start
                 logger.warning("how often labels were refused is not kept: %s", error.strerror)
+            self._failures = failures
 
 
 def _read(file: Path) -> dict[tuple[str, int], Failure]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,16 +17,18 @@ from iopfl.core.task import Task
 from iopfl.core.transforms import read_label
 from iopfl.dicomio.result_kinds import KINDS
 from iopfl.dicomio.results import build_results
-from iopfl.dicomio.segmentation import Origin, read_segmentation, segments_of
+from iopfl.dicomio.segmentation import Label, Origin, read_segmentation, segments_of
 from iopfl.dicomio.series import Series
 from iopfl.lib.label_log import LabelVersion
+
+logger = logging.getLogger(__name__)
 
 UNNAMED = "unnamed"
 """Content creator of a label whose annotator did not say who they are: without one it would count as automatic."""
 
 
 def write_label(ds: Dataset, series: Series, tasks: Sequence[Task], target: Path) -> list[str]:
-    """Write a SEG as NIfTI on its series' grid, with the values of the first task that has all its segments.
+    """Write a SEG as NIfTI on its series' grid, with the values of the first task of which it has something drawn.
 
     Returns:
         Names of the tasks that it is a label for: those that have its segments, with the same values.
@@ -34,19 +37,25 @@ def write_label(ds: Dataset, series: Series, tasks: Sequence[Task], target: Path
         SeriesError: it is of no task, of another series, or cannot be read; the message is of the last task.
     """
     problem = SeriesError("expected a task to read it for, this server has none")
-    mask, found = None, []
+    labels: dict[str, Label] = {}
     for task in tasks:
         try:
-            read = read_segmentation(ds, series, task.labels, codes=task.codes).mask
+            labels[task.name] = read_segmentation(ds, series, task.labels, codes=task.codes)
         except SeriesError as error:
             problem = error
-            continue
-        mask = read if mask is None else mask
-        if np.array_equal(read, mask):
-            found.append(task.name)
-    if mask is None:
+    if not labels:
         raise problem
+    drawn = [name for name, label in labels.items() if label.mask.any()]
+    first = next(iter([*drawn, *labels]))
+    mask = labels[first].mask
+    for note in labels[first].notes:
+        logger.warning("segmentation %s: %s", ds.SOPInstanceUID, note)
     nib.save(nib.Nifti1Image(mask, series.affine), target)
+    found = [name for name, label in labels.items() if np.array_equal(label.mask, mask)]
+    if others := [name for name in drawn if name not in found]:
+        logger.warning(
+            "segmentation %s is read for %s alone, not for %s too", ds.SOPInstanceUID, first, ", ".join(others)
+        )
     return found
 
 
