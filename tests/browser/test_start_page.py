@@ -77,3 +77,21 @@ def test_images_of_other_tasks_are_gray_and_answered_with_a_warning(clinic, page
     assert page.inner_text("#count").endswith("; 1 other, not of this task")
     page.select_option("#task", "eye")
     assert page.locator("#images li button.other").count() == 0
+
+
+def test_where_the_experts_disagree_is_shown_when_asked_for_and_given_to_take_away(clinic, page, visit):
+    image = series_uid("case6")
+    page.goto(f"{clinic.server.url}/?task=nodule&image={image}&model=routed&beside=")
+    page.wait_for_selector("#result .big")
+    page.wait_for_selector("#state:not(.working)", state="attached")
+    plain = page.get_attribute("#figures img", "src")
+    assert not page.is_visible("#legend") and not any("disagreement" in path for path in visit.sent)
+    page.check("#heat")
+    page.wait_for_selector(f"#figures img:not([src='{plain}'])")
+    page.wait_for_selector("#state:not(.working)", state="attached")
+    with page.expect_download() as started:
+        page.click("#regions")
+    assert started.value.suggested_filename == f"{image}-check-here.seg.nrrd"
+    page.uncheck("#heat")
+    page.wait_for_selector(f"#figures img[src='{plain}']")
+    assert not page.is_visible("#legend") and visit.errors == []
