@@ -34,6 +34,7 @@ from iopfl.lib.pacs import PACSAccess
 from iopfl.lib.pacs_results import Results
 from iopfl.lib.scoring import ExpertAgreement, SubmittedDice
 from iopfl.lib.selecting import find_warning
+from iopfl.lib.sessions import OwnedSessions
 from iopfl.lib.settings import AppSettings
 from iopfl.lib.trainers import LocalTraining
 
@@ -126,6 +127,11 @@ class IOPFLApp(MONAILabelApp):
         sweep_leftovers(self.models.settings, None if self.pacs else Path(self.studies))
         self.datastore().start()
         self.datastore().start_looking()
+
+    def _load_sessions(self, load: bool = False) -> OwnedSessions | None:
+        if not load:
+            return None
+        return OwnedSessions(monailabel.MONAI_LABEL_SESSION_PATH, monailabel.MONAI_LABEL_SESSION_EXPIRY)
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Segment, say where an image is none of the task's, and remember who was answered what.

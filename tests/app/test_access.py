@@ -74,6 +74,7 @@ def home(tmp_path_factory) -> Path:
     users = Users(home / "state")
     for role in ("annotator", "reviewer", "admin"):
         users.add(f"an-{role}", role, PASSWORD)
+    users.add("another-annotator", "annotator", PASSWORD)
     users.add("bridge", "federation", None)
     users.add("another-clinic", "outside", None)
     return home
@@ -232,6 +233,22 @@ def test_monai_labels_own_client_signs_in(guarded, tmp_path):
     client.save_label("eye2", mask, "final", {"label_info": [{"name": "spot", "idx": 255}]})
     with pytest.raises(MONAILabelClientException, match="403"):
         client.train_start("spot", {})
+
+
+def test_a_session_is_its_makers_and_the_admins(guarded, tokens, home):
+    files = {"files": ("mine.png", (home / "clinic" / "eye0.png").read_bytes())}
+    made = ask(guarded, tokens["annotator"], "PUT", "/session/", files=files).json()["session_id"]
+    form = {"username": "another-annotator", "password": PASSWORD, "grant_type": "password"}
+    other = guarded.post("/auth/token", data=form).json()["access_token"]
+    ways = (("GET", f"/session/{made}"), ("GET", f"/session/{made}?image=true"), ("DELETE", f"/session/{made}"))
+    for token in (other, tokens["reviewer"]):
+        for method, path in (*ways, ("POST", f"/infer/spot?session_id={made}&output=json")):
+            refused = ask(guarded, token, method, path)
+            assert refused.status_code == 404, (method, path, refused.text)
+    assert ask(guarded, tokens["annotator"], "POST", f"/infer/spot?session_id={made}&output=json").ok
+    for token, (method, path) in zip((tokens["annotator"], tokens["admin"], tokens["annotator"]), ways, strict=True):
+        assert ask(guarded, token, method, path).ok
+    assert ask(guarded, tokens["annotator"], "GET", f"/session/{made}").status_code == 404
 
 
 def test_a_label_is_recorded_with_who_sent_it_and_what(guarded, tokens, home):

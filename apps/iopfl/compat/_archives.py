@@ -6,7 +6,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, NoReturn
 
 from fastapi import HTTPException
@@ -49,6 +49,7 @@ def unpack(archive: Path, folder: Path) -> None:
     size = _count(_zip_members(archive) if is_zip else _tar_members(archive))
     check_room(folder, size)
     shutil.unpack_archive(archive, folder, "zip" if is_zip else "tar")
+    _remove_hidden(folder)
 
 
 def check_room(folder: Path, size: int) -> None:
@@ -81,7 +82,10 @@ def _count(members: Iterable[tuple[str, int]]) -> int:
             _refuse(f"at most {MAX_UNPACKED} bytes when unpacked")
         if number > MAX_MEMBERS:
             _refuse(f"at most {MAX_MEMBERS} files and folders")
-        if len(Path(name).parts) > MAX_FOLDERS:
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if ".." in parts or "/" in parts or ":" in "".join(parts[:1]):
+            _refuse("names of files within it, none that leads elsewhere")
+        if len(parts) > MAX_FOLDERS:
             _refuse(f"at most {MAX_FOLDERS} folders within each other")
     return size
 
@@ -98,7 +102,19 @@ def _zip_members(archive: Path) -> Iterator[tuple[str, int]]:
 
 def _tar_members(archive: Path) -> Iterator[tuple[str, int]]:
     with tarfile.open(archive, tarinfo=_Member) as packed:
-        yield from ((member.name, member.size) for member in packed)
+        for member in packed:
+            if not (member.isfile() or member.isdir()):
+                _refuse("files and folders alone, no links and no devices")
+            yield member.name, member.size
+
+
+def _remove_hidden(folder: Path) -> None:
+    """What macOS and editors put beside files is no image, and is not kept."""
+    for path in sorted(folder.rglob(".*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 class _Member(tarfile.TarInfo):

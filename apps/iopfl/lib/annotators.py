@@ -9,7 +9,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monailabel.endpoints.user.auth import User
 
 _KEPT = 1000
 _LONGEST = 64
@@ -17,6 +20,12 @@ _ORIGIN = ("task", "model", "bank")
 _NOTED = (*_ORIGIN, "quality")
 
 _annotator: ContextVar[str | None] = ContextVar("annotator", default=None)
+_user: ContextVar[User | None] = ContextVar("user", default=None)
+
+
+def find_user() -> User | None:
+    """Who has signed in and sent the request at hand; None for what the server does by itself, or if nobody has to."""
+    return _user.get()
 
 
 def find_annotator(params: Mapping[str, Any] | None = None) -> str:
@@ -90,6 +99,7 @@ def _telling_user(find: Callable) -> Callable:
 
         user = await find(*arguments, **options)
         if settings.MONAI_LABEL_AUTH_ENABLE:
+            _user.set(user)
             _annotator.set(user.username)  # for the rest of the request: each one has a context of its own
         return user
 

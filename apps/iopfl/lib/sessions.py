@@ -1,0 +1,48 @@
+"""MONAI Label's sessions, each of whoever made it: images that are segmented without being put into the studies."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from monailabel.config import settings
+from monailabel.utils.sessions import SessionInfo, Sessions
+
+from iopfl.lib.annotators import find_user
+
+logger = logging.getLogger(__name__)
+
+_OWNER = "owner"
+
+
+class OwnedSessions(Sessions):
+    """Sessions that are there for their owners and for admins; where nobody signs in, for everybody.
+
+    One that was made while nobody had to sign in is nobody's.
+    """
+
+    def add_session(self, *arguments: Any, **options: Any) -> tuple[str, SessionInfo]:
+        """Keep an image; it is of who sent it."""
+        name, session = super().add_session(*arguments, **options)
+        user = find_user()
+        session.meta = {_OWNER: user.username if user else None}
+        self._write_meta_info(name, session)
+        return name, session
+
+    def get_session(self, session_id: str, update_ts: bool = True, fetch_cache: bool = True) -> SessionInfo | None:
+        """A session; None for one that is not there, that cannot be read, or that is another's."""
+        try:
+            session = super().get_session(session_id, False, fetch_cache)
+        except (OSError, ValueError, AttributeError, TypeError):
+            logger.warning("the description of a session is damaged: it is as one that is not there")
+            return None
+        if session is None or not _may_use(session):
+            return None
+        return super().get_session(session_id, True) if update_ts else session
+
+
+def _may_use(session: SessionInfo) -> bool:
+    user = find_user()
+    if user is None or settings.MONAI_LABEL_AUTH_ROLE_ADMIN in user.roles:
+        return True
+    return isinstance(session.meta, dict) and session.meta.get(_OWNER) == user.username
