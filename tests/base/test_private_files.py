@@ -11,6 +11,7 @@ import pytest
 
 from iopfl.base import private_files
 from iopfl.base.errors import ConfigError, LostKeyError
+from iopfl.base.files import create, replacing
 from iopfl.base.private_files import (
     check_unread_by_others,
     make_private,
@@ -25,6 +26,23 @@ from iopfl.base.private_files import (
 
 def mode_of(path) -> str:
     return f"{stat.S_IMODE(path.stat().st_mode):o}"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, "640"), (0o002, "640"), (0o077, "600"), (0o000, "640")])
+def test_no_other_account_reads_what_is_written_and_the_umask_counts(tmp_path, umask, mode):
+    """Not even while it is written; what was there before gets the same mode."""
+    (tmp_path / "there").write_bytes(b"")
+    (tmp_path / "there").chmod(0o666)
+    before = os.umask(umask)
+    try:
+        for name, open_file in (("there", replacing), ("new", create)):
+            with open_file(tmp_path / name) as temporary:
+                assert mode_of(temporary) == mode
+                temporary.unlink()
+                temporary.write_bytes(b"by a library that makes it anew")
+            assert mode_of(tmp_path / name) == mode
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize(

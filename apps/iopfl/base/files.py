@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,6 +19,9 @@ from pathlib import Path
 
 _OURS = ".iopfl-"
 """In the name of everything temporary: what lies beside it may be anybody's."""
+
+MODE = 0o640
+"""Of what we write, less what the umask takes away: images and labels are for the account and its group."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -28,9 +33,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it onto `path` on success, remove it otherwise."""
-    with beside(path, suffix=path.suffix) as temporary:
+    with beside(path, suffix=path.suffix, mode=MODE) as temporary:
+        mode = temporary.stat().st_mode
         yield temporary
-        _finish(temporary)
+        _finish(temporary, mode)
         temporary.replace(path)
 
 
@@ -41,9 +47,10 @@ def create(path: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: `path` is there already; it stays as it is.
     """
-    with beside(path, suffix=path.suffix) as temporary:
+    with beside(path, suffix=path.suffix, mode=MODE) as temporary:
+        mode = temporary.stat().st_mode
         yield temporary
-        _finish(temporary)
+        _finish(temporary, mode)
         path.hardlink_to(temporary)
     try:
         sync_folder(path.parent)
@@ -158,19 +165,19 @@ def _hold(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def beside(path: Path, *, suffix: str = "") -> Iterator[Path]:
-    """A temporary file of mode 0600 in the same folder, held by this process, and removed if still there at the end.
+def beside(path: Path, *, suffix: str = "", mode: int = 0o600) -> Iterator[Path]:
+    """A temporary file in the same folder, held by this process, and removed if still there at the end.
 
     Args:
         path: what it is for.
         suffix: what its name ends in, for who goes by that.
+        mode: of it from its first byte, less what the umask takes away.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     held = None
     while held is None:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}{_OURS}", suffix=suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.parent / f".{path.name}{_OURS}{secrets.token_hex(4)}{suffix}"
+        os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode))
         held = _hold(temporary)  # a sweep may have been faster
     try:
         yield temporary
@@ -179,7 +186,7 @@ def beside(path: Path, *, suffix: str = "") -> Iterator[Path]:
         os.close(held)
 
 
-def _finish(temporary: Path) -> None:
+def _finish(temporary: Path, mode: int) -> None:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
-    temporary.chmod(0o644)
+    temporary.chmod(stat.S_IMODE(mode))  # whoever wrote it may have made it anew

@@ -24,7 +24,7 @@ from pynetdicom.status import (
 )
 
 from iopfl.base.errors import AssociationError, ConfigError, SeriesError
-from iopfl.base.files import write_bytes
+from iopfl.base.files import MODE, write_bytes
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.refusals import IMAGES
 from iopfl.dimse.asking import printable
@@ -199,7 +199,7 @@ def get(caller: Caller, query: Dataset, folder: Path, *, patient_root: bool = Fa
             content = whole_file(event)
             if isinstance(content, Incoming):
                 content.flush_to_disk()
-                content.path.chmod(0o644)
+                content.path.chmod(MODE)
                 content.path.replace(target)
             else:
                 write_bytes(target, b"".join(content))

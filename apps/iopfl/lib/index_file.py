@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iopfl.base.files import set_aside, write_bytes
+from iopfl.base.files import MODE, set_aside, write_bytes
 from iopfl.base.finite import finite
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class IndexFile:
             return
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # a folder that cannot be written to is nobody's to write to
-                fcntl.flock(stack.enter_context(self._lock.open("ab")), fcntl.LOCK_EX)
+                fcntl.flock(stack.enter_context(open(self._lock, "ab", opener=_open)), fcntl.LOCK_EX)
             self._is_held = True
             try:
                 yield
@@ -239,7 +239,7 @@ class IndexFile:
     def _append(self) -> None:
         head = [] if self._read_to else [json.dumps({"of": self._digest}).encode() + b"\n"]
         lines = b"".join([*head, *self._pending])
-        with self._changes.open("ab", buffering=0) as file:
+        with open(self._changes, "ab", buffering=0, opener=_open) as file:  # Path.open takes none
             size = file.tell()
             if size > self._read_to:  # half a line, of a process that was killed
                 lines = b"\n" + lines
@@ -260,6 +260,10 @@ class IndexFile:
 
     def _is_long(self) -> bool:
         return self._read_to > _SPARE_BYTES + 2 * (self._index_seen or (0, 0, 0))[2]
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags, MODE)
 
 
 def _stamp(path: Path) -> _Stamp | None:
