@@ -60,7 +60,7 @@ class Models:
     predictors: dict[str, Predictor]
     site: str | None = "north"
     computed: list[tuple[str, str | None]] = field(default_factory=list)
-    settings: Any = field(default_factory=lambda: SimpleNamespace(state=Path("none")))
+    settings: Any = field(default_factory=lambda: SimpleNamespace(state=Path("none"), page_cache_gb=2.0))
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()

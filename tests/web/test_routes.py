@@ -132,10 +132,24 @@ def test_each_answer_is_computed_once_and_anew_for_a_new_bank(client, app):
 
 
 def test_what_is_kept_is_bounded(client, app, monkeypatch):
-    monkeypatch.setattr(routes, "answers", Answers(kept_bytes=1))
-    for image in ("eye1", "eye2", "eye1"):
-        client.get(ANSWER, params={"task": "fundus", "image": image, "model": "global"})
+    asked = {"task": "fundus", "model": "global"}
+    client.get(ANSWER, params={**asked, "image": "eye1"})
+    [size] = [kept.size for key, kept in routes.answers._kept.items() if key[0] == "answer"]
+    monkeypatch.setattr(routes, "answers", Answers())
+    app.models.settings.page_cache_gb = 1.5 * size / 1e9
+    app.models.computed.clear()
+    for image in ("eye1", "eye2", "eye1", "eye1"):
+        client.get(ANSWER, params={**asked, "image": image})
     assert app.models.computed == [("fundus", "global")] * 3
+
+
+def test_an_answer_that_is_larger_than_all_that_is_kept_is_refused_and_computed_once(client, app):
+    app.models.settings.page_cache_gb = 1e-9
+    for _ in range(2):
+        refused = client.get(ANSWER, params={"task": "fundus", "image": "eye1", "model": "global"})
+        assert refused.status_code == 422 and "page_cache_gb" in refused.json()["detail"]
+    assert app.models.computed == [("fundus", "global")]
+    assert not [kept for kept in routes.answers._kept.values() if kept.size]
 
 
 def test_a_server_with_too_much_to_do_says_so(client, monkeypatch):

@@ -49,6 +49,7 @@ class AppSettings:
         federations: ids of those that a bridge may bring rounds of; empty = the first that come.
         max_federations: how many a task may have.
         results: kinds of what is stored in a PACS of each submitted label (`dicomio.result_kinds`).
+        page_cache_gb: what answers that our page shows may take of the memory, in GB.
         pacs_cache_gb: what the images of a PACS may take on the disk, in GB.
         pacs_credentials: YAML file with `token`, or `username` and `password`; None = from the environment, or none.
         pacs_ca: PEM file of the authority that signed the PACS's certificate; None = the public ones count.
@@ -66,6 +67,7 @@ class AppSettings:
     federations: tuple[str, ...]
     max_federations: int
     results: tuple[str, ...]
+    page_cache_gb: float
     pacs_cache_gb: float
     pacs_credentials: Path | None
     pacs_ca: Path | None
@@ -105,6 +107,7 @@ class AppSettings:
             federations=tuple(check_name(name, "a federation id") for name in _split(conf.get("federations", ""))),
             max_federations=int(_read_positive(conf, "max_federations", 4, least=1)),
             results=_read_results(conf.get("results", "")),
+            page_cache_gb=_read_positive(conf, "page_cache_gb", 2.0),
             pacs_cache_gb=_read_positive(conf, "pacs_cache_gb", 20.0),
             pacs_credentials=_read_file(conf, "pacs_credentials"),
             pacs_ca=_read_file(conf, "pacs_ca"),

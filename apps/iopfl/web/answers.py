@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from iopfl.base.errors import SeriesError
 from iopfl.base.running import running
 from iopfl.core.answers import Segmentation
 from iopfl.core.predictor import Predictor
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 MODELS: dict[str, str | None] = {"routed": "routed", "site": None, "global": "global", "average": "average"}
 """What the page calls a model -> the predictor's kind; None = what the site answers with."""
 
-_KEPT_BYTES = 512 * 2**20
+_MOST = 1000
+_TOO_LARGE = (
+    "an answer of this image takes {:.2g} GB, this page keeps at most {:g}: look at it in OHIF or 3D Slicer, or "
+    "have the administrator raise --conf page_cache_gb"
+)
 _WAITING = 6
 """Requests that may compute or wait for it; the server answers others at once that it is busy."""
 
@@ -46,16 +51,27 @@ class _Kept:
     predictor: weakref.ref[Predictor]
     stamp: tuple[int, int]
 
+    def get(self) -> Any:
+        """The value.
+
+        Raises:
+            SeriesError: it is too large to be kept.
+        """
+        if isinstance(self.value, SeriesError):
+            raise SeriesError(str(self.value))  # anew: one that is raised again and again holds all its tracebacks
+        return self.value
+
 
 class Answers:
-    """Segmentations and labels of the images that were looked at last, bounded in bytes.
+    """Segmentations and labels of the images that were looked at last, bounded in bytes (`page_cache_gb`).
+
+    One that is larger than all that may be kept is refused, as each of its slices would be computed anew.
 
     A new bank or a new local model is a new predictor: nothing of the one before is shown.
     """
 
-    def __init__(self, *, kept_bytes: int = _KEPT_BYTES, waiting: int = _WAITING) -> None:
+    def __init__(self, *, waiting: int = _WAITING) -> None:
         self._kept: OrderedDict[tuple[str, ...], _Kept] = OrderedDict()
-        self._kept_bytes = kept_bytes
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(waiting)
 
@@ -127,18 +143,21 @@ class Answers:
         task, stamp = key[1], _stamp(source)
         # Who looks at slices of an answer that is there does not wait for another's that is being computed.
         if kept := self._find(key, models.predictor(task), stamp):
-            return kept.value
+            return kept.get()
         with self._slot(), models.lock(task):
             predictor = models.predictor(task)
             if kept := self._find(key, predictor, stamp):
-                return kept.value
+                return kept.get()
             value, size = compute(predictor)
+            limit = models.settings.page_cache_gb
+            if size > limit * 1e9:
+                value, size = SeriesError(_TOO_LARGE.format(size / 1e9, limit)), 0
             with self._lock:
-                self._kept[key] = _Kept(value, size, weakref.ref(predictor), stamp)
+                kept = self._kept[key] = _Kept(value, size, weakref.ref(predictor), stamp)
                 self._kept.move_to_end(key)
-                while len(self._kept) > 1 and sum(entry.size for entry in self._kept.values()) > self._kept_bytes:
+                while len(self._kept) > _MOST or sum(entry.size for entry in self._kept.values()) > limit * 1e9:
                     self._kept.popitem(last=False)
-            return value
+            return kept.get()
 
     def _find(self, key: tuple[str, ...], predictor: Predictor, stamp: tuple[int, int]) -> _Kept | None:
         """What this predictor made of the same file before."""
