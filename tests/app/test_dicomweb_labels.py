@@ -274,6 +274,37 @@ def test_a_label_waits_for_a_pacs_that_does_not_take_it(pacs, gateway, open_stor
     assert np.array_equal(values_of(again.datalist()[0]["label"]), values_of(drawn))
 
 
+def test_a_damaged_file_of_the_cache_or_the_outbox_is_made_again(pacs, gateway, open_store, tmp_path):
+    """Each halved, emptied and gone, one at a time: the image is the same, and the label is stored once."""
+    store = open_store(gateway.url)
+    image = store.get_image_uri(SERIES[0])
+    before, drawn = values_of(image), draw(tmp_path / "drawn.nii.gz", slice(2, 6), image)
+    gateway.refuses = lambda method, path: 500 if method == "POST" else 0
+    store.submit(SERIES[0], drawn, {"client_id": "ann"})
+    gateway.refuses = lambda method, path: 0
+    uid = store.history(SERIES[0]).versions[0].sop_instance_uid
+    cache = sorted(path for path in (tmp_path / "state" / "pacs").rglob("*") if path.is_file() and path.stat().st_size)
+    assert {path.suffix for path in cache} >= {".gz", ".dcm", ".json", ".key"}, cache
+    tried = [path for path in cache if path.suffix in (".gz", ".json") or path.name == "00001.dcm"]
+    for path in tried:
+        content = path.read_bytes()
+        for damaged in (content[: len(content) // 2], b"", None):
+            path.write_bytes(damaged) if damaged is not None else path.unlink(missing_ok=True)
+            again = open_store(gateway.url)
+            assert sorted(again.list_images()) == sorted(SERIES), path.name
+            series = again._find(SERIES[0])
+            assert np.array_equal(values_of(again.get_image_uri(SERIES[0])), before), path.name
+            assert len(again._cache.read(series).datasets) == before.shape[2], path.name
+    [waiting] = (tmp_path / "state" / "labels").rglob("1.dcm")
+    for number, damaged in enumerate((waiting.read_bytes()[: waiting.stat().st_size // 2], b"", None), start=1):
+        waiting.write_bytes(damaged) if damaged is not None else waiting.unlink(missing_ok=True)
+        again = open_store(gateway.url)
+        gateway.refuses = lambda method, path, number=number: 500 if method == "POST" and number < 3 else 0
+        again.outbox.offer(SERIES[0], 1)
+        assert again.history(SERIES[0]).versions[0].is_stored == (number == 3)
+    assert again.history(SERIES[0]).versions[0].sop_instance_uid == uid and len(segmentations(pacs)) == 1
+
+
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), ValueError("Doe^Jane is no name")])
 def test_a_label_that_cannot_be_stored_is_kept_and_holds_up_no_other(
     pacs, open_store, tmp_path, monkeypatch, caplog, failure

@@ -60,6 +60,7 @@ class Facts:
         about: what tells whose task's image it is (`core.criteria.ImageFacts`); None = not known yet.
         said: number of instances that the PACS said there were when it was downloaded; it may be another one.
         reading: how this was found out.
+        size: bytes of the image's file, by which one that was damaged is told; 0 = not known.
     """
 
     checked: int = 0
@@ -69,6 +70,7 @@ class Facts:
     about: dict[str, Any] | None = None
     said: int = 0
     reading: int = 0
+    size: int = 0
 
     def is_of(self, series: FoundSeries) -> bool:
         """Whether this is known of a series as the PACS has it now."""
@@ -170,7 +172,14 @@ class SeriesCache:
     def read(self, series: FoundSeries) -> Series:
         """A series with its headers."""
         self.image(series)
-        return read_series(self._folder / "dicom" / series.uid)
+        folder = self._folder / "dicom" / series.uid
+        with contextlib.suppress(SeriesError, OSError):
+            if sum(1 for _ in folder.iterdir()) == self.facts(series.uid).downloaded:
+                return read_series(folder)
+        logger.warning("series %s is damaged in the cache: it is downloaded again", series.uid)
+        self._image_file(series.uid).unlink(missing_ok=True)
+        self.image(series)
+        return read_series(folder)
 
     def keep(self, uids: Container[str]) -> None:
         """Remove all but these: they are not in the PACS any more."""
@@ -194,7 +203,10 @@ class SeriesCache:
     def _is_here(self, series: FoundSeries) -> bool:
         facts = self.facts(series.uid)
         is_same = series.instances in (0, facts.downloaded, facts.said)
-        return facts.downloaded > 0 and is_same and self._image_file(series.uid).is_file()
+        file = self._image_file(series.uid)
+        if facts.downloaded == 0 or not is_same or not file.is_file():
+            return False
+        return facts.size in (0, file.stat().st_size)
 
     def _is_all(self, series: FoundSeries, count: int) -> bool:
         """Whether so many instances are all that a PACS has: the number that it says may be another one."""
@@ -235,7 +247,8 @@ class SeriesCache:
             logger.warning("series %s: the PACS says %d instances, and has %d", series.uid, series.instances, count)
         if read.left_out:
             logger.warning("series %s: left out of the image: %s", series.uid, "; ".join(read.left_out))
-        self._learn(series, downloaded=count, subject=self._hash_subject(read.datasets[0]), header=read.datasets[0])
+        size, header = self._image_file(series.uid).stat().st_size, read.datasets[0]
+        self._learn(series, downloaded=count, subject=self._hash_subject(header), header=header, size=size)
         logger.info("series %s: %d instances downloaded in %.1f s", series.uid, count, time.monotonic() - started)
 
     def _learn(
@@ -246,6 +259,7 @@ class SeriesCache:
         downloaded: int = 0,
         subject: str = "",
         header: Dataset | None = None,
+        size: int = 0,
     ) -> None:
         if refusal:
             logger.info("left out of the images: series %s: %s", series.uid, refusal)
@@ -258,6 +272,7 @@ class SeriesCache:
             about=before.about if header is None else asdict(find_facts(header, instances=series.instances)),
             said=series.instances if downloaded else before.said,
             reading=_READING,
+            size=size or before.size,
         )
         write_bytes(self._facts_file(series.uid), json.dumps(asdict(facts)).encode())
 
@@ -290,7 +305,7 @@ class SeriesCache:
         """What running processes hold."""
         found: set[str] = set()
         for path in (self._folder / "held").iterdir():
-            with contextlib.suppress(OSError, ValueError), path.open("r+b") as file:
+            with contextlib.suppress(OSError, ValueError, TypeError), path.open("r+b") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

@@ -248,5 +248,11 @@ def _read(file: Path) -> dict[str, FoundSegmentations]:
         }
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError):  # of another version, or damaged: it is fetched again
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ):  # of another version, or damaged: it is fetched again
         return {}

@@ -110,8 +110,9 @@ class LabelOutbox:
                 return
             self._known |= {(image, number)}
             file = self._versions.segmentation_file(image, number)
-            may_be_there = file.is_file()
-            if not may_be_there:
+            may_be_there = file.is_file() or bool(version.sop_instance_uid)
+            paths = [file, *self._versions.beside_files(image, number)]
+            if any(_read_whole(path) is None for path in paths):  # not there yet, or damaged
                 self._write(image, version, file)
             ds = dcmread(file)
             if version.sop_instance_uid != ds.SOPInstanceUID:
@@ -133,7 +134,10 @@ class LabelOutbox:
         """Write what is stored of a version; the SEG last: once it is there, all is."""
         for old in self._versions.beside_files(image, version.number):
             old.unlink()
-        for index, ds in reversed([*enumerate(self._build(image, version))]):
+        built = self._build(image, version)
+        if version.sop_instance_uid and len(built) == 1:  # its file was damaged; the PACS may have the instance
+            built[0].SOPInstanceUID = built[0].file_meta.MediaStorageSOPInstanceUID = version.sop_instance_uid
+        for index, ds in reversed([*enumerate(built)]):
             target = self._versions.beside_file(image, version.number, index) if index else file
             with replacing(target) as temporary:
                 ds.save_as(temporary, enforce_file_format=True)
@@ -234,3 +238,15 @@ def _read(file: Path) -> dict[tuple[str, int], Failure]:
         return {(image, number): Failure(**about) for image, number, about in json.loads(file.read_bytes())}
     except (OSError, ValueError, TypeError):  # none, of another version, or damaged
         return {}
+
+
+def _read_whole(file: Path) -> Dataset | None:
+    """An instance that waits; None for one that is not there, or not whole."""
+    try:
+        ds = dcmread(file)
+        if "Rows" not in ds or ds.file_meta.TransferSyntaxUID.is_compressed:
+            return ds
+        samples = int(ds.get("NumberOfFrames", 1)) * ds.Rows * ds.Columns * ds.SamplesPerPixel
+        return ds if len(ds.PixelData) * 8 >= samples * ds.BitsAllocated else None
+    except Exception:  # what the parser raises on broken bytes may be anything
+        return None
