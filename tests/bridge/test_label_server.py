@@ -182,6 +182,10 @@ def test_what_is_wrong_is_refused_and_named(server, global_weights):
     digest = {"Content-Digest": "sha-256=:AAAA:"}
     assert requests.put(f"{url}/global", params=base, data=body, headers=digest, timeout=60).status_code == 400
     assert requests.put(f"{url}/global", params=base, data=body, timeout=60).status_code == 400
+    torn = requests.put(
+        f"{url}/global", params=base, data=b"x", headers={"Content-Digest": content_digest(b"x")}, timeout=60
+    )
+    assert torn.json()["detail"].startswith("upload: expected a whole safetensors file"), "no temporary name"
     assert requests.post(url, params=base, json={}, timeout=60).status_code == 400
     assert requests.get(f"{url}/weights", params=base, timeout=60).status_code == 400
     assert server.get("/iopfl/federations/disk/wrong/rounds/0/what?base_hash=x").status_code == 404

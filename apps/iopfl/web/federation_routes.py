@@ -141,7 +141,8 @@ async def _received(request: Request, limit: int) -> AsyncIterator[Path]:
     if not promised.startswith("sha-256=:"):
         raise HTTPException(400, "expected a Content-Digest header (sha-256), found none: update the bridge")
     digest, size = hashlib.sha256(), 0
-    with tempfile.NamedTemporaryFile(prefix="iopfl-", suffix=".part") as file:
+    # Its name may stand in a message, and says nothing.
+    with tempfile.TemporaryDirectory(prefix="iopfl-") as folder, Path(folder, "upload").open("wb") as file:
         async for chunk in request.stream():
             size += len(chunk)
             if size > limit:
