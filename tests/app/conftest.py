@@ -50,6 +50,15 @@ def restarted(home, bank) -> LabelServer:
         yield server
 
 
+@pytest.fixture
+def studies(tmp_path) -> Path:
+    """A site folder of nine volumes, two of them labeled, of a process that may open it as a server does."""
+    from iopfl.compat import apply_tasks
+
+    apply_tasks()
+    return write_scans(tmp_path / "site_a", labeled=2, unlabeled=7)
+
+
 @pytest.fixture(scope="session")
 def orthanc(tmp_path_factory) -> Iterator[Orthanc]:
     """A PACS for several modules; `pacs` empties it for each test."""

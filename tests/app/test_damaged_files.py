@@ -9,8 +9,8 @@ import pytest
 
 from iopfl.base.errors import IOPFLError
 
+from .labels import draw
 from .site import GLAND, make_site_bank, write_scans
-from .test_versions import draw
 
 IMAGE = "case02"
 DAMAGES = {"halved": lambda content: content[: len(content) // 2], "empty": lambda content: b"", "missing": None}

@@ -12,22 +12,9 @@ from iopfl.base.errors import LabelVersionError, StorageError
 from iopfl.lib.final_labels import MAJORITY
 from iopfl.lib.label_log import DAMAGED, LOG, RECOVERED
 
-from .site import write_scans
-from .test_versions import IMAGE, columns_of, draw, final, open_store, submit
+from .labels import IMAGE, columns_of, draw, final, open_store, submit
 
 NAMES = ("ann", "bob", "ann", "eve")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _patched() -> None:
-    from iopfl.compat import apply_tasks
-
-    apply_tasks()
-
-
-@pytest.fixture
-def studies(tmp_path) -> Path:
-    return write_scans(tmp_path / "site_a", labeled=2, unlabeled=7)
 
 
 @pytest.fixture

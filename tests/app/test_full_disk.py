@@ -15,8 +15,8 @@ from iopfl.lib.final_labels import MAJORITY
 from iopfl.lib.label_log import CONSENSUS
 
 from .archive import TASK
+from .labels import IMAGE, columns_of, draw, final, open_store, submit
 from .site import write_scans
-from .test_versions import IMAGE, columns_of, draw, final, open_store, submit
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,8 +12,8 @@ import pytest
 
 from iopfl.core.label_names import names_by_place
 
+from .labels import IMAGE, SHAPE, final, open_store
 from .site import GLAND, oblique_affine, write_scans
-from .test_versions import IMAGE, SHAPE, final, open_store
 
 ODD = replace(GLAND, name="odd", labels={"core": 4, "rim": 7})
 PAIR = replace(GLAND, name="pair", labels={"anterior": 1, "posterior": 2})

@@ -15,62 +15,16 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from core.segmentations import save_segmentation
 from iopfl.base.errors import ConfigError, LabelVersionError, StorageError
+from iopfl.core.transforms import read_image, read_label
+from iopfl.lib.datastore import MAX_TAGS
 from iopfl.lib.final_labels import MAJORITY, STAPLE, FinalRule, find_consensus
 from iopfl.lib.label_log import CONSENSUS, LOG
 from iopfl.lib.versions import VersionStore
 
-from .site import GLAND, SPOT, oblique_affine, write_picture, write_scans
-
-IMAGE = "case08"
-SHAPE = (28, 36, 5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _patched() -> None:
-    from iopfl.compat import apply_tasks
-
-    apply_tasks()
-
-
-@pytest.fixture
-def studies(tmp_path) -> Path:
-    return write_scans(tmp_path / "site_a", labeled=2, unlabeled=7)
-
-
-def open_store(studies: Path, rule: str = "newest", *, task=GLAND, more=()):
-    """The datastore as a server opens it."""
-    from iopfl.lib.label_store import VersionedDatastore
-
-    return VersionedDatastore(
-        str(studies),
-        extensions=["*.nii.gz", "*.png"],
-        tasks={task.name: task, **dict(more)},
-        labels=studies.parent / "state" / "labels",
-        rule=FinalRule.parse(rule),
-    )
-
-
-def draw(path: Path, columns: slice, *, value: int = 2) -> Path:
-    """A label in which some columns are drawn."""
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[columns] = value
-    nib.save(nib.Nifti1Image(mask, oblique_affine()), path)
-    return path
-
-
-def submit(store, label: Path, annotator: str, image: str = IMAGE, **info):
-    return store.submit(image, label, {"client_id": annotator, **info})
-
-
-def final(studies: Path, image: str = IMAGE) -> np.ndarray | None:
-    """What training would read."""
-    path = studies / "labels" / "final" / f"{image}.nii.gz"
-    return np.asarray(nib.load(path).dataobj) if path.exists() else None
-
-
-def columns_of(mask: np.ndarray | None) -> list[int]:
-    return [] if mask is None else sorted(set(np.nonzero(mask)[0].tolist()))
+from .labels import IMAGE, SHAPE, columns_of, draw, final, open_store, submit
+from .site import GLAND, SPOT, oblique_affine, write_picture
 
 
 def test_every_annotators_label_stays_and_the_newest_is_final(studies, tmp_path):
@@ -113,6 +67,52 @@ def test_what_does_not_fit_leaves_no_version(studies, tmp_path):
     with pytest.raises(ImageNotFoundException):
         submit(store, wrong, "ann", image="nobody")
     assert "nobody" not in store.versions.images()
+
+
+def test_a_label_with_another_tag_is_looked_at_as_a_final_one(studies, tmp_path):
+    from monailabel.interfaces.exception import MONAILabelException
+
+    store = open_store(studies)
+    with pytest.raises(MONAILabelException) as caught:
+        store.save_label(IMAGE, str(draw(tmp_path / "wrong.nii.gz", slice(0, 3), value=9)), "draft", {})
+    assert "has values [0, 2]" in caught.value.msg
+    named = draw(tmp_path / "named.nii.gz", slice(0, 3), value=7)
+    store.save_label(IMAGE, str(named), "draft", {"label_info": [{"name": "gland", "idx": 7}]})
+    kept = np.asarray(nib.load(store.get_label_uri(IMAGE, "draft")).dataobj)
+    assert set(np.unique(kept)) == {0, 2} and columns_of(kept) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_a_segmentation_of_slicer_put_by_hand_is_read_by_its_names(studies, tmp_path, is_running):
+    """As through the door: with another value for the name, cropped; of a name that no task has, training says so."""
+    store = open_store(studies, extensions=("*.nii.gz", "*.nrrd"))
+    mask = np.zeros(SHAPE, bool)
+    mask[3:6, 4:9, 1:3] = True
+    layers = [{"gland": (1, mask)}]
+    save_segmentation(studies / "labels" / "final" / f"{IMAGE}.seg.nrrd", layers, oblique_affine(), crop=True)
+    store = store if is_running else open_store(studies, extensions=("*.nii.gz", "*.nrrd"))
+    assert IMAGE in store.get_labeled_images()
+    assert [version.kind for version in store.history(IMAGE).versions] == ["folder"]
+    [label] = [pair["label"] for pair in store.datalist() if Path(pair["image"]).name.startswith(IMAGE)]
+    read = read_label(Path(label), GLAND, like=read_image(Path(store.get_image_uri(IMAGE)), GLAND))
+    assert columns_of(read[0].numpy()) == [3, 4, 5] and read.sum() == mask.sum()
+    assert submit(store, draw(tmp_path / "a.nii.gz", slice(0, 3)), "ann").number == 2
+    assert columns_of(final(studies)) == [0, 1, 2]
+
+
+def test_tags_are_few_and_plain(studies, tmp_path):
+    store, label = open_store(studies), draw(tmp_path / "a.nii.gz", slice(0, 3))
+    for tag in (".iopfl-x", "final ", "original/", "Final", "a b"):
+        with pytest.raises(ConfigError, match="expected a label's tag"):
+            store.save_label(IMAGE, str(label), tag, {})
+    for number in range(MAX_TAGS - 2):
+        (studies / "labels" / f"tag{number}").mkdir()
+    with pytest.raises(ConfigError, match=f"{MAX_TAGS} at most"):
+        store.save_label(IMAGE, str(label), "one-more", {})
+    store.save_label(IMAGE, str(label), "tag1", {})
+    (studies / "labels" / ".hidden").mkdir()
+    shutil.copy(label, studies / "labels" / ".hidden" / f"{IMAGE}.nii.gz")
+    assert store.get_labels_by_image_id(IMAGE) == {"tag1": IMAGE}
 
 
 def test_undo_brings_ones_own_label_before_back(studies, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import uuid
 import zipfile
@@ -141,6 +142,44 @@ def test_archives_unpack_into_their_folder_only(server, tmp_path):
     assert not (tmp_path / "evil.txt").exists()
 
 
+def test_a_tag_is_a_plain_word_at_every_door(server, studies, tmp_path):
+    before = sorted(studies.rglob("*"))
+    for tag in (".iopfl-x", "final ", "Final", "original.", "f\u0456nal", "x" * 41, "-x", ""):
+        for method, path, options in [
+            ("PUT", "/datastore/label?image=case2", {"files": {"label": volume(tmp_path)}}),
+            ("GET", "/datastore/label?label=case0", {}),
+            ("HEAD", "/datastore/label?image=case0", {}),
+            ("DELETE", "/datastore/label?id=case0", {}),
+            ("GET", "/datastore/label/info?label=case0", {}),
+            ("PUT", "/datastore/label/info?label=case0", {}),
+        ]:
+            answer = server.request(method, path, params={"tag": tag}, **options)
+            assert answer.status_code == 400, (method, path, tag, answer.text)
+        for path in ("/infer/threshold?image=case0", "/batch/infer/threshold"):
+            options = {"data": params(label_tag=tag)} if "?" in path else {"json": {"label_tag": tag}}
+            assert server.post(path, **options).status_code == 400, (path, tag)
+    assert sorted(studies.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "key", ["Modality", "name", "ts", "StudyInstanceUID", "other_files", "strategy", "tasks", "model"]
+)
+def test_what_the_server_goes_by_is_not_for_clients_to_say(server, tmp_path, key):
+    text = json.dumps({key: "x"})
+    for method, path, options in [
+        ("PUT", "/datastore/image/info?image=case0", {"data": {"info": text}}),
+        ("PUT", "/datastore/label/info?label=case0&tag=final", {"data": {"info": text}}),
+        ("PUT", "/datastore/updatelabelinfo?label=case0&tag=final", {"data": {"params": text}}),
+        ("PUT", "/datastore/image?image=new", {"data": {"params": text}, "files": {"file": volume(tmp_path)}}),
+    ]:
+        answer = server.request(method, path, **options)
+        assert (answer.status_code, "must not hold" in answer.text) == (400, True), (path, answer.text)
+    said = server.request("PUT", "/datastore/image/info?image=case0", data={"info": '{"seen": true}'})
+    assert said.ok and server.get("/datastore/image/info?image=case0").json()["seen"] is True
+    long = server.request("PUT", "/datastore/image/info?image=case0", data={"info": json.dumps({"x": "y" * 2**14})})
+    assert (long.status_code, "characters" in long.text) == (400, True)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "options"),
     [
@@ -172,7 +211,9 @@ def test_what_is_no_object_of_plain_values_is_refused_and_not_kept(server, metho
     assert server.post("/activelearning/random").ok and server.get("/scoring/?all=true").status_code < 500
 
 
-@pytest.mark.parametrize("name", ["..", ".", "a\x00b.nii.gz", "x" * 300 + ".nii.gz", "a." + "x" * 300])
+@pytest.mark.parametrize(
+    "name", [".x.nii.gz", "meta.info", "..", ".", "a\x00b.nii.gz", "x" * 300 + ".nii.gz", "a." + "x" * 300]
+)
 def test_uploads_have_names_that_files_can_have(server, tmp_path, name):
     for method, path, field in [
         ("POST", "/infer/threshold", "file"),
@@ -248,6 +289,12 @@ BOMBS = {
     "a name of megabytes": _tar(("././@LongLink", b"L", bytes(2**21)), ("x", b"0", b"")),
     "a header of megabytes": _tar(("x", b"x", bytes(2**21)), ("x", b"0", b"")),
     "a sparse file": _tar(("x", b"S", b"")),
+    "a link": _tar(("x", b"2", b"")),
+    "a device": _tar(("x", b"3", b"")),
+    "a name that leads out": _tar(("a/../../x", b"0", b"x")),
+    "a whole path": _tar(("/tmp/x", b"0", b"x")),
+    "a name in a zip that leads out": _zip("a", "../x"),
+    "a drive": _zip("C:x"),
     "a map without end": _tar(("x", b"x", _PAX_SPARSE), ("x", b"0", b"1" * 2**19)),
 }
 
@@ -262,6 +309,14 @@ def test_an_archive_is_looked_through_as_it_would_be_unpacked(tmp_path, monkeypa
     with pytest.raises(HTTPException, match=r"expected an? (whole )?archive"):
         file_access._Shutil.unpack_archive(str(packed), str(folder))
     assert not list(folder.glob("*")) and not packed.exists()
+
+
+def test_what_is_hidden_in_an_archive_is_not_kept(tmp_path):
+    packed, folder = tmp_path / "mac.zip", tmp_path / "unpacked"
+    folder.mkdir()
+    packed.write_bytes(_zip("a/b.txt", "a/._b.nii.gz", ".hidden/c.nii.gz", ".DS_Store"))
+    file_access._Shutil.unpack_archive(str(packed), str(folder))
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == ["a", "a/b.txt"]
 
 
 def test_an_archive_of_two_kinds_is_unpacked_as_what_it_was_looked_through(tmp_path, monkeypatch):

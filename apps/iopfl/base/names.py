@@ -7,7 +7,29 @@ import re
 from iopfl.base.errors import ConfigError
 
 LONGEST = 80
+LONGEST_TAG = 40
 _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST}}}")
+
+
+_TAG = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,{LONGEST_TAG - 1}}}")
+
+
+def is_tag(value: object) -> bool:
+    """Whether a value can be a label's tag, hence a folder's name: no two look alike, and none is hidden."""
+    return isinstance(value, str) and _TAG.fullmatch(value) is not None
+
+
+def check_tag(value: object) -> str:
+    """A label's tag, as it is.
+
+    Raises:
+        ConfigError: it is another value, which the message does not repeat.
+    """
+    if not is_tag(value):
+        raise ConfigError(
+            f"expected a label's tag such as final: small letters, digits, _ and -, {LONGEST_TAG} at most: correct it"
+        )
+    return str(value)
 
 
 def is_name(value: object) -> bool:

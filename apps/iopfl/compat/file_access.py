@@ -33,6 +33,7 @@ from pydantic import ValidationError
 
 from iopfl.base.errors import SeriesError, StorageError
 from iopfl.base.image_headers import IMAGE_SUFFIXES, read_header
+from iopfl.base.names import check_tag
 from iopfl.compat._archives import check_room, unpack
 from iopfl.compat._patching import guard, once
 
@@ -45,8 +46,20 @@ SERVER_KEYS = ("image", "image_id", "session", "bundle_path", "train_ds", "val_d
 NAME_KEYS = ("model", "label_tag", "tag", "y", "y_pred", "name", "model_filename")
 """Keys of a client's `params` that become part of a path."""
 
-KEPT_KEYS = ("strategy", "annotator", "version", "tasks")
+KEPT_KEYS = (
+    "strategy", "annotator", "version", "tasks", "model", "origin", "name", "path", "ts", "other_files", "instances",
+    "Modality", "SeriesInstanceUID", "StudyInstanceUID",
+)  # fmt: skip
 """Keys of what is known of an image or a label that only the server may change."""
+
+SESSION_FILE = "meta.info"
+"""What describes a session, beside its image."""
+
+TAGS = ("tag", "label_tag")
+"""Arguments and keys of `params` that are a label's tag."""
+
+MAX_INFO = 2**14
+"""Characters of what a request adds to what is known of an image or a label."""
 
 TEXTS = (*NAME_KEYS, "method", "strategy", "device", "gpus")
 """Keys at the top of `params` by which something is looked up."""
@@ -136,6 +149,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     for name in NAMES:
         if isinstance(arguments.get(name), str):
             check_name(name, arguments[name])
+            if name in TAGS:
+                check_tag(arguments[name])
     for name in ("params", "info"):
         value = arguments.get(name)
         values = _parse(name, value) if isinstance(value, str) and value else value
@@ -144,13 +159,16 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             _check_numbers(value)
         if name == "params":
             _check_kinds(values or {})
-        elif kept := sorted(set(KEPT_KEYS) & set(values or {})):
-            _refuse(f"info must not hold {kept[0]!r}: the server keeps in it whose label it is, or what it has offered")
+        else:
+            _check_info("info", values or {})
     if arguments.get("wsi") is not None:
         _check_params(arguments["wsi"].params)
     for upload in (arguments.get("file"), arguments.get("label"), *(arguments.get("files") or ())):
         if getattr(upload, "filename", None):
-            check_name("file name", os.path.basename(upload.filename))  # noqa: PTH119  # as MONAI Label does
+            name = os.path.basename(upload.filename)  # noqa: PTH119  # as MONAI Label does
+            check_name("file name", name)
+            if name.startswith(".") or name == SESSION_FILE:
+                _refuse(f"file name must not be hidden, nor {SESSION_FILE!r}: rename the file")
 
 
 def _check_numbers(params: dict[str, Any]) -> None:
@@ -174,8 +192,15 @@ def _check_kinds(params: dict[str, Any]) -> None:
 def _check_new_image(arguments: dict[str, Any]) -> None:
     """What is said about a new image is kept with it, beside what the server keeps."""
     _check_upload(arguments["file"])
-    if "strategy" in _parse("params", arguments["params"] or "{}"):
-        _refuse("params of an image must not hold 'strategy': the server keeps in it which images it has offered")
+    _check_info("params of an image", _parse("params", arguments["params"] or "{}"))
+
+
+def _check_info(what: str, values: dict[str, Any]) -> None:
+    """What somebody says of an image or a label is theirs to say, and short."""
+    if kept := sorted(set(KEPT_KEYS) & set(values)):
+        _refuse(f"{what} must not hold {kept[0]!r}: the server itself keeps that, and goes by it")
+    if len(json.dumps(values)) > MAX_INFO:
+        _refuse(f"{what} must have at most {MAX_INFO} characters")
 
 
 def _check_params(params: Any, depth: int = 0) -> None:
@@ -198,6 +223,8 @@ def _check_params(params: Any, depth: int = 0) -> None:
             _refuse("params must not name a label file: upload it as 'label'")
         if key in NAME_KEYS and isinstance(value, str):
             check_name(key, value)
+            if key in TAGS:
+                check_tag(value)
         if key == "images":
             _check_images(value)
         if key == "result_extension" and value and not EXTENSION.fullmatch(str(value)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,8 +12,15 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 
-from iopfl.base.errors import ImageExistsError, LabelVersionError, SeriesError, StorageError, TooFewLabelsError
-from iopfl.base.image_headers import read_header
+from iopfl.base.errors import (
+    ConfigError,
+    ImageExistsError,
+    LabelVersionError,
+    SeriesError,
+    StorageError,
+    TooFewLabelsError,
+)
+from iopfl.base.names import check_tag
 from iopfl.core.sites import Case, find_stem, find_suffix, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
@@ -23,6 +31,9 @@ from iopfl.lib.models import as_client_error
 from iopfl.lib.selecting import SelectingDatastore
 from iopfl.lib.submissions import NO_TASK, Submission, join_problems, take_submission
 
+MAX_TAGS = 20
+"""Of labels, final and original among them."""
+
 
 class CheckedDatastore(SelectingDatastore):
     """A site folder whose submitted labels fit their image and a task."""
@@ -32,7 +43,7 @@ class CheckedDatastore(SelectingDatastore):
         self._adding = threading.Lock()
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Save a label; a final one only if its grid is the image's and its values are a task's.
+        """Save a label, if its grid is the image's and its values, or the names in it, are a task's.
 
         Of a label with another tag there is one file and no history: only who made it may write over it. One that
         a model made (`model` in what MONAI Label says of it) is anybody's.
@@ -40,16 +51,23 @@ class CheckedDatastore(SelectingDatastore):
         Raises:
             MONAILabelException: what does not fit, in plain words; nothing was saved.
             LabelVersionError: somebody else has a label of this tag.
+            ConfigError: it is no tag, or one too many.
         """
-        if label_tag == FINAL:
-            self.find_tasks(image_id, [Path(label_filename)])
-        else:
-            with telling_clients():
-                read_header(Path(label_filename))
-        with self._using_index():
-            if label_tag != FINAL:
-                label_info = self._sign(image_id, label_tag, dict(label_info or {}))
-            return super().save_label(image_id, label_filename, label_tag, label_info)
+        tag, info = self._check_tag(label_tag), dict(label_info or {})
+        with tempfile.TemporaryDirectory() as folder:
+            taken = self.take(image_id, Path(label_filename), info, {}, Path(folder))
+            with self._using_index():
+                info = info if tag == FINAL else self._sign(image_id, tag, info)
+                return super().save_label(image_id, str(taken.file), tag, info)
+
+    def _check_tag(self, label_tag: str) -> str:
+        """A label's tag; each has a folder, which whoever looks at the studies lists."""
+        tag, folder = check_tag(plain_tag(label_tag)), self._folder / "labels"
+        if not (folder / tag).is_dir() and sum(1 for _ in folder.iterdir()) >= MAX_TAGS:
+            raise ConfigError(
+                f"expected one of the labels' tags that there are, {MAX_TAGS} at most: submit this one as final"
+            )
+        return tag
 
     def _sign(self, image_id: str, tag: str, info: dict[str, Any]) -> dict[str, Any]:
         """What is known of a label that may be saved, with whose it is, whatever was said."""

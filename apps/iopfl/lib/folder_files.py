@@ -12,6 +12,8 @@ from typing import Any
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from iopfl.base.files import replacing
+from iopfl.base.names import is_tag
+from iopfl.core.segment_writer import SUFFIX as _SEGMENTATION
 from iopfl.core.sites import rank_ending
 from iopfl.lib.folder_names import FolderNames
 from iopfl.lib.index_file import IndexFile, Item
@@ -51,7 +53,7 @@ class FolderFiles:
 
     def labels(self, image: str, tag: str) -> list[Path]:
         """The files that are there for an image with a tag, whichever one the index names."""
-        paths = (self.label(image, tag, ext) for ext in self._endings(image))
+        paths = (self.label(image, tag, ext) for ext in self._label_endings(image))
         return [path for path in paths if path.is_file()]
 
     def split(self, name: str) -> tuple[str, str]:
@@ -88,9 +90,9 @@ class FolderFiles:
         for image in self._find_ids(added | removed):
             self._match_image(image)
         self._tags.look()
-        for tag in self._tags.names | set(self._labels):
+        for tag in {tag for tag in self._tags.names if is_tag(tag)} | set(self._labels):
             added, removed = self._labels.setdefault(tag, FolderNames(self._folder / "labels" / tag)).look()
-            for image in self._find_ids(added | removed):
+            for image in self._find_ids(added | removed) | self._find_segmented(added | removed):
                 self._match_label(image, tag)
 
     def reconcile(self) -> None:
@@ -140,7 +142,8 @@ class FolderFiles:
             return
         label = entry.labels.get(tag)
         names = self._labels[tag].names if tag in self._labels else ()
-        exts = sorted(self._find_exts(image, names), key=lambda ext: rank_ending(ext, of_label=True))
+        found = [ext for ext in self._label_endings(image) if f"{image}{ext}" in names]
+        exts = sorted(found, key=lambda ext: rank_ending(ext, of_label=True))
         if tag != DefaultLabelTag.FINAL.value and label is not None and label.ext in exts:
             return  # what was saved last; of final labels only one is kept
         ext = exts[0] if exts else None
@@ -160,6 +163,15 @@ class FolderFiles:
                 if ext not in self._suffixes:
                     self._as_spelled.setdefault(image, set()).add(ext)
         return found
+
+    def _find_segmented(self, names: Collection[str]) -> set[str]:
+        """Ids of the images that segmentations of 3D Slicer of these names lie beside."""
+        return {name.removesuffix(_SEGMENTATION) for name in names if name.endswith(_SEGMENTATION)}
+
+    def _label_endings(self, image: str) -> tuple[str, ...]:
+        """As `find_cases` takes labels: a segmentation of 3D Slicer is one, unless an image has all of its name."""
+        is_another = f"{image}.seg" in self._index.entries
+        return self._endings(image) if is_another else (*self._endings(image), _SEGMENTATION)
 
     def _endings(self, image: str) -> tuple[str, ...]:
         return (*self._suffixes, *self._as_spelled.get(image, ()))
