@@ -13,7 +13,9 @@ REPOSITORY = Path(__file__).parents[1]
 MODULES = sorted([*(REPOSITORY / "apps").rglob("*.py"), *(REPOSITORY / "fl_bridge").rglob("*.py")])
 MAX_LINES = 350
 
-CORE_NEEDS = {"torch", "monai", "numpy", "nibabel", "nrrd", "safetensors", "scipy", "SimpleITK", "yaml", "cryptography"}
+CORE_NEEDS = {"torch", "monai", "numpy", "nibabel", "nrrd", "PIL", "safetensors", "scipy", "SimpleITK", "yaml"} | {
+    "cryptography"
+}
 MONAILABEL_USERS = {"lib", "app", "server", "access", "web", "compat"}
 # Part of iopfl -> the parts it may import, besides itself:
 # main > app > lib, web > dicomio > core > base.

@@ -32,6 +32,12 @@ def studies(home) -> Path:
     folder.mkdir()
     for seed, (name, suffix) in enumerate(PICTURES.items()):
         write_picture(folder / f"{name}{suffix}", seed, (WIDTH, HEIGHT), color=seed % 2 == 1)
+    (home / "turned").mkdir()
+    write_picture(home / "turned" / "eye.png", 9, (HEIGHT, WIDTH))  # lying: a viewer shows it upright
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(home / "turned" / "eye.png") as lying:
+        lying.save(folder / "turned.jpg", exif=exif)
     return folder
 
 
@@ -59,6 +65,21 @@ def test_a_pictures_mask_is_a_picture_of_its_size(server, image, model):
     assert mask.size == (WIDTH, HEIGHT)
     assert mask.format in ("PNG", "TIFF", "BMP"), "a format that would blur labels"
     assert set(np.unique(np.asarray(mask))) <= {0, 255}
+
+
+def test_a_picture_that_exif_turns_is_segmented_shown_and_labeled_upright(server):
+    answer = ask(server, "turned")
+    shown = Image.open(io.BytesIO(answer.content))
+    assert shown.size == (WIDTH, HEIGHT)
+    page = Image.open(io.BytesIO(server.get("/iopfl/overlay.png?task=spot&image=turned").content))
+    assert page.width < page.height
+    volume = ask(server, "turned", result_extension=".nrrd")
+    header = nrrd.read_header(io.BytesIO(volume.content))
+    assert [size for size in header["sizes"] if size > 1] == [HEIGHT, WIDTH], "ITK's rows are the file's own"
+    for name, content in (("label.png", answer.content), ("label.nrrd", volume.content)):
+        sent = server.request("PUT", "/datastore/label?image=turned", files={"label": (name, content)})
+        assert sent.ok, sent.text
+    server.request("DELETE", "/datastore/label?id=turned&tag=final").raise_for_status()
 
 
 @pytest.mark.parametrize("image", ["eye1", "eye2"])

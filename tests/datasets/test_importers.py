@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -158,6 +159,23 @@ def test_a_failed_import_leaves_other_sites_untouched(tmp_path, source, sites):
     assert listing(sites) == before
     assert (sites / "splits.json").read_text() == splits
     assert not [p for p in tmp_path.rglob("*") if "partial" in p.name]
+
+
+def test_a_photograph_that_exif_turns_is_imported_as_it_is_shown(source, sites):
+    make_hrf(source)
+    turned, exif = source / "images/01_dr.JPG", Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(turned) as shown:
+        size = shown.size
+        shown.transpose(Image.Transpose.ROTATE_90).save(turned, exif=exif)
+    import_dataset("hrf", source, sites)
+    (image,) = [path for path in sites.rglob("*01_dr*") if "label" not in str(path.relative_to(sites))]
+    with Image.open(image) as written:
+        assert written.size == size
+    (source / "manual1/01_dr.tif").unlink()
+    write_picture(source / "manual1/01_dr.tif", vessels()[:, ::-1].T)  # drawn on the lying photograph
+    shutil.rmtree(sites)
+    import_dataset("hrf", source, sites)
 
 
 def test_a_disk_that_fills_up_is_named_and_nothing_is_left(source, sites, monkeypatch):

@@ -30,6 +30,7 @@ from torch import Tensor
 from iopfl.base.errors import SeriesError
 from iopfl.base.image_headers import ImageHeader, read_header
 from iopfl.base.image_headers.metaimage import read_metaimage
+from iopfl.core import exif
 from iopfl.core.file_notes import FileNotes
 from iopfl.core.sites import find_suffix
 
@@ -222,20 +223,25 @@ def _read_metaimage(path: Path, header: ImageHeader, colors: bool) -> tuple[np.n
 
 
 def _read_picture(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    said: list[int] = []
+
     def convert(image):  # type: ignore[no-untyped-def]  # PIL.Image.Image in and out
-        """Palettes and other color spaces as RGB; everything else as stored."""
+        """Palettes and other color spaces as RGB, upright; everything else as stored."""
+        exif.check_readers_agree(image)
         if image.size != header.shape:  # known before its pixels are decoded
             raise SeriesError("it says two sizes")
         if getattr(image, "n_frames", 1) > 1:
             raise SeriesError(f"it has {image.n_frames} pages, and which one is meant is not known: save it alone")
         known = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
-        return image.convert("RGB") if colors and image.mode in known else image
+        upright, orientation = exif.show_upright(image)
+        said.append(orientation)
+        return upright.convert("RGB") if colors and upright.mode in known else upright
 
     if header.format == "PNG":
         _check_png(path)
     reader = PILReader(converter=convert, formats=(header.format,))  # Pillow would go by content
     array, meta = reader.get_data(reader.read(path))
-    return array, {**meta, "filename_or_obj": str(path)}
+    return array, {**meta, "filename_or_obj": str(path), exif.KEY: sum(said)}
 
 
 def _check_png(path: Path) -> None:

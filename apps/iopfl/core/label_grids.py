@@ -38,27 +38,29 @@ def lay_slices(label: MetaTensor, image: MetaTensor) -> MetaTensor | None:
     stack = straighten(label.shape[1:], label.affine.double().numpy())
     if stack is None or stack.straight_shape != tuple(image.shape[1:]):
         return None
-    if _find_distance(image.shape[1:], stack.straight_affine, image.affine.numpy()) > _reach(image):
+    if _find_distance(image.shape[1:], stack.straight_affine, image.affine.numpy()) > _reach(image.affine.numpy()):
         return None
     laid = torch.from_numpy(np.ascontiguousarray(stack.lay(label.as_tensor()[0].numpy())))[None]
     return MetaTensor(laid, affine=torch.from_numpy(stack.straight_affine))
 
 
 def check_same_place(path: Path, label: MetaTensor, image: MetaTensor) -> None:
-    """Check that the voxels of a label lie where the image's do, for nibabel or for ITK."""
-    own, size = label.affine.numpy(), image.shape[1:]
-    apart = _find_distance(size, own, image.affine.numpy())
-    if apart > _reach(image):
-        apart = min(apart, _find_distance(size, own, place_in_itk(image)))
-    if apart > _reach(image):
+    """Check that the voxels of a label, (C, X, Y, Z), lie where the image's do, for nibabel or for ITK."""
+    own, size = label.affine.numpy(), label.shape[1:]
+    place = image.affine.numpy()
+    apart, reach = _find_distance(size, own, place), _reach(place)
+    if apart > reach:
+        place = place_in_itk(image)
+        apart, reach = min((apart, reach), (_find_distance(size, own, place), _reach(place)))
+    if apart > reach:
         raise SeriesError(
             f"label {path.name}: expected the image's position and orientation, but a corner of it lies elsewhere in "
             f"the patient, {apart:.1f} mm away; export the label on the image it was drawn on"
         )
 
 
-def _reach(image: MetaTensor) -> float:
-    return _SAME_PLACE * float(max(image.pixdim))
+def _reach(place: np.ndarray) -> float:
+    return _SAME_PLACE * float(np.linalg.norm(place[:3, :3], axis=0).max())
 
 
 def _find_distance(size: Sequence[int], one: np.ndarray, other: np.ndarray) -> float:

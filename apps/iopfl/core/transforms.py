@@ -22,12 +22,13 @@ from torch import Tensor
 from iopfl.base.errors import SeriesError
 from iopfl.base.image_headers import ImageHeader, read_header
 from iopfl.core.color_masks import find_gray, find_values
+from iopfl.core.exif import find_orientation, to_stored, to_upright, turn_label
 from iopfl.core.grids import Grid
 from iopfl.core.image_files import find_notes, is_picture, read_voxels
 from iopfl.core.label_grids import check_same_place, lay_slices, refuse_grid
 from iopfl.core.label_names import has_names, merge, name_values
 from iopfl.core.memory import check_room
-from iopfl.core.places import place_in_itk
+from iopfl.core.places import place_in_itk, source_of
 from iopfl.core.segment_files import is_segmentation, place_segments, read_segmentation
 from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
@@ -117,6 +118,9 @@ def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> Lab
     is_color = False
     if is_picture(path) and 1 <= label.shape[0] <= 4:
         label, is_color = _read_colors(path, label, task, is_named=has_names(said))
+    if isinstance(like, MetaTensor) and not is_picture(path) and is_picture(source_of(like)):
+        check_same_place(path, label, like)
+    label = turn_label(path, label, like, is_volume=not is_picture(path))
     laid = None
     if label.shape[0] == 1 and label.shape[1:] != shape and isinstance(like, MetaTensor) and not is_picture(path):
         laid = lay_slices(label, like)
@@ -134,8 +138,7 @@ def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> Lab
         _fill_by_values(classes, label, values, task, path)
         is_as_stored = not is_color
     if isinstance(like, MetaTensor):
-        source = Path(str(like.meta.get("filename_or_obj", "")))
-        if not is_picture(path) and not is_picture(source):
+        if not is_picture(path) and not is_picture(source_of(like)):
             check_same_place(path, classes, like)
         classes.affine = like.affine  # headers differ in the last digits
     return LabelFile(classes, is_as_stored and laid is None)
@@ -162,6 +165,9 @@ def _read_colors(path: Path, label: MetaTensor, task: Task, *, is_named: bool) -
 
 def _open_segmentation(path: Path, task: Task, like: Tensor) -> LabelFile:
     """Read a segmentation of 3D Slicer, by the names in its header."""
+    about = {"affine": getattr(like, "affine", torch.eye(4)), "filename_or_obj": str(path)}
+    orientation = find_orientation(like)
+    like = to_stored(like, orientation)  # as Slicer shows it
     shape = tuple(like.shape[1:])
     header = read_header(path)
     if header.voxels > math.prod(shape) or header.channels > _MAX_LAYERS:
@@ -173,8 +179,7 @@ def _open_segmentation(path: Path, task: Task, like: Tensor) -> LabelFile:
     classes = merge(list(drawn.items()), task, path.name, codes) if drawn else torch.zeros(shape, dtype=torch.uint8)
     values = torch.tensor(task.label_values)[classes.long()].numpy()
     is_as_stored = found.layers.shape == (1, *shape) and bool((values == found.layers[0]).all())
-    about = {"affine": getattr(like, "affine", torch.eye(4)), "filename_or_obj": str(path)}
-    return LabelFile(MetaTensor(classes[None].float(), meta=about), is_as_stored)
+    return LabelFile(MetaTensor(to_upright(classes[None], orientation).float(), meta=about), is_as_stored)
 
 
 def _fill_by_values(classes: Tensor, label: Tensor, values: Sequence[float], task: Task, path: Path) -> None:

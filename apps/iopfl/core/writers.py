@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
-from monai.data import ITKWriter, PILWriter
-from monai.data.image_writer import ImageWriter
+from monai.data import ITKWriter
+from PIL import Image
 
 from iopfl.base.errors import ConfigError
 from iopfl.base.files import replacing
 from iopfl.base.image_headers import read_header
 from iopfl.core.answers import Segmentation
 from iopfl.core.disagreement import CHECK_COLOR, CHECK_HERE, find_regions
+from iopfl.core.exif import TAG, find_orientation, is_turned, to_stored
 from iopfl.core.image_files import is_picture, millimeters
 from iopfl.core.measuring import find_affine
 from iopfl.core.places import is_opened_by_itk, place_in_itk, read_nifti_header, source_of
@@ -56,6 +58,9 @@ def write_mask(path: Path, segmentation: Segmentation, task: Task | None = None)
     suffix = find_suffix(path.name)
     if suffix is None or suffix in _LOSSY:
         raise ConfigError(f"{path.name}: masks are written as {', '.join(_SERVED)}")
+    if not is_picture(path):
+        stored = to_stored(segmentation.mask, find_orientation(segmentation.image))
+        segmentation = replace(segmentation, mask=stored)
     with replacing(path) as temporary:
         named = temporary.with_name(temporary.name + suffix)  # writers look at the whole suffix
         try:
@@ -114,6 +119,7 @@ def write_regions(path: Path, segmentation: Segmentation) -> None:
     assert segmentation.disagreement is not None
     affine = find_affine(segmentation.image.affine.numpy(), segmentation.disagreement.shape)
     regions = find_regions(segmentation.disagreement.numpy(), affine)
+    regions = to_stored(torch.from_numpy(regions), find_orientation(segmentation.image)).numpy()
     one = Task(name="disagreement", labels={CHECK_HERE: 1}, spatial_dims=2)
     place = place_in_itk(segmentation.image)
     write_segmentation(path, regions, place, one, {CHECK_HERE: CHECK_COLOR})
@@ -131,9 +137,11 @@ def _write(path: Path, segmentation: Segmentation) -> None:
     elif is_picture(path):
         if mask.shape[-1] != 1:
             raise ConfigError(f"a volume of {mask.shape[-1]} slices does not fit a picture: use .nii.gz")
-        writer: ImageWriter = PILWriter(output_dtype=torch.uint8, scale=None)
-        writer.set_data_array(mask[..., 0], channel_dim=None, contiguous=True)
-        writer.write(str(path), verbose=False)
+        said: dict[str, Any] = {}
+        if is_turned(segmentation.image) and not path.name.endswith(".bmp"):
+            said["exif"] = Image.Exif()
+            said["exif"][TAG] = 1  # as shown
+        Image.fromarray(np.ascontiguousarray(mask[..., 0].numpy().T)).save(path, **said)
     else:
         affine = place_in_itk(segmentation.image)
         writer = ITKWriter("uint8")

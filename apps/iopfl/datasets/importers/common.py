@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from monai.data import MetaTensor
 from PIL import Image
 
-from iopfl.base.errors import DatasetError
+from iopfl.base.errors import DatasetError, SeriesError
+from iopfl.core import exif
 
 _NAMES_SHOWN = 5
 """How many names of missing files a message lists."""
@@ -142,26 +145,42 @@ def count_note(title: str, found: int, published: int) -> list[str]:
     return [f"{title} has {published} images, {found} were found"]
 
 
-def read_picture(path: Path, mode: str) -> np.ndarray:
-    """Read a picture, gzipped or not, in one of `_FORMATS`.
-
-    Args:
-        path: the file.
-        mode: `RGB` or `L`, as Pillow calls them.
+def read_pictures(case: Case) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Read the picture and the labels of a case, as a viewer shows the picture.
 
     Returns:
-        uint8, (height, width, 3) or (height, width).
+        (height, width, 3) uint8, and (height, width) uint8 of each label.
 
     Raises:
-        DatasetError: the file is damaged or no picture.
+        DatasetError: a file is damaged or no picture, or how a label lies on a picture that EXIF turns is not known.
     """
+    image, turned = _read_picture(case.image, "RGB")
+    like = MetaTensor(torch.empty(1, image.shape[1], image.shape[0], 1), meta={exif.KEY: turned})
+    labels = []
+    for path in case.labels:
+        label, said = _read_picture(path, "L")
+        drawn = MetaTensor(torch.from_numpy(label.T.copy())[None, ..., None], meta={exif.KEY: said})
+        try:
+            upright = exif.turn_label(path, drawn, like, is_volume=False)
+        except SeriesError as error:
+            raise DatasetError(str(error)) from error
+        labels.append(upright[0, ..., 0].numpy().T)
+    return image, labels
+
+
+def _read_picture(path: Path, mode: str) -> tuple[np.ndarray, int]:
+    """A picture, gzipped or not, in one of `_FORMATS`, upright: (height, width[, 3]) uint8; its orientation."""
     try:
         content = path.read_bytes()
         if path.suffix.lower() == ".gz":
             with gzip.open(io.BytesIO(content)) as packed:
                 content = packed.read(_MAX_UNPACKED)
         with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-            return np.asarray(picture.convert(mode))
+            exif.check_readers_agree(picture)
+            upright, said = exif.show_upright(picture)
+            return np.asarray(upright.convert(mode)), said
+    except SeriesError as error:
+        raise DatasetError(f"{path}: {error}") from error
     except _DAMAGE as error:
         raise DatasetError(f"{path} cannot be read as a picture: download it again") from error
 

@@ -27,7 +27,7 @@ from iopfl.datasets.importers.common import (
     check_missing,
     check_same_size,
     find_files,
-    read_picture,
+    read_pictures,
     write_pictures,
 )
 
@@ -135,8 +135,7 @@ def _plan_refuge(source: Path) -> list[Case]:
 def _convert(case: Case, image_file: Path, label_file: Path) -> Iterable[str]:
     """Write the square around the disc, and its label."""
     remarks = []
-    image = read_picture(case.image, "RGB")
-    pictures = [read_picture(path, "L") for path in case.labels]
+    image, pictures = read_pictures(case)
     if len(pictures) == 1:
         label = _from_gray(pictures[0], case)
     else:

@@ -21,7 +21,7 @@ from iopfl.datasets.importers.common import (
     check_same_size,
     count_note,
     find_files,
-    read_picture,
+    read_pictures,
     write_pictures,
 )
 
@@ -116,8 +116,8 @@ def _plan_hrf(source: Path) -> _Plan:
 
 def _convert(case: Case, image_file: Path, label_file: Path) -> Iterable[str]:
     """Write the photograph, and its vessels as 1."""
-    image = read_picture(case.image, "RGB")
-    vessels = (read_picture(case.labels[0], "L") > 127).astype(np.uint8)
+    image, (label,) = read_pictures(case)
+    vessels = (label > 127).astype(np.uint8)
     check_same_size(image, vessels, case)
     if vessels.min() == vessels.max():
         raise DatasetError(
