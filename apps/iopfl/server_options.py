@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from iopfl.access.settings import MAX_UPLOAD_MB, MODES
 
 DEFAULT_STATE = Path.home() / ".iopfl"
+ANSWER_SECONDS = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +91,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-upload-mb", type=int, default=defaults.max_upload_mb, metavar="MB", help=text)
 
 
-def add_memory(parser: argparse.ArgumentParser) -> None:
-    """Add the option that bounds what one image may take of the machine's memory."""
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the options that bound what one answer may take of the machine's memory and of time."""
     text = "memory that an answer may take; larger images are refused (default: half of the machine's or container's)"
     parser.add_argument("--max-memory-gb", type=float, metavar="GB", help=text)
+    text = (
+        "time for a routed answer, which has fewer views and votes where all would take longer (default: %(default)s)"
+    )
+    parser.add_argument("--answer-seconds", type=_read_seconds, default=ANSWER_SECONDS, metavar="S", help=text)
 
 
-def memory_conf(arguments: argparse.Namespace) -> dict[str, str]:
-    """What `add_memory` added, as the app's `--conf`."""
-    return {} if arguments.max_memory_gb is None else {"max_memory_gb": str(arguments.max_memory_gb)}
+def _read_seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected seconds, above 0, given {text!r}")
+
+
+def limits_conf(arguments: argparse.Namespace) -> dict[str, str]:
+    """What `add_limits` added, as the app's `--conf`."""
+    memory = {} if arguments.max_memory_gb is None else {"max_memory_gb": str(arguments.max_memory_gb)}
+    return {"answer_seconds": str(arguments.answer_seconds), **memory}
 
 
 def settings_from(arguments: argparse.Namespace) -> ServerSettings:

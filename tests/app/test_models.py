@@ -81,7 +81,7 @@ def test_a_local_model_that_cannot_serve_is_left_out(bank, tmp_path, damage):
 @pytest.mark.parametrize(
     ("conf", "message"),
     [
-        ({"colour": "red"}, "unknown --conf colour; there are bank"),
+        ({"colour": "red"}, "unknown --conf colour; there are answer_seconds"),
         ({"tasks": "liver"}, "no task 'liver': expected one of"),
         ({"tasks": "vessel"}, "tasks without a bank: vessel"),
         ({"bank": ""}, "no bank: give"),

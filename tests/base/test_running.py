@@ -11,10 +11,10 @@ def test_an_answer_is_listed_until_it_is_there():
         (listed,) = running.answers()
         assert listed is mine is running.find(mine.number)
         assert listed.describe()["state"] == "waiting"
-        mine.progress(2, 8)
+        mine.progress(2, 8, 3.14)
         about = mine.describe()
         assert (about["state"], about["done"], about["passes"], about["percent"]) == ("computing", 2, 8, 25.0)
-        assert about["expected"] >= 0
+        assert about["expected"] == 3.1
     assert not running.answers()
     assert running.find(mine.number) is None
 

@@ -10,9 +10,10 @@ import torch
 
 from iopfl.base.errors import CancelledError
 from iopfl.core import published
-from iopfl.core.adaptation import RoutingAdapter, count_views, divide_views
+from iopfl.core.adaptation import RoutingAdapter, divide_views
 from iopfl.core.inference import magnify, predict_instances
 from iopfl.core.networks import build_network
+from iopfl.core.planning import count_views
 from iopfl.core.published import adapt_published, predict_published
 from iopfl.core.routers import SampleRouter
 from iopfl.core.routing import RoutedLayer, route_network
@@ -65,6 +66,8 @@ def test_adaptation_takes_no_labels(function):
         "work",
         "progress",
         "cancelled",
+        "pace",
+        "budget",
     }
     assert set(inspect.signature(function).parameters) <= allowed
 
@@ -209,7 +212,7 @@ def test_cancel_stops_and_leaves_nothing(after):
 
 def test_progress_goes_from_nothing_to_all():
     seen = []
-    work = Work(lambda done, total: seen.append((done, total)))
+    work = Work(lambda done, total, expected: seen.append((done, total)))
     volume = make_volume(DISK)
     adapted = make_adapter(DISK)(volume, work=work)
     expected = seen[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 
 import nibabel as nib
@@ -169,3 +170,17 @@ def test_a_split_without_labels_and_an_unknown_split_are_named(disk_site, tmp_pa
     with pytest.raises(DatasetError, match="bare: no labeled image in split 'all'"):
         select_cases(tmp_path / "bare", DISK, "all")
     assert len(select_cases(disk_site, DISK, "all")) == 10
+
+
+def test_how_far_each_image_is_can_be_followed(tmp_path, ball_site):
+    told = {}
+    cases = find_cases(ball_site)[:2]
+
+    @contextmanager
+    def follow(case):
+        yield lambda done, total, expected: told.setdefault(case.stem, []).append((done, total))
+
+    evaluate(Predictor(make_bank(tmp_path / "bank", BALL)), cases, None, site="s", follow=follow)
+    assert [*told] == [case.stem for case in cases]
+    for passes in told.values():
+        assert passes == sorted(passes) and passes[0][0] == 0 and passes[-1][0] == passes[-1][1] > 0

@@ -112,7 +112,7 @@ def test_windows_are_blended_as_monai_does(edges):
 def test_every_pass_is_counted_beforehand(task):
     volume = torch.randn(1, 40, 33, 20)
     seen = []
-    work = Work(lambda done, total: seen.append((done, total)))
+    work = Work(lambda done, total, expected: seen.append((done, total)))
     work.expect(count_windows(volume, task))
     for _ in predict_slabs(build_network(task, seed=0), volume, task, work=work):
         pass

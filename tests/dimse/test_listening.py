@@ -47,11 +47,13 @@ class Model:
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []
         self.before = lambda cancelled: None
+        self.tell = lambda progress: None
 
-    def __call__(self, name: str, image: Path, cancelled, with_disagreement: bool) -> Answered:
+    def __call__(self, name: str, image: Path, cancelled, with_disagreement: bool, progress) -> Answered:
         started = time.monotonic()
         voxels = np.asarray(nib.load(image).dataobj)
         self.asked.append((name, voxels.shape[2]))
+        self.tell(progress)
         self.before(cancelled)
         mask = (voxels > THRESHOLD).astype(np.uint8)
         origin = Origin("threshold", "1", description="what is bright")

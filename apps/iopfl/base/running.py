@@ -29,6 +29,7 @@ class Answering:
         number: names it.
         done: passes of the network so far.
         total: passes in all; 0 = it waits, or the image is being read.
+        expected: seconds that they take in all; None = not known yet.
     """
 
     task: str
@@ -37,15 +38,14 @@ class Answering:
     number: str = field(default_factory=lambda: secrets.token_hex(8))
     done: int = 0
     total: int = 0
+    expected: float | None = None
     _asked: float = field(default_factory=time.monotonic)
-    _started: float = 0.0
     _stop: threading.Event = field(default_factory=threading.Event)
     _left: Callable[[], bool] = lambda: False
 
-    def progress(self, done: int, total: int) -> None:
-        """Take down passes done, and in all."""
-        self._started = self._started or time.monotonic()
-        self.done, self.total = done, total
+    def progress(self, done: int, total: int, expected: float | None) -> None:
+        """Take down passes done, in all, and the seconds that these take."""
+        self.done, self.total, self.expected = done, total, expected
 
     def cancelled(self) -> bool:
         """Whether it is to be stopped."""
@@ -56,9 +56,8 @@ class Answering:
         self._stop.set()
 
     def describe(self) -> dict[str, Any]:
-        """As plain values; `expected` = seconds that the passes take in all, once some are done."""
+        """As plain values."""
         now = time.monotonic()
-        expected = (now - self._started) * self.total / self.done if self.done else None
         return {
             "id": self.number,
             "task": self.task,
@@ -68,7 +67,7 @@ class Answering:
             "passes": self.total,
             "percent": round(100 * self.done / self.total, 1) if self.total else 0.0,
             "elapsed": round(now - self._asked, 1),
-            "expected": None if expected is None else round(expected, 1),
+            "expected": None if self.expected is None else round(self.expected, 1),
         }
 
 

@@ -102,7 +102,7 @@ def _serve(arguments: Any) -> None:
     from iopfl.core.manifest import MANIFEST, read_manifest
     from iopfl.core.signing import Keyring
     from iopfl.core.task import read_task
-    from iopfl.server_options import memory_conf, settings_from
+    from iopfl.server_options import limits_conf, settings_from
 
     task = read_task(arguments.task) if arguments.task else None
     awaited = bool(arguments.site and task) and not (arguments.bank / MANIFEST).is_file()
@@ -125,7 +125,7 @@ def _serve(arguments: Any) -> None:
         "site": arguments.site,
         "device": arguments.device,
         "keys": str(arguments.keys.resolve()),
-        **memory_conf(arguments),
+        **limits_conf(arguments),
     }
     serve(replace(settings, conf={**conf, **settings.conf}), check=check_bank)
 
@@ -144,6 +144,7 @@ def _evaluate(arguments: Any) -> None:
 
     from tqdm import tqdm
 
+    from iopfl.cli.passes import PassBar
     from iopfl.core.evaluation import evaluate, select_cases
 
     cases = select_cases(arguments.studies, predictor.task, arguments.split)
@@ -160,6 +161,7 @@ def _evaluate(arguments: Any) -> None:
             arguments.model,
             site=site,
             progress=lambda done, _: bar.update(done - bar.n),
+            follow=lambda case: PassBar(case.image.name),
             refuse=refuse,
         )
     _say_evaluation(arguments, site, result, failures, predictor)

@@ -21,7 +21,9 @@ from iopfl.base.errors import ConfigError
 from iopfl.cli.dicom_options import Add, add_aet, add_timeouts, add_tls, build_timeouts, build_tls, print_table
 
 if TYPE_CHECKING:
-    from iopfl.dimse.listening import Answer, Answered
+    from iopfl.dimse.listening import Answer, Answered, Tell
+    from iopfl.dimse.progress import Progress
+    from iopfl.dimse.queue import Job
     from iopfl.dimse.scp import Record
     from iopfl.lib.models import SiteModels
 
@@ -34,7 +36,7 @@ _GB = 10**9
 
 def add_listen(actions: Any, add: Add, add_keys: Callable[[argparse.ArgumentParser], None]) -> None:
     """Add `iopfl dicom listen`."""
-    from iopfl.server_options import add_memory
+    from iopfl.server_options import add_limits
 
     text = "Receive series by DICOM, segment them by rules, and send the segmentations on."
     example = "iopfl dicom listen --rules rules.yaml --bank bank/ --state state/ --allow ORTHANC"
@@ -52,7 +54,7 @@ def add_listen(actions: Any, add: Add, add_keys: Callable[[argparse.ArgumentPars
     )
     parser.add_argument("--site", default="", help="this site's name in the banks; none for an outside site")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    add_memory(parser)
+    add_limits(parser)
     _add_state(parser)
     add_keys(parser)
     add_aet(parser)
@@ -121,7 +123,7 @@ def _listen(arguments: Any) -> None:
     from iopfl.dimse.scp import SCPSettings
     from iopfl.lib.models import SiteModels
     from iopfl.lib.settings import AppSettings
-    from iopfl.server_options import memory_conf
+    from iopfl.server_options import limits_conf
 
     scp = SCPSettings(
         ae_title=arguments.aet,
@@ -148,7 +150,7 @@ def _listen(arguments: Any) -> None:
         "site": arguments.site,
         "keys": str(arguments.keys),
         "device": arguments.device,
-        **memory_conf(arguments),
+        **limits_conf(arguments),
     }
     models = SiteModels(AppSettings.from_conf(conf, default_state=arguments.state))
     rules = rules.for_tasks(models.tasks.values())
@@ -173,7 +175,13 @@ def build_answer(models: SiteModels) -> Answer:
     from iopfl.dimse.listening import Answered
     from iopfl.dimse.rules import ROUTED
 
-    def answer(name: str, image: Path, cancelled: Callable[[], bool], with_disagreement: bool = False) -> Answered:
+    def answer(
+        name: str,
+        image: Path,
+        cancelled: Callable[[], bool],
+        with_disagreement: bool = False,
+        progress: Tell | None = None,
+    ) -> Answered:
         task_name = name.removesuffix(ROUTED)
         with models.lock(task_name):
             predictor = models.predictor(task_name)
@@ -181,6 +189,7 @@ def build_answer(models: SiteModels) -> Answer:
                 image,
                 "routed" if name.endswith(ROUTED) else None,
                 with_disagreement=with_disagreement,
+                progress=progress,
                 cancelled=cancelled,
             )
         made, task = result.answer, predictor.task
@@ -228,7 +237,8 @@ def _is_loopback(host: str) -> bool:
 
 def _queue(arguments: Any) -> None:
     from iopfl.access.audit import AuditLog
-    from iopfl.dimse.queue import list_jobs
+    from iopfl.dimse.progress import WORK, read_progress
+    from iopfl.dimse.queue import State, list_jobs
     from iopfl.dimse.upkeep import ask
 
     folder, log = arguments.state / FOLDER, AuditLog(arguments.state / "audit")
@@ -240,15 +250,20 @@ def _queue(arguments: Any) -> None:
             log.append(f"system:{getpass.getuser()}", f"dicom queue {arguments.action}", {"series": uid})
             print(f"{uid}: {arguments.action}{'' if is_done else ', by the listener, after what it does now'}")
         return
-    jobs = list_jobs(folder / "queue")
+    jobs, now = list_jobs(folder / "queue"), read_progress(folder / WORK)
+
+    def find_progress(job: Job) -> Progress | None:
+        return now if now and now.series == job.series_instance_uid and job.state is State.SEGMENTING else None
+
     if arguments.json:
-        print(json.dumps([asdict(job) for job in jobs]))
+        found = ((job, find_progress(job)) for job in jobs)
+        print(json.dumps([asdict(job) | {"progress": far and far._asdict()} for job, far in found]))
         return
     header = ("series", "state", "instances", "answer", "from", "waits for", "changed", "reason")
     rows = [
         (
             job.series_instance_uid,
-            job.state,
+            " ".join(map(str, filter(None, (job.state, find_progress(job))))),
             job.instances,
             job.answer,
             job.calling_ae_title,

@@ -27,13 +27,13 @@ def add_bank(parser: argparse.ArgumentParser, *, bank: str, site: str) -> None:
         bank: help on `--bank`.
         site: help on `--site`.
     """
-    from iopfl.server_options import add_memory
+    from iopfl.server_options import add_limits
 
     parser.add_argument("--bank", type=Path, required=True, help=bank)
     parser.add_argument("--task", help="task of the bank: a name or a YAML file (default: the bank's)")
     parser.add_argument("--site", default="", help=site)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    add_memory(parser)
+    add_limits(parser)
     add_keys(parser)
 
 
@@ -66,4 +66,10 @@ def open_predictor(arguments: Any) -> Predictor:
 
     limit_to(arguments.max_memory_gb)
     bank = ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))
-    return Predictor(bank, site=arguments.site or None, task=task, device=check_device(arguments.device))
+    return Predictor(
+        bank,
+        site=arguments.site or None,
+        task=task,
+        device=check_device(arguments.device),
+        budget=arguments.answer_seconds,
+    )

@@ -61,13 +61,13 @@ def _segment(arguments: Any) -> None:
         images = tqdm(arguments.images, unit="image", disable=None)
         for image, target, where in zip(images, targets, wheres, strict=True):
             try:
-                with PassBar(image.name) as bar:
+                with PassBar(image.name) as show:
                     result = predictor.segment(
                         image,
                         arguments.model,
                         with_quality=arguments.quality,
                         with_disagreement=where is not None,
-                        progress=bar.show,
+                        progress=show,
                     )
                 write_mask(target, result)
                 if where is not None:
@@ -119,6 +119,8 @@ def _say(image: Path, target: Path, params: dict[str, Any], *, as_json: bool) ->
         return
     quality = f", quality {params['quality']:.2f}" if "quality" in params else ""
     print(f"{target}: {params['model']} of bank {params['bank']}{quality}, {params['seconds']:.1f} s", flush=True)
+    if "shortened" in params:
+        print(f"{target}: {params['shortened']}", flush=True)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from iopfl.core.agreement import agreements, hide
 from iopfl.core.inference import average, count_windows, magnify, predict_instances, predict_slabs
+from iopfl.core.planning import make_plan
 from iopfl.core.routing import RoutedNetwork
 from iopfl.core.sampling import sample_instances, sample_padding
 from iopfl.core.task import Task
@@ -65,6 +66,7 @@ class AdaptedSeries:
         voted_share: of the series' own statistics with which the experts voted, which is not `share` where they
             hardly agreed.
         votes: class probabilities (E, N, K, *S) float16 of those that voted, where they saw the whole series then.
+        shortened: what was left out to stay within a time budget, in words.
     """
 
     parts: tuple[Part, ...]
@@ -74,6 +76,7 @@ class AdaptedSeries:
     seconds: float
     voted_share: float = 0.0
     votes: Tensor | None = None
+    shortened: str = ""
 
     def predict_slabs(
         self, volume: Tensor, task: Task, *, device: torch.device | str = "cpu", work: Work | None = None
@@ -114,26 +117,46 @@ class RoutingAdapter:
         network: routed per series, with normalization.
         task: its adaptation settings are read.
         device: where to run.
+        budget: seconds that the passes of an answer may take; None = as long as they take.
     """
 
-    def __init__(self, network: RoutedNetwork, task: Task, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        network: RoutedNetwork,
+        task: Task,
+        *,
+        device: torch.device | str = "cpu",
+        budget: float | None = None,
+    ) -> None:
         self.network = network.to(device).eval()
         self.task = task
         self.device = torch.device(device)
         self.settings = task.adaptation.effective
-        self._voters = min(network.num_experts, self.settings.max_voters)
+        self._budget = budget
         self._work = Work()
         self._sees_all = False
         self._padding: Tensor | None = None
 
+    @property
+    def _voters(self) -> int:
+        return min(self.network.num_experts, self.settings.max_voters)
+
     @torch.no_grad()
-    def __call__(self, volume: Tensor, *, padding: Tensor | None = None, work: Work | None = None) -> AdaptedSeries:
+    def __call__(
+        self,
+        volume: Tensor,
+        *,
+        padding: Tensor | None = None,
+        work: Work | None = None,
+        pace: float | None = None,
+    ) -> AdaptedSeries:
         """Adapt to a series. Nothing of it stays in the adapter.
 
         Args:
             volume: a prepared image, (C, X, Y, Z).
             padding: where it is no image, (X, Y, Z) bool; None = nowhere.
             work: is told of each pass.
+            pace: seconds of a pass, where they are known; without, the budget is not looked at.
 
         Raises:
             CancelledError: `work` was cancelled.
@@ -141,10 +164,16 @@ class RoutingAdapter:
         clock, self._work = _Clock(self.settings.seconds), work or Work()
         instances = sample_instances(volume, self.task, self.settings.max_instances).to(self.device)
         self._padding = sample_padding(padding, self.task, self.settings.max_instances)
-        windows = count_windows(volume, self.task)
-        passes = count_views(self.task, windows)
-        looks = len(self.settings.shares) + (len(self.settings.zooms) if self.task.spacing is None else 0)
-        self._work.expect(looks * self._voters * len(instances) + windows * passes)
+        plan = make_plan(
+            self.task,
+            count_windows(volume, self.task),
+            experts=self.network.num_experts,
+            instances=len(instances),
+            pace=pace,
+            budget=self._budget,
+        )
+        self.settings, passes = plan.settings, plan.views
+        self._work.expect(plan.passes, pace)
         try:
             self._sees_all = _is_whole(instances, volume, self.task)
             vote = self._choose_share(instances, clock)
@@ -160,7 +189,14 @@ class RoutingAdapter:
                 views = divide_views(self.task, passes, zoom, among=len(zooms))
                 parts.append(Part(self.network.fold(), zoom, tuple(views)))
             return AdaptedSeries(
-                tuple(parts), share, vote.agreement, routing_weights, clock.seconds, vote.share, vote.answers
+                tuple(parts),
+                share,
+                vote.agreement,
+                routing_weights,
+                clock.seconds,
+                vote.share,
+                vote.answers,
+                plan.shortened,
             )
         finally:
             self.reset()
@@ -200,6 +236,7 @@ class RoutingAdapter:
         self._padding = None
         self.network.route(None)
         self.network.set_share(0.0)
+        self.settings = self.task.adaptation.effective
 
     def _choose_share(self, instances: Tensor, clock: _Clock) -> _Vote:
         """The largest share of the series' statistics under which the experts agree about as much as under the best."""
@@ -246,17 +283,6 @@ class RoutingAdapter:
         experts = torch.stack(answers)  # (E, N, K, *S)
         is_kept = self._sees_all and zoom == 1.0 and experts.numel() <= _KEPT_VOTES
         return _Vote(share, agreements(experts, experts.mean(0)), experts.half().cpu() if is_kept else None)
-
-
-def count_views(task: Task, windows: int) -> int:
-    """Views that the final prediction may take of a series: fewer for a large one, one at least.
-
-    Args:
-        task: its adaptation settings are read.
-        windows: passes of one view (`count_windows`).
-    """
-    settings = task.adaptation.effective
-    return max(1, min(settings.max_views, settings.max_passes // windows))
 
 
 def divide_views(task: Task, passes: int, zoom: float, *, among: int) -> Sequence[View]:

@@ -25,6 +25,7 @@ class Answer:
         quality: agreement of the experts with the answer, 0 to 1; None if not asked for.
         share: of the series' own normalization statistics, for `routed`.
         zooms: magnifications that the answer averages over, for `routed`.
+        shortened: what `routed` left out to stay within the time budget, in words.
         reason: why this model answered, where there was a choice.
         metrics: validation Dice behind that choice.
         measurements: size of each label.
@@ -39,6 +40,7 @@ class Answer:
     quality: float | None = None
     share: float | None = None
     zooms: tuple[float, ...] = ()
+    shortened: str = ""
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     measurements: Sequence[Measurement] = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +24,10 @@ from iopfl.core.predictor import Predictor
 from iopfl.core.sites import SPLITS, Case, find_cases, labeled, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import is_picture, read_label
+from iopfl.core.work import Progress
 
 T = TypeVar("T")
+Follow = Callable[[Case], AbstractContextManager[Progress | None]]
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def evaluate(
     *,
     site: str,
     progress: Callable[[int, int], None] | None = None,
+    follow: Follow = lambda case: nullcontext(),
     inspect: Callable[[Case, Segmentation], None] | None = None,
     refuse: Callable[[Case, SeriesError], None] | None = None,
 ) -> Evaluation:
@@ -127,6 +131,7 @@ def evaluate(
         kind: of the model; None = the site's choice. `published` adapts to all images first.
         site: name, for the result.
         progress: told cases done and cases in all.
+        follow: gives, for as long as a case takes, what is told how far it is.
         inspect: given each segmentation, e.g. to draw it.
         refuse: given each case whose image or label cannot be used, and why; the others go on. None = it ends there.
 
@@ -156,7 +161,7 @@ def evaluate(
     before = (time.monotonic() - started) / max(1, len(cases))  # offline adaptation is part of what an image costs
     scores = []
     for index, case in enumerate(cases):
-        found = attempt(lambda case: _score(predictor, case, kind, before), case)
+        found = attempt(lambda case: _score(predictor, case, kind, before, follow), case)
         if found is not None:
             scores.append(found[0])
             if inspect:
@@ -168,9 +173,12 @@ def evaluate(
     return Evaluation(site, kind or scores[0].answer.model, tuple(scores))
 
 
-def _score(predictor: Predictor, case: Case, kind: str | None, before: float) -> tuple[CaseScore, Segmentation]:
+def _score(
+    predictor: Predictor, case: Case, kind: str | None, before: float, follow: Follow
+) -> tuple[CaseScore, Segmentation]:
     """Segment and score a case; `before` are seconds that its answer took besides."""
-    segmentation = predictor.segment(case.image, kind)
+    with follow(case) as passes:
+        segmentation = predictor.segment(case.image, kind, progress=passes)
     answer = replace(segmentation.answer, seconds=segmentation.answer.seconds + before)
     segmentation = replace(segmentation, answer=answer)
     return score_case(segmentation, case, predictor.task), segmentation

@@ -28,6 +28,7 @@ from iopfl.core.image_files import find_notes
 from iopfl.core.inference import count_windows, predict_instances, predict_slabs
 from iopfl.core.measuring import find_affine, measure
 from iopfl.core.networks import build_network
+from iopfl.core.planning import Paces
 from iopfl.core.published import adapt_published, predict_published
 from iopfl.core.routing import RoutedNetwork, route_network
 from iopfl.core.sampling import Samples, sample_instances, sample_padding, sample_places
@@ -40,6 +41,7 @@ KINDS = ("global", "personalized", "local", "average", "published", "routed")
 """Models that can answer. `average` is the uniform average of the bank; `local` a site's own training."""
 
 _CACHED_SERIES = 4
+_TRIED = 4  # instances that are passed over to learn what one takes
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Predictor:
         task: the site's own settings of the bank's task; None = the bank's.
         local: the site's own training, if there is one.
         device: where to run.
+        budget: seconds that the passes of a routed answer may take; None = as long as they take.
     """
 
     def __init__(
@@ -84,12 +87,13 @@ class Predictor:
         task: Task | None = None,
         local: LocalModel | None = None,
         device: torch.device | str = "cpu",
+        budget: float | None = None,
     ) -> None:
         self.bank = bank
         self.site = site
         self.task = task or bank.task
         self.device = torch.device(device)
-        self._local = local
+        self._local, self._budget, self._paces = local, budget, Paces()
         self._prepare = Preprocessing(self.task)
         self._networks: dict[str, nn.Module] = {}
         self._routed: RoutedNetwork | None = None
@@ -113,7 +117,7 @@ class Predictor:
             kind: one of `KINDS`; None = what the site's validation labels favour.
             with_quality: agreement of the experts too, at a forward pass an expert; `routed` has it anyway.
             with_disagreement: where the experts disagree too, at up to a view of the whole image an expert.
-            progress: told passes of the network done, and in all.
+            progress: told passes of the network done and in all, and what those take.
             cancelled: asked between them.
 
         Raises:
@@ -132,7 +136,7 @@ class Predictor:
         slabs: Iterable[Tensor]
         if kind == "routed":
             series = self._adapt(volume, padding, work)
-            details = {"quality": series.quality, "share": series.share}
+            details = {"quality": series.quality, "share": series.share, "shortened": series.shortened}
             details["zooms"] = tuple(part.zoom for part in series.parts)
             details["routing_weights"] = dict(zip(self.bank.names, series.routing_weights.tolist(), strict=True))
             slabs = series.predict_slabs(volume, self.task, device=self.device, work=work)
@@ -140,15 +144,16 @@ class Predictor:
             slabs = [predict_published(self._publish([volume]), volume, self.task, device=self.device)]
         else:
             choice = self.choose() if kind is None else self._named(kind)
-            kind = choice.kind
+            kind, network = choice.kind, self._build(choice)
             details = {"reason": choice.reason, "metrics": choice.metrics}
-            work.expect(count_windows(volume, self.task))
-            slabs = predict_slabs(self._build(choice), volume, self.task, device=self.device, work=work)
+            work.expect(count_windows(volume, self.task), self._find_pace("plain", network, volume))
+            slabs = predict_slabs(network, volume, self.task, device=self.device, work=work)
         samples = None
         if with_quality and "quality" not in details:
             samples = Samples(sample_places(volume, self.task, self.task.adaptation.max_instances))
             slabs = samples.take(slabs)
         mask = self._prepare.mask(slabs, like=image)
+        self._paces.learn("routed" if kind == "routed" else "plain", work)
         if samples is not None:
             details["quality"] = self.quality(volume, samples.instances(self.task), padding)
         disagreement = self.find_disagreement(image, (volume, padding), work) if with_disagreement else None
@@ -243,8 +248,11 @@ class Predictor:
         """Adapt, or take what was adapted for the very same series before."""
         key = hash_weights({"series": volume})
         if key not in self._series:
-            adapter = RoutingAdapter(self._route(), self.task, device=self.device)
-            self._series[key] = adapter(volume, padding=padding, work=work)
+            routed = self._route()
+            adapter = RoutingAdapter(routed, self.task, device=self.device, budget=self._budget)
+            with routed.only(0):
+                pace = self._find_pace("routed", routed, volume)
+            self._series[key] = adapter(volume, padding=padding, work=work, pace=pace)
         self._series.move_to_end(key)
         while len(self._series) > _CACHED_SERIES:
             self._series.popitem(last=False)
@@ -271,6 +279,14 @@ class Predictor:
         adapter = RoutingAdapter(self._route(), self.task, device=self.device)
         answers = adapter.predict_voters(volume, series, work)
         return find_disagreement([self._prepare.mask(slabs, like=image) for slabs in answers])
+
+    @torch.no_grad()
+    def _find_pace(self, name: str, network: nn.Module, volume: Tensor) -> float | None:
+        """Seconds that a pass over a prepared image takes here, where that is known or worth finding out."""
+        network.to(self.device).eval()
+        sample = lambda: sample_instances(volume, self.task, _TRIED).to(self.device)  # noqa: E731
+        run = lambda instances: predict_instances(network, instances, self.task)  # noqa: E731
+        return self._paces.find(name, count_windows(volume, self.task), sample, run)
 
     def _route(self) -> RoutedNetwork:
         if self._routed is None:

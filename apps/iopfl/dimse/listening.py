@@ -32,6 +32,7 @@ from iopfl.dicomio.series import read_series, write_nifti
 from iopfl.dimse.commitment import Commitment
 from iopfl.dimse.inbox import Inbox
 from iopfl.dimse.outbox import Outbox, send
+from iopfl.dimse.progress import WORK, ProgressFile
 from iopfl.dimse.query import QueryRetrieve
 from iopfl.dimse.queue import Job, Queue, State
 from iopfl.dimse.received import count_missing, read_header
@@ -71,9 +72,11 @@ class Answered:
     disagreement: np.ndarray | None = None
 
 
-Answer = Callable[[str, Path, Callable[[], bool], bool], Answered]
-"""Segments an image file: a rule's answer, the file, what is asked now and then whether to end (CancelledError), and
-whether it is to say where the experts disagree."""
+Tell = Callable[[int, int, float | None], None]
+"""Told passes done, passes in all and the seconds that all take (None = unknown)."""
+Answer = Callable[[str, Path, Callable[[], bool], bool, Tell], Answered]
+"""Segments an image file: a rule's answer, the file, what is asked now and then whether to end (CancelledError),
+whether it is to say where the experts disagree, and what is told how far it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +142,7 @@ class Listener:
                 durable=settings.durable,
             )
             self.outbox = Outbox(settings.folder / "outbox")
-            self._work, self._tidied = settings.folder / "work", 0.0
+            self._work, self._tidied = settings.folder / WORK, 0.0
             shutil.rmtree(self._work, ignore_errors=True)  # of a process that was killed
             self._work.mkdir(mode=0o700)
             services = [QueryRetrieve(self.inbox, rules.find_peer, record).service]
@@ -240,7 +243,11 @@ class Listener:
         with tempfile.TemporaryDirectory(dir=self._work) as folder:
             image = Path(folder) / "image.nii"
             write_nifti(series, image)
-            answered = self._answer(rule.answer, image, self._stop.is_set, DISAGREEMENT in rule.results)
+            progress = ProgressFile(self._work, uid)
+            try:
+                answered = self._answer(rule.answer, image, self._stop.is_set, DISAGREEMENT in rule.results, progress)
+            finally:
+                progress.remove()
         times["answered"] = time.time()
         times["model"] = times["answered"] - answered.seconds
         results = build_results(

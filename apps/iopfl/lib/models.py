@@ -152,7 +152,14 @@ class SiteModels:
         settings = self.settings
         bank = ModelBank.open(served.folder, task=served.task, keys=Keyring(settings.keys))
         local = self._read_local(served.task.name, bank)
-        served.predictor = Predictor(bank, site=self.site, task=served.task, local=local, device=settings.device)
+        served.predictor = Predictor(
+            bank,
+            site=self.site,
+            task=served.task,
+            local=local,
+            device=settings.device,
+            budget=settings.answer_seconds,
+        )
         served.stamps, served.error = stamps, None
         logger.info("serving bank %s of %s, experts %s", bank.label, served.task.name, ", ".join(bank.names))
 

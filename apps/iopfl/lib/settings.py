@@ -50,6 +50,7 @@ class AppSettings:
         max_federations: how many a task may have.
         results: kinds of what is stored in a PACS of each submitted label (`dicomio.result_kinds`).
         page_cache_gb: what answers that our page shows may take of the memory, in GB.
+        answer_seconds: what the passes of a routed answer may take; it has fewer where all would take longer.
         pacs_cache_gb: what the images of a PACS may take on the disk, in GB.
         pacs_credentials: YAML file with `token`, or `username` and `password`; None = from the environment, or none.
         pacs_ca: PEM file of the authority that signed the PACS's certificate; None = the public ones count.
@@ -68,6 +69,7 @@ class AppSettings:
     max_federations: int
     results: tuple[str, ...]
     page_cache_gb: float
+    answer_seconds: float
     pacs_cache_gb: float
     pacs_credentials: Path | None
     pacs_ca: Path | None
@@ -108,6 +110,7 @@ class AppSettings:
             max_federations=int(_read_positive(conf, "max_federations", 4, least=1)),
             results=_read_results(conf.get("results", "")),
             page_cache_gb=_read_positive(conf, "page_cache_gb", 2.0),
+            answer_seconds=_read_positive(conf, "answer_seconds", 300.0),
             pacs_cache_gb=_read_positive(conf, "pacs_cache_gb", 20.0),
             pacs_credentials=_read_file(conf, "pacs_credentials"),
             pacs_ca=_read_file(conf, "pacs_ca"),

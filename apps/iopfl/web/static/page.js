@@ -387,6 +387,7 @@ function showResult(answer) {
   fact("Answered by", KINDS[params.model] ?? params.model);
   if (params.zooms?.length > 1) fact("Seen at", params.zooms.map((zoom) => `${zoom} ×`).join(" and "));
   if (params.share != null) fact("Image's own statistics", `${Math.round(100 * params.share)} %`);
+  fact("Fewer passes", params.shortened);
   fact("From file to mask", `${params.seconds.toFixed(1)} s`);
   fact("Bank version", params.bank);
   const box = find("result");

@@ -46,6 +46,7 @@ function describeSizes(sizes) {
 export function describeAnswer(answer, evidence) {
   if (!answer) return [small('No mask yet: choose a model above and run it, or draw one.')];
   const facts = [['Answered by', KINDS[answer.model] ?? answer.model], ['Bank version', answer.bank], ['From file to mask', `${answer.seconds.toFixed(1)} s`]];
+  if (answer.shortened) facts.push(['Fewer passes', answer.shortened]);
   const list = make('dl', {}, ...facts.flatMap(([name, value]) => [make('dt', {}, name), make('dd', {}, value)]));
   const warning = answer.warning ? make('p', { className: 'verdict is-low', role: 'alert' }, answer.warning) : null;
   return [warning, section('This mask', describeQuality(answer.quality, evidence), list), describeSizes(Object.entries(answer.measurements ?? {})), describeWeights(Object.entries(answer.routing_weights ?? {}))].filter(Boolean);

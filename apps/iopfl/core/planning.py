@@ -1,0 +1,121 @@
+"""Which passes a routed answer takes: those of its task's settings, or fewer where a time budget allows no more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from iopfl.core.task import Adaptation, Task
+from iopfl.core.work import Work
+
+_WORTH_A_TRIAL = 100
+"""Passes from which a few beforehand, to learn what one takes, are next to nothing."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a routed answer will do.
+
+    Attributes:
+        settings: of adaptation, effective.
+        views: of the final prediction.
+        passes: in all, at most.
+        shortened: what was left out to stay within the budget, in words; empty = nothing.
+    """
+
+    settings: Adaptation
+    views: int
+    passes: int
+    shortened: str = ""
+
+
+def count_views(task: Task, windows: int) -> int:
+    """Views that the final prediction may take of a series: fewer for a large one, one at least.
+
+    Args:
+        task: its adaptation settings are read.
+        windows: passes of one view (`count_windows`).
+    """
+    return _count_views(task.adaptation.effective, windows)
+
+
+def make_plan(
+    task: Task, windows: int, *, experts: int, instances: int, pace: float | None = None, budget: float | None = None
+) -> Plan:
+    """The passes of a routed answer: all that the settings say, else fewer views, else those of `fast` and one view.
+
+    Args:
+        task: its adaptation settings are read.
+        windows: passes of one view.
+        experts: in the bank.
+        instances: that each expert looks at.
+        pace: seconds of a pass; None = not known.
+        budget: seconds that all passes may take; None = as long as they take.
+    """
+    usual = _plan(task, task.adaptation.effective, windows, experts, instances, None)
+    if pace is None or budget is None or usual.passes * pace <= budget:
+        return usual
+    fast = replace(task.adaptation, fast=True).effective
+    found = usual
+    for settings in (usual.settings, fast):
+        found = _plan(task, settings, windows, experts, instances, budget / pace)
+        if found.passes * pace <= budget:
+            break
+    left = []
+    if found.views < usual.views:
+        left.append(f"{found.views} of {usual.views} views")
+    before, after = (min(experts, plan.settings.max_voters) for plan in (usual, found))
+    if after < before:
+        left.append(f"{after} of {before} experts asked")
+    if len(found.settings.zooms) < len(usual.settings.zooms) and task.spacing is None and usual.views > 1:
+        left.append("no magnification")
+    what = ", ".join(left) or "nothing could be left out"
+    end = "" if found.passes * pace <= budget else ", which is not enough"
+    return replace(found, shortened=f"{what}, to take at most {budget:.0f} s{end}")
+
+
+def _plan(task: Task, settings: Adaptation, windows: int, experts: int, instances: int, allowed: float | None) -> Plan:
+    looks = len(settings.shares) + (len(settings.zooms) if task.spacing is None else 0)
+    votes = looks * min(experts, settings.max_voters) * instances
+    views = _count_views(settings, windows)
+    if allowed is not None:
+        views = max(1, min(views, int((allowed - votes) // windows)))
+    return Plan(settings, views, votes + views * windows)
+
+
+def _count_views(settings: Adaptation, windows: int) -> int:
+    return max(1, min(settings.max_views, settings.max_passes // windows))
+
+
+class Paces:
+    """Seconds that a pass takes on this machine, by what it is a pass of: as in the answer before, else by a trial."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    def find(
+        self, name: str, passes: int, sample: Callable[[], Tensor], run: Callable[[Tensor], object]
+    ) -> float | None:
+        """Seconds of a pass; None where the answer is too short for a trial.
+
+        Args:
+            name: of what answers.
+            passes: of the answer.
+            sample: gives at least one instance, (N, in_channels, *S).
+            run: takes the passes of some instances.
+        """
+        if name not in self._seconds and passes >= _WORTH_A_TRIAL:
+            instances = sample()
+            run(instances[:1])  # the first one takes longer
+            started = time.monotonic()
+            run(instances[1:] if len(instances) > 1 else instances)
+            self._seconds[name] = (time.monotonic() - started) / max(1, len(instances) - 1)
+        return self._seconds.get(name)
+
+    def learn(self, name: str, work: Work) -> None:
+        """Take down what the passes of an answer took."""
+        if (pace := work.pace) is not None:
+            self._seconds[name] = pace
