@@ -27,6 +27,7 @@ from iopfl.access.settings import AccessSettings, check_certificate, choose_mode
 from iopfl.access.state import check_state
 from iopfl.base.allocation import keep_blocks
 from iopfl.base.errors import ConfigError, IOPFLError
+from iopfl.base.files import drop_temporary, keep_temporary_apart
 from iopfl.base.private_files import make_private, read_secret
 from iopfl.compat.logs_page import LOG_FILE_VARIABLE
 from iopfl.lib.settings import AppSettings, check_device
@@ -51,6 +52,7 @@ def build_app(access: AccessSettings | None = None) -> FastAPI:
 
     access = access or AccessSettings.from_environment(DEFAULT_STATE)
     check_state(access.state)
+    keep_temporary_apart()
     settings.MONAI_LABEL_AUTH_ENABLE = access.mode != "off"
     # MONAI Label prints its allowed origins, which are not those that `compat.cors` leaves.
     with contextlib.redirect_stdout(None):
@@ -136,6 +138,7 @@ def serve(settings: ServerSettings, *, check: Callable[[], None] = lambda: None)
     finally:
         compat.background_processes.stop_all()
         listener.close()
+        drop_temporary()
     if not server.started:
         raise IOPFLError(f"the label server did not start: see above, or {_log_file(settings)}")
     # Python would wait for an inference that nobody waits for any more, and take seconds to take torch apart.

@@ -84,3 +84,29 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path, settin
     assert temporary(tmp_path) == [] and sweep_leftovers(settings, tmp_path / "site_a") == 0
     assert all(path.exists() for path in others)
     assert before <= set(tmp_path.rglob("*"))
+
+
+TEMPORARY = """
+import sys, tempfile, time
+from iopfl.base.files import keep_temporary_apart
+keep_temporary_apart()
+with tempfile.NamedTemporaryFile(suffix=".nii.gz", delete=False) as file, tempfile.TemporaryDirectory():
+    print(file.name, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_temporary_files_of_a_killed_process_are_removed_also_those_of_others_code(tmp_path, settings):
+    """As `tempfile` makes them, wherever a mask, an archive or a label is on its way."""
+    from iopfl.lib.leftovers import sweep_leftovers
+
+    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    with subprocess.Popen([sys.executable, "-c", TEMPORARY], stdout=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            mask = Path(process.stdout.readline().strip())
+            assert mask.is_file() and sweep_leftovers(settings, None) == 0 and mask.is_file()
+        finally:
+            process.kill()
+            process.wait()
+    assert mask.is_file() and sweep_leftovers(settings, None) == 1
+    assert not list((tmp_path / "tmp").iterdir())

@@ -47,6 +47,8 @@ def test_a_server_stopped_in_a_training_starts_again_with_the_published_model(re
     assert weights.keys() == bank.experts[0].keys()
     assert ask(restarted)["metrics"]["local"] == pytest.approx(float(metrics["local"]), abs=1e-3)
     assert restarted.get("/info/").json()["train_stats"]["gland"]["epoch"] >= 3
+    [own] = (home / "state" / "tmp").iterdir()  # the server that was stopped has left nothing
+    assert own.name.startswith(".iopfl"), "a kill would leave what is written there"
 
 
 def test_the_start_page_shows_a_routed_result(restarted, open_page):

@@ -104,6 +104,32 @@ class Scratch:
         self.remove()
 
 
+_apart: Scratch | None = None
+
+
+def keep_temporary_apart() -> None:
+    """Have all temporary files of this process, also those of others' code, in one folder: once the process is gone, a
+    `sweep` of `temporary_home` removes it."""
+    global _apart  # one a process, as `tempfile.tempdir` is
+    if _apart is None:
+        _apart = Scratch(Path(tempfile.gettempdir(), "iopfl"))
+        tempfile.tempdir = str(_apart.path)
+
+
+def temporary_home() -> Path:
+    """Where the folders of `keep_temporary_apart` are, of this process and of others."""
+    return Path(tempfile.gettempdir()) if _apart is None else _apart.path.parent
+
+
+def drop_temporary() -> None:
+    """Remove this process's folder, if it has one."""
+    global _apart
+    if _apart is not None:
+        tempfile.tempdir = str(temporary_home())
+        _apart.remove()
+        _apart = None
+
+
 def sweep(folder: Path, *, deep: bool = False) -> int:
     """Remove what processes that were killed left in a folder.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from pathlib import Path
 
-from iopfl.base.files import sweep
+from iopfl.base.files import sweep, temporary_home
 from iopfl.lib.settings import AppSettings
 
 logger = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ def sweep_leftovers(settings: AppSettings, studies: Path | None) -> int:
         How many files and folders were removed.
     """
     state = settings.state
-    count = sweep(state) + sweep(Path(tempfile.gettempdir()))
+    count = sweep(state) + sweep(temporary_home())
     for folder in (entry for entry in state.glob("*") if entry.is_dir() and entry.name not in _LARGE):
         count += sweep(folder, deep=True)
     for cache in state.glob("pacs/*"):
