@@ -75,6 +75,7 @@ class Grid:
             begin = depth - last if 2 in self._flipped else first
             part = turned[..., begin : begin + last - first]
             part = part.flip([axis + 1 for axis in self._flipped]) if self._flipped else part
+            part = part.contiguous()  # a picture's colors lie side by side, which is slow
             if padding is None:
                 inner[..., start:stop] = self._there(part.float(), start, stop, first)
                 continue
