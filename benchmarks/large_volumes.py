@@ -7,6 +7,10 @@ prostate's) and a 3D one (the hippocampus's, at 1 mm), by one model and by the m
 CPU seconds of the process that answered, from its start or the first instance to the mask or the segmentation; beside
 them stand the model's own passes, some of which are timed in a process of their own, and what the answer took beyond
 those. Rows that are there are kept: interrupted, the same command goes on.
+
+All else than the passes does not depend on the network. So `--thin 4` has networks of a quarter of the channels
+answer, takes their passes off, and puts the whole network's in their place, as they are timed by themselves: seconds
+and memory.
 """
 
 from __future__ import annotations
@@ -36,9 +40,10 @@ import torch  # noqa: E402
 
 from app.site import APP, conf_of, make_site_bank  # noqa: E402
 from dimse.nodes import HERE, make_slices, storage_peer  # noqa: E402
-from iopfl.core.adaptation import count_views  # noqa: E402
-from iopfl.core.bank import ModelBank  # noqa: E402
+from iopfl.base.allocation import keep_blocks  # noqa: E402
 from iopfl.core.inference import count_windows  # noqa: E402
+from iopfl.core.networks import build_network  # noqa: E402
+from iopfl.core.planning import count_views  # noqa: E402
 from iopfl.core.task import Task, read_task  # noqa: E402
 from iopfl.core.transforms import Preprocessing, read_image  # noqa: E402
 from iopfl.dimse.peers import Peer  # noqa: E402
@@ -66,22 +71,26 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=("plain", "routed"), default=["plain", "routed"])
     parser.add_argument("--networks", nargs="*", choices=list(BASES), default=list(BASES))
     parser.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
+    parser.add_argument("--thin", type=int, default=1, help="divide the networks' channels (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/large_volumes.json"))
     parser.add_argument("--passes", metavar="TASK_FILE", help=argparse.SUPPRESS)  # the process that times them
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     torch.set_num_threads(arguments.threads)
     if arguments.passes:
-        print(json.dumps(_time_passes(Path(arguments.passes))))
+        print(json.dumps(_time_passes(read_task(arguments.passes))))
         return
     rows = json.loads(arguments.out.read_text()) if arguments.out.is_file() else []
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {arguments.threads} thread(s) each")
+    if arguments.thin > 1:
+        print(f"networks of 1/{arguments.thin} of the channels answered; GB, CPU s and passes are those of whole ones")
     print(f"{'':<42}{'peak GB':>9}{'CPU s':>9}{'passes':>8}{'their s':>9}{'beyond':>8}{'wall s':>9}")
     for network in arguments.networks:
         for model in arguments.models:
             for way in arguments.ways:
                 shape = [arguments.size, arguments.size, arguments.slices]
                 key = {"network": network, "model": model, "way": way, "shape": shape, "threads": arguments.threads}
+                key["thin"] = arguments.thin
                 row = next((row for row in rows if key.items() <= row.items()), None)
                 if row is None:
                     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -99,11 +108,15 @@ def main() -> None:
 
 
 def _measure(
-    folder: Path, stack: ExitStack, *, network: str, model: str, way: str, shape: list[int], threads: int
+    folder: Path, stack: ExitStack, *, network: str, model: str, way: str, shape: list[int], threads: int, thin: int
 ) -> Any:
     task = replace(
         read_task(BASES[network]), name="organs", labels=LABELS, codes={}, regions={}, modality="CT", subject=""
     )
+    whole = task
+    if thin > 1:
+        features = [max(1, width // thin) for width in task.network.args["features"]]
+        task = replace(task, network=replace(task.network, args={**task.network.args, "features": features}))
     bank = make_site_bank(folder / "bank", task, sites=SITES)
     studies = folder / "studies"
     studies.mkdir()
@@ -111,8 +124,6 @@ def _measure(
     _write_volume(image, shape)
     run: Callable[..., Any] = {"command": _by_command, "server": _by_server, "listener": _by_listener}[way]
     cost = run(folder, stack, bank, image, task, "routed" if model == "routed" else "global", shape)
-    words = [sys.executable, __file__, "--passes", str(folder / "bank"), "--threads", str(threads)]
-    timed = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     volume = Preprocessing(task)(read_image(image, task))
     windows = count_windows(volume, task)
     passes = windows * (count_views(task, windows) if model == "routed" else 1)
@@ -120,35 +131,45 @@ def _measure(
         settings = task.adaptation
         looks = len(settings.shares) + (len(settings.zooms) - 1 if task.spacing is None and passes > windows else 0)
         passes += looks * (len(SITES) + 1) * settings.max_instances
-    return {**cost, "passes": passes, "pass_seconds": passes * timed}
+    own, timed = (_have_timed(folder, which, threads) for which in (task, whole))
+    cost["cpu_seconds"] += passes * (timed["seconds"] - own["seconds"])
+    cost["peak_bytes"] += timed["bytes"] - own["bytes"]
+    return {**cost, "passes": passes, "pass_seconds": passes * timed["seconds"]}
+
+
+def _have_timed(folder: Path, task: Task, threads: int) -> Any:
+    """What `_time_passes` finds, in a process of its own."""
+    (folder / "task.yaml").write_text(json.dumps(task.to_dict()))
+    words = [sys.executable, __file__, "--passes", str(folder / "task.yaml"), "--threads", str(threads)]
+    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
 def _write_volume(path: Path, shape: list[int]) -> None:
-    """Bright blobs of Hounsfield units in noise."""
-    random = np.random.default_rng(0)
+    """Noise of Hounsfield units around 40, in each slice the same, moved on."""
+    noise = np.random.default_rng(0).normal(40, 30, shape[:2]).astype(np.int16)
     voxels = np.empty(shape, np.int16, order="F")
     for z in range(shape[2]):
-        voxels[..., z] = random.normal(40, 30, shape[:2])
+        voxels[..., z] = np.roll(noise, z * 37)
     affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1])
     nib.save(nib.Nifti1Image(voxels, affine), path)
 
 
-def _time_passes(bank: Path) -> float:
-    """CPU seconds of one pass of the plain network over a slice or a window."""
-    from iopfl.core.signing import Keyring
-
-    opened = ModelBank.open(bank, keys=Keyring(bank.parent / "keys"))
-    task, plain = opened.task, opened.build(opened.experts[0]).eval()
+def _time_passes(task: Task) -> dict[str, float]:
+    """CPU seconds of one pass of a task's network over a slice or a window, and what passes take of memory."""
+    keep_blocks()
+    plain = build_network(task, seed=0).eval()
     window = torch.randn(4, task.in_channels, *task.size)
     if task.spatial_dims == 2:
         window = window.contiguous(memory_format=torch.channels_last)
+    process = psutil.Process()
+    before = process.memory_info().rss
     with torch.inference_mode():
         for _ in range(2):
             plain(window).softmax(1)
-        started = _cpu_of(psutil.Process())
+        started = _cpu_of(process)
         for _ in range(TIMED // 4):
             plain(window).softmax(1)
-    return (_cpu_of(psutil.Process()) - started) / TIMED
+    return {"seconds": (_cpu_of(process) - started) / TIMED, "bytes": _peak_of(process) - before}
 
 
 def _cpu_of(process: psutil.Process) -> float:

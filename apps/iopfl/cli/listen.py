@@ -21,8 +21,8 @@ from iopfl.base.errors import ConfigError
 from iopfl.cli.dicom_options import Add, add_aet, add_timeouts, add_tls, build_timeouts, build_tls, print_table
 
 if TYPE_CHECKING:
-    from iopfl.dimse.listening import Answer, Answered, Tell
-    from iopfl.dimse.progress import Progress
+    from iopfl.dimse.listening import Answer, Answered
+    from iopfl.dimse.progress import Progress, Tell
     from iopfl.dimse.queue import Job
     from iopfl.dimse.scp import Record
     from iopfl.lib.models import SiteModels

@@ -32,7 +32,7 @@ from iopfl.dicomio.series import read_series, write_nifti
 from iopfl.dimse.commitment import Commitment
 from iopfl.dimse.inbox import Inbox
 from iopfl.dimse.outbox import Outbox, send
-from iopfl.dimse.progress import WORK, ProgressFile
+from iopfl.dimse.progress import WORK, ProgressFile, Tell
 from iopfl.dimse.query import QueryRetrieve
 from iopfl.dimse.queue import Job, Queue, State
 from iopfl.dimse.received import count_missing, read_header
@@ -72,8 +72,6 @@ class Answered:
     disagreement: np.ndarray | None = None
 
 
-Tell = Callable[[int, int, float | None], None]
-"""Told passes done, passes in all and the seconds that all take (None = unknown)."""
 Answer = Callable[[str, Path, Callable[[], bool], bool, Tell], Answered]
 """Segments an image file: a rule's answer, the file, what is asked now and then whether to end (CancelledError),
 whether it is to say where the experts disagree, and what is told how far it is."""
@@ -243,11 +241,8 @@ class Listener:
         with tempfile.TemporaryDirectory(dir=self._work) as folder:
             image = Path(folder) / "image.nii"
             write_nifti(series, image)
-            progress = ProgressFile(self._work, uid)
-            try:
-                answered = self._answer(rule.answer, image, self._stop.is_set, DISAGREEMENT in rule.results, progress)
-            finally:
-                progress.remove()
+            with ProgressFile(self._work, uid) as tell:
+                answered = self._answer(rule.answer, image, self._stop.is_set, DISAGREEMENT in rule.results, tell)
         times["answered"] = time.time()
         times["model"] = times["answered"] - answered.seconds
         results = build_results(

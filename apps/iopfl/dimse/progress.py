@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from iopfl.base.private_files import write_private
+
+Tell = Callable[[int, int, float | None], None]
+"""Told passes done, passes in all and the seconds that all take (None = unknown)."""
 
 WORK = "work"
 """Folder of the service in which the work at hand is."""
@@ -36,7 +40,7 @@ class Progress(NamedTuple):
 
 
 class ProgressFile:
-    """What takes down how far a series is.
+    """Takes down how far a series is, as long as the context lasts.
 
     Args:
         folder: of the work at hand, which is emptied at the start and which the file is in.
@@ -47,16 +51,18 @@ class ProgressFile:
         self._path, self._series = folder / _FILE, series
         self._due = 0.0
 
-    def __call__(self, done: int, total: int, expected: float | None) -> None:
+    def __enter__(self) -> Tell:
+        return self.show
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def show(self, done: int, total: int, expected: float | None) -> None:
         """Take down passes done, in all, and the seconds that these take: now and then."""
         now = time.monotonic()
         if now >= self._due:
             self._due = now + _SECONDS
             write_private(self._path, json.dumps(Progress(self._series, done, total, expected)).encode())
-
-    def remove(self) -> None:
-        """The series is done with."""
-        self._path.unlink(missing_ok=True)
 
 
 def read_progress(folder: Path) -> Progress | None:
