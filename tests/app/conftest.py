@@ -85,13 +85,11 @@ def open_store(tmp_path) -> Callable:
     from iopfl.lib.dicomweb import PACSDatastore
     from iopfl.lib.final_labels import FinalRule
     from iopfl.lib.pacs import PACSAccess
-    from iopfl.lib.pacs_results import Results
 
     def open_store(url: str, *, task: Task = TASK, rule: str = "newest", state: str = "state", **options):
         folder = tmp_path / state / "pacs" / "here"
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"cache_bytes": 10**9, "filters": {}, "tasks": {task.name: task}, "rule": FinalRule.parse(rule)}
-        settings["results"] = Results()
         return PACSDatastore(PACSAccess(url), folder, labels=tmp_path / state / "labels", **{**settings, **options})
 
     return open_store

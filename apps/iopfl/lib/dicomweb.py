@@ -47,6 +47,8 @@ _OLD_SECONDS = 60.0
 _START_SECONDS = 5.0
 """How long a server that starts waits for the PACS."""
 
+_SEG_ALONE = Results()
+
 
 class PACSDatastore(SelectingPACS):
     """The series of a PACS with the modalities of this server's tasks.
@@ -62,7 +64,7 @@ class PACSDatastore(SelectingPACS):
         *,
         cache_bytes: int,
         filters: dict[str, Any],
-        results: Results,
+        results: Results = _SEG_ALONE,
         **options: Any,
     ) -> None:
         """Args:
