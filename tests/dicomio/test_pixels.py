@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom import Dataset, dcmread, uid
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 
 from dicomio import phantoms
 from iopfl.base.errors import SeriesError
@@ -207,5 +207,89 @@ def test_a_deflated_file_is_read_within_a_bound(tmp_path, monkeypatch):
 
 def test_a_syntax_without_decoder_is_named(tmp_path):
     write_bomb(tmp_path / "video", uid.MPEG2MPML, b"\0\0", 8)
-    with pytest.raises(SeriesError, match=r"came 1\.2\.840\.10008\.1\.2\.4\.100"):
+    with pytest.raises(SeriesError, match=r"came MPEG2 Main .*\(1\.2\.840\.10008\.1\.2\.4\.100\); ask for an uncom"):
         read_series(tmp_path)
+
+
+CUT = {
+    uid.RLELossless: (LOSSLESS[uid.RLELossless], np.int16),
+    uid.JPEGLosslessSV1: (LOSSLESS[uid.JPEGLosslessSV1], np.int16),
+    uid.JPEG2000Lossless: (LOSSLESS[uid.JPEG2000Lossless], np.uint16),
+    uid.JPEGBaseline8Bit: (compress_with_pillow(uid.JPEGBaseline8Bit), np.uint8),
+}
+"""Without JPEG-LS, whose decoder may not come back: it is killed after 10 s."""
+
+
+@pytest.mark.parametrize("syntax", CUT, ids=lambda syntax: syntax.name)
+def test_a_frame_that_is_cut_short_is_refused_and_its_syntax_named(tmp_path, syntax):
+    compress, dtype = CUT[syntax]
+    (ds,) = phantoms.build_slices(phantoms.volume((64, 48, 1), low=0, high=250).astype(dtype))
+    path = tmp_path / "cut.dcm"
+    compress(ds, path)
+    ds = dcmread(path)
+    (frame,) = generate_frames(ds.PixelData, number_of_frames=1)
+    for share in (0.6, 0.9):
+        ds.PixelData = encapsulate([frame[: int(len(frame) * share)]])
+        ds.save_as(path)
+        with pytest.raises(SeriesError) as caught:
+            read_series(path)
+        assert syntax in str(caught.value) and syntax.name in str(caught.value)
+        assert "cut short" in str(caught.value) and "again" not in str(caught.value)
+
+
+def test_a_deflated_file_that_ends_early_or_late_is_refused(tmp_path):
+    (ds,) = phantoms.build_slices(phantoms.volume((13, 11, 1)))
+    ds.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    path = tmp_path / "deflated"
+    ds.save_as(path, enforce_file_format=True)
+    whole = path.read_bytes()
+    for spoiled in (whole[:-3], whole[: -len(whole) // 3], whole + b"garbage"):
+        path.write_bytes(spoiled)
+        with pytest.raises(SeriesError, match="ends before its data do, or goes on after"):
+            read_series(path)
+    path.write_bytes(whole + bytes(512))  # of a medium's blocks
+    assert read_series(path).shape == (13, 11, 1)
+
+
+@pytest.mark.parametrize("garbage", [bytes(512), b"garbage" * 50, b"\n"], ids=["zeros", "words", "a byte"])
+def test_what_follows_an_instance_changes_none_of_its_pixels(tmp_path, garbage):
+    voxels = phantoms.volume((13, 11, 1))
+    phantoms.write(phantoms.build_slices(voxels), tmp_path)
+    path = tmp_path / "IM0000"
+    path.write_bytes(path.read_bytes() + garbage)
+    assert np.array_equal(read_series(tmp_path).array, voxels)
+
+
+def test_pixels_that_are_elsewhere_are_refused_by_their_syntax(tmp_path):
+    (ds,) = phantoms.build_slices(phantoms.volume((13, 11, 1)))
+    del ds.PixelData
+    ds.file_meta.TransferSyntaxUID = uid.UID("1.2.840.10008.1.2.4.94")
+    ds.save_as(tmp_path / "referenced", enforce_file_format=True)
+    with pytest.raises(SeriesError, match=r"came JPIP Referenced \(1\.2\.840\.10008\.1\.2\.4\.94\)"):
+        read_series(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ImagePositionPatient": None},
+        {"PixelSpacing": [0, 1]},
+        {"ImagePositionPatient": [1e30, 0, 0]},
+        {"BitsAllocated": 64},
+        {"PhotometricInterpretation": "CMYK"},
+        {"NumberOfFrames": 2**31 - 1},
+        {"PixelData": b""},
+        {"Rows": 0},
+        {"SOPInstanceUID": ""},
+    ],
+    ids=str,
+)
+def test_no_refusal_asks_for_the_same_again_where_that_does_not_help(tmp_path, changes):
+    slices = phantoms.build_slices(phantoms.volume())
+    for ds in slices:
+        for keyword, value in changes.items():
+            setattr(ds, keyword, value)
+    with pytest.raises(SeriesError) as caught:
+        read_series(phantoms.write(slices, tmp_path))
+    assert "again" not in str(caught.value)
+    assert "give " in str(caught.value) or "put right" in str(caught.value)

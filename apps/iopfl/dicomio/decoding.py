@@ -24,7 +24,7 @@ from pydicom.pixels import get_decoder
 from iopfl.base.errors import SeriesError
 from iopfl.dicomio.codestreams import check_codestream
 from iopfl.dicomio.frames import count_frames
-from iopfl.dicomio.showing import show_uid
+from iopfl.dicomio.showing import AT_SOURCE, show_syntax
 
 MAX_RATIO = 1000
 """Decoded bytes an encoded byte may stand for, so that a small file cannot fill the memory."""
@@ -82,8 +82,9 @@ class Decoder:
             SeriesError: truncated, too large for its bytes, or in a syntax that is not read. Codecs raise
                 what they like besides.
         """
-        check_size(ds)
         syntax = ds.file_meta.TransferSyntaxUID
+        _find_decoder(syntax)  # before its pixels are missed: some syntaxes have them elsewhere
+        check_size(ds)
         if syntax.is_encapsulated:
             for encoded in generate_frames(ds.PixelData, number_of_frames=count_frames(ds)):
                 check_codestream(encoded, syntax, int(ds.Rows), int(ds.Columns))
@@ -95,12 +96,16 @@ class Decoder:
             return
         options = _KEEP_ALL_BITS if all_bits else {}
         decoded = _find_decoder(syntax).iter_array(ds, raw=raw, decoding_plugin=_SAFE.get(syntax, ""), **options)
-        for frame, _ in decoded:
-            yield frame
+        try:
+            for frame, _ in decoded:
+                yield frame
+        except Exception as error:  # of pydicom and Pillow, which have no common base
+            if not syntax.is_encapsulated:
+                raise
+            raise SeriesError(_describe_failure(syntax, type(error).__name__)) from error
 
     def _iterate_apart(self, ds: Dataset, raw: bool, all_bits: bool) -> Iterator[np.ndarray]:
         """The same in the other process."""
-        _find_decoder(ds.file_meta.TransferSyntaxUID)
         options = {name: int(ds[keyword].value) for name, keyword in _OPTIONS.items() if keyword in ds}
         request = {
             "size": len(ds.PixelData),
@@ -121,7 +126,9 @@ class Decoder:
         timer = Timer(seconds, self._process.kill)
         timer.start()
         try:
-            yield from _ask(self._process, json.dumps(request).encode() + b"\n" + ds.PixelData)
+            yield from _ask(
+                self._process, json.dumps(request).encode() + b"\n" + ds.PixelData, str(ds.file_meta.TransferSyntaxUID)
+            )
         finally:
             timer.cancel()
 
@@ -134,10 +141,10 @@ def check_size(ds: Dataset) -> None:
     """
     pixels = ds.get("PixelData")
     if not pixels:
-        raise SeriesError("expected pixel data, came none; send the instance again")
+        raise SeriesError("expected Pixel Data, came none; give another series, of images")
     size = f"{int(ds.Columns)} x {int(ds.Rows)} x {count_frames(ds)}"
     if min(int(ds.Rows), int(ds.Columns), count_frames(ds), int(ds.BitsAllocated), _samples(ds)) < 1:
-        raise SeriesError(f"expected a positive size, came {size} pixels; send the instance again")
+        raise SeriesError(f"expected a positive size, came {size} pixels: {AT_SOURCE}")
     decoded = _decoded_size(ds)
     if not ds.file_meta.TransferSyntaxUID.is_compressed:
         stored = decoded * 2 // 3 if str(ds.get("PhotometricInterpretation")) == "YBR_FULL_422" else decoded
@@ -164,11 +171,13 @@ def _find_decoder(syntax: uid.UID):  # type: ignore[no-untyped-def]  # pydicom's
     except NotImplementedError:
         decoder = None
     if decoder is None or not decoder.is_available:
-        raise SeriesError(f"expected a transfer syntax that is read, came {show_uid(syntax)}; send it uncompressed")
+        raise SeriesError(
+            f"expected a transfer syntax that is read, came {show_syntax(syntax)}; ask for an uncompressed copy"
+        )
     return decoder
 
 
-def _ask(process: subprocess.Popen[bytes], request: bytes) -> Iterator[np.ndarray]:
+def _ask(process: subprocess.Popen[bytes], request: bytes, syntax: str) -> Iterator[np.ndarray]:
     questions, answers = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
     try:
         questions.write(request)
@@ -182,7 +191,14 @@ def _ask(process: subprocess.Popen[bytes], request: bytes) -> Iterator[np.ndarra
     except BrokenPipeError:
         answer = {"error": "stopped"}
     if answer["error"]:
-        raise SeriesError(f"a compressed frame cannot be decoded ({answer['error']}); send it uncompressed")
+        raise SeriesError(_describe_failure(syntax, answer["error"]))
+
+
+def _describe_failure(syntax: str, kind: str) -> str:
+    return (
+        f"a frame of {show_syntax(syntax)} cannot be decoded ({kind}): it is cut short or damaged; ask for an "
+        "uncompressed copy"
+    )
 
 
 def _samples(ds: Dataset) -> int:

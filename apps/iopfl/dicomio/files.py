@@ -14,6 +14,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from iopfl.base.errors import SeriesError
+from iopfl.dicomio.showing import AT_SOURCE
 
 MAX_INFLATED = 1 << 30
 """Bytes that a deflated file may become."""
@@ -38,7 +39,8 @@ def reading(what: str, error_type: type[SeriesError] = SeriesError) -> Iterator[
         raise
     except Exception as error:  # pydicom, numpy and the codecs have no common base
         raise error_type(
-            f"{what} cannot be read ({type(error).__name__}); expected whole DICOM instances: send them again"
+            f"{what} cannot be read ({type(error).__name__}): damaged on the way, which sending it again mends, or no "
+            "valid DICOM, which it does not"
         ) from error
 
 
@@ -73,11 +75,13 @@ def _inflate(data: bytes) -> bytes:
     """The data set of a deflated file (PS3.5 A.5), explicit VR little endian without preamble."""
     group, element, kind, _, length = _HEAD.unpack_from(data)
     if (group, element, kind) != (2, 0, b"UL"):
-        raise SeriesError("a deflated file: expected the length of its meta information, came none; send it again")
+        raise SeriesError(f"a deflated file: expected the length of its meta information, came none: {AT_SOURCE}")
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = inflater.decompress(data[_HEAD.size + length :], MAX_INFLATED)
     if inflater.unconsumed_tail:
         raise SeriesError(
             f"a deflated file: expected at most {MAX_INFLATED >> 20} MiB in it, came more; send it uncompressed"
         )
+    if not inflater.eof or inflater.unused_data.strip(b"\0"):
+        raise SeriesError("a deflated file: it ends before its data do, or goes on after them; send it again")
     return inflated

@@ -8,6 +8,7 @@ from pydicom import Dataset
 
 from iopfl.base.errors import SeriesError
 from iopfl.dicomio.geometry import Plane
+from iopfl.dicomio.showing import AT_SOURCE
 
 MAX_FRAMES = 1 << 16
 """Of an instance, so that a broken number is not counted up to."""
@@ -28,7 +29,7 @@ def count_frames(ds: Dataset) -> int:
     """
     count = int(ds.get("NumberOfFrames") or 1)
     if not 0 < count <= MAX_FRAMES:
-        raise SeriesError(f"expected 1 to {MAX_FRAMES} frames, came {count}; send the instance again")
+        raise SeriesError(f"expected 1 to {MAX_FRAMES} frames, came {count}: {AT_SOURCE}")
     return count
 
 
@@ -80,5 +81,7 @@ def _find_length(ds: Dataset, index: int, keyword: str) -> float | None:
 def _find_numbers(ds: Dataset, index: int, macro: str, keyword: str, length: int) -> tuple[float, ...]:
     value = find_group(ds, index, macro).get(keyword)
     if value is None or len(value) != length:
-        raise SeriesError(f"expected {keyword} of every slice, but it is missing; send the original series")
+        raise SeriesError(
+            f"expected {keyword} of every slice, but it is missing, so nothing says where they lie; give another export"
+        )
     return tuple(float(number) for number in value)

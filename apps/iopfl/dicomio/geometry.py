@@ -14,6 +14,7 @@ import numpy as np
 
 from iopfl.base.errors import SeriesError
 from iopfl.core.straightening import orthonormalize
+from iopfl.dicomio.showing import AT_SOURCE
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Its own inverse."""
@@ -59,15 +60,15 @@ class Plane:
     def __post_init__(self) -> None:
         numbers = np.array([*self.position, *self.row, *self.column, *self.spacing])
         if not np.isfinite(numbers).all() or np.abs(numbers).max() > _FARTHEST:
-            raise SeriesError("a slice's position, orientation or spacing is no plausible number of mm; send it again")
+            raise SeriesError(f"a slice's position, orientation or spacing is no plausible number of mm: {AT_SOURCE}")
         if min(self.spacing) <= 0:
-            raise SeriesError(f"expected a positive Pixel Spacing, came {self.spacing}; send the original series")
+            raise SeriesError(f"expected a positive Pixel Spacing, came {self.spacing}: {AT_SOURCE}")
         row, column = np.array(self.row), np.array(self.column)
         lengths = np.array([np.linalg.norm(row), np.linalg.norm(column)])
         if np.abs(lengths - 1).max() > _UNIT_TOLERANCE or orthonormalize(np.stack([row, column], axis=1)) is None:
             raise SeriesError(
                 f"expected two perpendicular directions of length 1 as Image Orientation, came {self.row} and "
-                f"{self.column}; send the original series"
+                f"{self.column}: {AT_SOURCE}"
             )
 
     @property
@@ -223,12 +224,15 @@ def _describe_gaps(planes: Sequence[Plane]) -> str:
     more = f" and {len(wide) - _SHOWN} more" if len(wide) > _SHOWN else ""
     missing = round(sum(distances[index] / usual - 1 for index in wide))
     if wide and missing and np.abs(distances / usual - np.round(distances / usual)).max() <= tolerance:
-        what = f"{missing} slices are missing, between {', '.join(gaps)} mm{more} along the normal"
+        what = (
+            f"{missing} slices are missing, between {', '.join(gaps)} mm{more} along the normal; send the whole series"
+        )
     else:
         what = f"the distances range from {distances.min():.2f} to {distances.max():.2f} mm" + (
             f", widest between {', '.join(gaps)} mm{more} along the normal" if gaps else ", or slices shift sideways"
         )
-    return f"expected evenly spaced slices, here one every {usual:.2f} mm, but {what}; send the whole series"
+        what += "; give a series that is evenly spaced"
+    return f"expected evenly spaced slices, here one every {usual:.2f} mm, but {what}"
 
 
 def _along(planes: Sequence[Plane]) -> np.ndarray:

@@ -10,7 +10,7 @@ from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
 from iopfl.base.errors import SeriesError
-from iopfl.dicomio.showing import show_uid
+from iopfl.dicomio.showing import AT_SOURCE, show_uid
 
 LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")
 """Label Map Segmentation Storage, which pydicom 3.0 does not name."""
@@ -97,7 +97,7 @@ def find_refusal(ds: Dataset) -> str | None:
         sop_class = UID(str(ds.get("SOPClassUID", "")))
         kinds = {str(kind).upper() for kind in _as_list(ds.get("ImageType"))}
     except Exception as error:  # pydicom parses values here, and broken bytes raise anything
-        return f"its header cannot be read ({type(error).__name__}); send it again"
+        return f"its header cannot be read ({type(error).__name__}): {AT_SOURCE}"
     if not sop_class:
         return f"it has no SOP Class UID; {_ACCEPTED}"
     if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(_SECONDARY_CAPTURE + "."):

@@ -24,7 +24,7 @@ from iopfl.dicomio.geometry import build_affine
 from iopfl.dicomio.padding import choose_value
 from iopfl.dicomio.pixels import MAX_SERIES_BYTES
 from iopfl.dicomio.refusals import PICTURES, VOLUMES, find_refusal, is_other_object
-from iopfl.dicomio.showing import is_uid, show_code
+from iopfl.dicomio.showing import AT_SOURCE, is_uid, show_code
 from iopfl.dicomio.stacks import Chosen, choose_stack, order_stack
 from iopfl.dicomio.volumes import Slice, decode_volume
 
@@ -160,7 +160,7 @@ def _read_images(paths: Sequence[Path]) -> list[Dataset]:
                 continue
             for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
                 if not is_uid(ds.get(keyword)):
-                    raise SeriesError(f"file {number} of {len(paths)} has no valid {keyword}; export it again")
+                    raise SeriesError(f"file {number} of {len(paths)} has no valid {keyword}: {AT_SOURCE}")
             uid = str(ds.SOPInstanceUID)
             if uid in found and found[uid] != ds:
                 raise SeriesError(f"instance {uid} is there twice, with different content; keep the right one")

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import re
 
+from pydicom.uid import UID
+
+AT_SOURCE = "have that put right where it comes from"
+"""What to do about a header that is wrong: to send the same again does not help."""
+
 _UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
 _LONGEST = 64
@@ -26,6 +31,16 @@ def show_uid(value: object) -> str:
     """
     text = str(value or "")
     return (text if is_uid(text) else "an invalid UID") if text else "no UID"
+
+
+def show_syntax(value: object) -> str:
+    """A transfer syntax for a message: by its name and UID.
+
+    >>> show_syntax("1.2.840.10008.1.2.4.100"), show_syntax("1.2.3")
+    ('MPEG2 Main Profile / Main Level (1.2.840.10008.1.2.4.100)', 'an unknown one (1.2.3)')
+    """
+    uid = UID(show_uid(value))
+    return f"{uid.name if uid.name != uid else 'an unknown one'} ({uid})" if is_uid(uid) else uid
 
 
 def show_code(value: object) -> str:

@@ -13,6 +13,7 @@ from iopfl.core.memory import check_volume
 from iopfl.dicomio.decoding import Decoder
 from iopfl.dicomio.padding import choose_value
 from iopfl.dicomio.pixels import MAX_SERIES_BYTES, decode_frames, decoded_dtype, is_color
+from iopfl.dicomio.showing import AT_SOURCE
 
 
 class Slice(NamedTuple):
@@ -46,7 +47,7 @@ def decode_volume(slices: Sequence[Slice]) -> tuple[np.ndarray, float | None]:
         for key, ds in sources.items():
             for frame, (pixels, is_padding) in enumerate(decode_frames(ds, decoder)):
                 if pixels.shape != shape[1:]:
-                    raise SeriesError(f"expected frames of {shape[1:]} pixels, came {pixels.shape}; send it again")
+                    raise SeriesError(f"expected frames of {shape[1:]} pixels, came {pixels.shape}: {AT_SOURCE}")
                 if not volume.size:  # only now is it sure that such images are there
                     volume = np.empty(shape, dtype)
                 volume[place[key, frame]] = pixels
