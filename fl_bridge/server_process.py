@@ -2,6 +2,8 @@
 
 FLARE takes an event that a site sends for one of its own, whatever its name: by its code that of a fatal error aborts
 every site's job, and that of the system's end starts no further one. A federation of ours sends no events.
+A message that cannot be read, or that its receiver calls too large, has FLARE end the whole job: here it is the
+fault of that site, which gives no answer in the round.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.job_launcher.server_process_launcher import ServerProcessJobLauncher
+from nvflare.fuel.f3.cellnet import cell
 from nvflare.widgets.fed_event import FedEventRunner
 
 from fl_bridge.job_process import run_flare, start_through
@@ -39,8 +42,9 @@ class ServerJobLauncher(ServerProcessJobLauncher):
 
 
 def restrict() -> None:
-    """Take out of FLARE, in this process, that sites send events."""
+    """Take out of FLARE, in this process, that sites send events and that one site's message ends the job."""
     FedEventRunner._receive = _refuse
+    cell._is_server_job_cell = lambda my_info: False
     limit_messages(_find_limit)
 
 
