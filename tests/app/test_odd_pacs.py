@@ -14,6 +14,7 @@ import pytest
 import SimpleITK
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from monailabel.interfaces.exception import MONAILabelException
 from pydicom import dcmread
 
 from dicomio.phantoms import build_slices, series_uid, volume, write
@@ -197,6 +198,24 @@ def test_who_made_what_counts_of_the_tasks_segments_alone(odd, open_store, tmp_p
     task = replace(TASK, labels={"right": 2}, codes={"right": CODES["right"]})
     assert open_store(odd.url, task=task).get_labeled_images() == [SERIES[0]]
     assert open_store(odd.url, task=replace(TASK, codes=CODES), state="all").get_labeled_images() == []
+
+
+def test_a_segmentation_may_be_submitted_as_a_file(odd, open_store, tmp_path):
+    mask = draw_segmentation(odd, tmp_path, code_alone)
+    (ds,) = (ds for ds in odd.instances.values() if ds.Modality == "SEG")
+    del odd.instances[str(ds.SOPInstanceUID)]
+    (tmp_path / "label.dcm").write_bytes(encode(ds))
+    store = open_store(odd.url, task=replace(TASK, codes=CODES))
+    version = store.submit(SERIES[0], tmp_path / "label.dcm", {"client_id": "bob"})
+    assert (version.annotator, version.tasks, version.is_stored) == ("bob", ("gland",), True)
+    drawn = SimpleITK.ReadImage(store.get_label_uri(SERIES[0], "final"))
+    assert np.array_equal(SimpleITK.GetArrayFromImage(drawn).transpose(2, 1, 0), mask)
+    with pytest.raises(MONAILabelException) as caught:
+        store.submit(SERIES[1], tmp_path / "label.dcm", {"client_id": "bob"})
+    assert "expected a segmentation of series" in caught.value.msg
+    (tmp_path / "cut.dcm").write_bytes(encode(ds)[:600])
+    with pytest.raises(MONAILabelException):
+        store.submit(SERIES[0], tmp_path / "cut.dcm", {"client_id": "bob"})
 
 
 @pytest.mark.usefixtures("impatient")

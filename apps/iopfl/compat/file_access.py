@@ -40,6 +40,9 @@ from iopfl.compat._patching import guard, once
 NAMES = ("image", "id", "label", "tag", "model", "method", "strategy", "session_id")
 """Arguments of endpoints that name something."""
 
+_OF_DICOM = (".dcm",)
+"""A label of a PACS's image may be a SEG."""
+
 SERVER_KEYS = ("image", "image_id", "session", "bundle_path", "train_ds", "val_ds", "_image_id")
 """Keys that only the server may put into a task's request: they are or become paths."""
 
@@ -120,7 +123,7 @@ def apply() -> None:
             guard(endpoints, function, check_arguments)
     datastore = importlib.import_module("monailabel.endpoints.datastore")
     guard(datastore, "add_image", _check_new_image)
-    guard(datastore, "save_label", lambda arguments: _check_upload(arguments["label"]))
+    guard(datastore, "save_label", _check_label)
     _check_wsi(importlib.import_module("monailabel.endpoints.wsi_infer"))
     guard(importlib.import_module("monailabel.endpoints.infer"), "binary_to_image", _refuse_scribbles)
     sessions: Any = importlib.import_module("monailabel.utils.sessions")
@@ -241,15 +244,21 @@ def _check_images(images: Any) -> None:
         check_name("image", name)
 
 
-def _check_upload(upload: Any) -> None:
-    """Check that an upload is an image: other types could replace the datastore's own files."""
+def _check_label(arguments: dict[str, Any]) -> None:
+    """Check an upload of a label; with other tags than final it is kept as it comes."""
+    is_final = (arguments["tag"] or "final") == "final"
+    _check_upload(arguments["label"], _OF_DICOM if is_final else ())
+
+
+def _check_upload(upload: Any, more: tuple[str, ...] = ()) -> None:
+    """Check that an upload is an image, or ends otherwise as is allowed: others could replace the datastore's files."""
     from monailabel.config import settings
 
     name = Path(upload.filename or "").name
     check_name("file name", name)
     endings = tuple(p.removeprefix("*") for p in settings.MONAI_LABEL_DATASTORE_FILE_EXT)
-    if not name.lower().endswith(endings):
-        _refuse(f"file name must end in one of {', '.join(endings)}, not {name!r}")
+    if not name.lower().endswith(endings + more):
+        _refuse(f"file name must end in one of {', '.join(endings + more)}, not {name!r}")
 
 
 def _refuse_scribbles(arguments: dict[str, Any]) -> None:

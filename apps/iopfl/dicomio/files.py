@@ -44,6 +44,12 @@ def reading(what: str, error_type: type[SeriesError] = SeriesError) -> Iterator[
         ) from error
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM's do (PS3.10, 7.1)."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
 def read_dataset(source: Path | bytes, *, pixels: bool = True) -> Dataset | None:
     """Read one DICOM file, with or without preamble and file meta information.
 

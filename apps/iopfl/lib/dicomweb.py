@@ -20,7 +20,8 @@ from pydicom import Dataset
 
 from iopfl.base.errors import IOPFLError, PACSAwayError, PACSError, SeriesError
 from iopfl.core.sites import IMAGE_SUFFIXES
-from iopfl.lib.datastore import FINAL
+from iopfl.dicomio.files import is_dicom
+from iopfl.lib.datastore import FINAL, telling_clients
 from iopfl.lib.folder_files import new_item
 from iopfl.lib.index_file import IndexFile, Item
 from iopfl.lib.label_log import LabelVersion
@@ -31,9 +32,10 @@ from iopfl.lib.pacs_labels import MODALITIES as SEGMENTATIONS
 from iopfl.lib.pacs_labels import UNREADABLE, PACSLabels
 from iopfl.lib.pacs_outbox import LabelOutbox
 from iopfl.lib.pacs_results import Results
-from iopfl.lib.pacs_segmentations import write_label
+from iopfl.lib.pacs_segmentations import read_segmentation_file, write_label
 from iopfl.lib.pacs_selecting import SelectingPACS
 from iopfl.lib.refreshing import Refreshing
+from iopfl.lib.submissions import Submission
 
 logger = logging.getLogger(__name__)
 
@@ -203,6 +205,19 @@ class PACSDatastore(SelectingPACS):
         version = super().submit(image_id, label, info)
         self.outbox.hand_in(image_id, version.number, at_once=not self._results.take_long)
         return self.versions.history(image_id).find(version.number)
+
+    def take(
+        self, image_id: str, label: Path, info: Mapping[str, Any], origin: Mapping[str, Any], folder: Path
+    ) -> Submission:
+        """As any datastore does; a DICOM SEG or structure set that was drawn on the image is a label too."""
+        if not is_dicom(label):
+            return super().take(image_id, label, info, origin, folder)
+        with telling_clients():
+            series, file = self._find(image_id), folder / f"label{IMAGE_SUFFIX}"
+            if series is None:
+                raise PACSError(f"the PACS has no series {image_id} any more: list the images again")
+            ds = read_segmentation_file(label)
+            return Submission(file, tuple(write_label(ds, self._cache.read(series), self.tasks_for(image_id), file)))
 
     def repair(self) -> None:
         """Nothing: a search brings final labels in line."""

@@ -15,6 +15,7 @@ from pydicom import Dataset
 from iopfl.base.errors import SeriesError
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_label
+from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.result_kinds import KINDS
 from iopfl.dicomio.results import build_results
 from iopfl.dicomio.segmentation import Label, Origin, read_segmentation, segments_of
@@ -25,6 +26,16 @@ logger = logging.getLogger(__name__)
 
 UNNAMED = "unnamed"
 """Content creator of a label whose annotator did not say who they are: without one it would count as automatic."""
+
+
+def read_segmentation_file(path: Path) -> Dataset:
+    """A SEG or structure set that somebody sent as a file.
+
+    Raises:
+        SeriesError: it cannot be read.
+    """
+    with reading("the segmentation"):
+        return read_dataset(path) or Dataset()
 
 
 def write_label(ds: Dataset, series: Series, tasks: Sequence[Task], target: Path) -> list[str]:
