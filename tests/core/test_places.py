@@ -12,13 +12,14 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
+from iopfl.base.errors import SeriesError
 from iopfl.core.measuring import measure
 from iopfl.core.places import is_opened_by_itk, write_upright
 from iopfl.core.predictor import Answer, Segmentation
 from iopfl.core.transforms import read_image, read_label
 from iopfl.core.writers import write_mask
 
-from .tiny import BALL
+from .tiny import BALL, DISK
 
 SHAPE = (9, 8, 7)
 SPOT = (slice(4, 7), slice(2, 5), slice(1, 3))
@@ -147,6 +148,61 @@ def test_what_is_handed_out_opens_in_itk_with_masks_and_labels_on_it(tmp_path, g
     assert torch.equal(read_label(tmp_path / "label.nrrd", BALL, like=image)[0].as_tensor(), mask.float())
     (size, _) = measure(mask.numpy(), BALL.labels, image.affine.numpy())
     assert size.volume == pytest.approx(18 * abs(np.linalg.det(affine[:3, :3])) / 1000, rel=1e-3)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["by its size", "by its affine"])
+@pytest.mark.parametrize(("axis", "plane"), enumerate(["sagittal", "coronal", ""]))
+def test_one_slice_that_is_not_axial_is_refused_by_name_and_an_axial_one_is_seen(tmp_path, axis, plane, turned):
+    shape, affine = [20, 20, 20], np.eye(4)
+    shape[axis] = 1
+    if turned:  # the slice is stored as rows and columns
+        affine = affine[:, [*[other for other in range(3) if other != axis], axis, 3]]
+        shape = [20, 20, 1]
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random(shape, np.float32), affine), tmp_path / "slice.nii")
+    if plane:
+        with pytest.raises(SeriesError, match=f"sees axial slices, the image is one {plane} slice"):
+            read_image(tmp_path / "slice.nii", DISK)
+    else:
+        assert read_image(tmp_path / "slice.nii", DISK).shape == (1, *shape)
+    with pytest.raises(SeriesError, match="one slice"):
+        read_image(tmp_path / "slice.nii", BALL)
+
+
+VOLUMES = {
+    "complex.nii": "no plain number",
+    "colors.nii": "no plain number",
+    "times.nii": r"expects 1 channel\(s\), the image has 5",
+    "vectors.nii": "given 4 dimensions",
+    "vectors.nrrd": "3 values in each voxel",
+    "vectors.mha": r"expects 1 channel\(s\), the image has 3",
+    "complex.mha": r"expects 1 channel\(s\), the image has 2",
+}
+
+
+@pytest.mark.parametrize(("name", "why"), VOLUMES.items())
+def test_more_than_one_value_in_a_voxel_is_refused_and_not_halved(tmp_path, name, why):
+    values = np.random.default_rng(0).normal(size=(9, 8, 7, 3)).astype(np.float32)
+    path = tmp_path / name
+    if name == "colors.nii":
+        kind = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+        nib.save(nib.Nifti1Image(np.zeros((9, 8, 7), kind), np.eye(4)), path)
+    elif name.endswith(".nii"):
+        given = {
+            "complex.nii": values[..., 0] + 1j,
+            "times.nii": np.zeros((9, 8, 7, 5)),
+            "vectors.nii": values[:, :, :, None],
+        }
+        array = given[name]
+        nib.save(
+            nib.Nifti1Image(array.astype(np.complex64 if array.dtype.kind == "c" else np.float32), np.eye(4)), path
+        )
+    else:
+        image = sitk.GetImageFromArray(values, isVector=True)
+        if name == "complex.mha":
+            image = sitk.GetImageFromArray((values[..., 0] + 1j).astype(np.complex64))
+        sitk.WriteImage(image, str(path))
+    with pytest.raises(SeriesError, match=why):
+        read_image(path, BALL)
 
 
 @pytest.mark.parametrize("geometry", [name for name in GEOMETRIES if "sheared" not in name])

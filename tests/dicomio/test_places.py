@@ -10,8 +10,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from core.tiny import BALL
+from core.tiny import BALL, DISK
 from dicomio import phantoms
+from iopfl.base.errors import SeriesError
 from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.transforms import read_image
 from iopfl.core.writers import write_mask
@@ -150,7 +151,7 @@ def test_a_label_drawn_in_slicer_comes_back_to_the_frames_that_it_was_drawn_on(s
     drawn.CopyInformation(shown)
     sitk.WriteImage(drawn, str(tmp_path / "drawn.nii.gz"))
     version = LabelVersion(number=1, annotator="ann", when="2026-01-01T00:00:00+00:00")
-    ds = build_label(tmp_path / "drawn.nii.gz", series, BALL, version)
+    (ds,) = build_label(tmp_path / "drawn.nii.gz", series, BALL, version)
     kept = series.to_frames(values)
     expected = sitk.GetImageFromArray(series.from_frames(kept).T)
     expected.CopyInformation(shown)
@@ -185,5 +186,16 @@ def test_what_is_drawn_on_slices_that_shift_is_taken_as_it_lies(tmp_path):
     mask[SPOT] = 1
     version = LabelVersion(number=1, annotator="ann", when="2026-01-01T00:00:00+00:00")
     nib.save(nib.Nifti1Image(mask, series.frames_affine), tmp_path / "label.nii.gz")
-    ds = build_label(tmp_path / "label.nii.gz", series, BALL, version)
+    (ds,) = build_label(tmp_path / "label.nii.gz", series, BALL, version)
     assert np.array_equal(series.to_frames(read_segmentation(ds, series, BALL.labels).mask), mask)
+
+
+@pytest.mark.parametrize("plane", ["axial", "sagittal", "coronal"])
+def test_a_single_slice_of_a_series_is_seen_if_it_is_axial_and_else_refused_by_name(tmp_path, plane):
+    slices = phantoms.build_slices(phantoms.volume((14, 12, 1), low=0), **GEOMETRIES[plane])
+    write_nifti(read_series(phantoms.write(slices, tmp_path / "series")), tmp_path / "image.nii.gz")
+    if plane == "axial":
+        assert read_image(tmp_path / "image.nii.gz", DISK).shape == (1, 14, 12, 1)
+    else:
+        with pytest.raises(SeriesError, match=f"the image is one {plane} slice"):
+            read_image(tmp_path / "image.nii.gz", DISK)

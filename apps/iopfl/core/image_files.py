@@ -182,6 +182,8 @@ def _read_nifti(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarr
 
 
 def _read_nrrd(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    if header.channels > 1:
+        raise SeriesError(f"it has {header.channels} values in each voxel: save one of them as a volume")
     data, fields = _read_nrrd_data(path)
     array, meta = NrrdReader().get_data(NrrdImage(data, fields))
     units = [_MILLIMETERS_BY_NAME.get(str(unit).strip().lower(), 1.0) for unit in fields.get("space units", ())]

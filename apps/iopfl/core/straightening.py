@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 
 _RIGHT_ANGLE = 0.02
@@ -88,6 +89,19 @@ def straighten(shape: Sequence[int], affine: np.ndarray) -> Stack | None:
     offsets = offsets - first
     width, height = offsets.max(axis=0).tolist()
     return Stack((x, y, count), affine, offsets, (x + width, y + height, count), straight)
+
+
+def find_plane(shape: Sequence[int], affine: np.ndarray) -> str:
+    """`sagittal` or `coronal`, if a grid is one slice that lies so; "" of any other.
+
+    Args:
+        shape: (X, Y, Z).
+        affine: (4, 4), voxel index to RAS mm.
+    """
+    edges = dict(zip(nib.io_orientation(affine)[:, 0].tolist(), shape, strict=True))  # by axis of the patient
+    if edges[2] == 1:
+        return ""
+    return {edges[1]: "coronal", edges[0]: "sagittal"}.get(1, "")
 
 
 def upright(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:

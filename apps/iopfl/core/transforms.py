@@ -31,6 +31,7 @@ from iopfl.core.memory import check_room
 from iopfl.core.places import place_in_itk, source_of
 from iopfl.core.segment_files import is_segmentation, place_segments, read_segmentation
 from iopfl.core.sites import find_suffix
+from iopfl.core.straightening import find_plane
 from iopfl.core.task import Task
 
 _MAX_LAYERS = 64
@@ -64,6 +65,12 @@ def read_image(path: Path, task: Task) -> MetaTensor:
         )
     if task.spatial_dims == 3 and min(image.shape[1:]) < 2:
         raise SeriesError(f"{path.name}: task {task.name} expects a volume, the image is one slice")
+    lying = find_plane(image.shape[1:], image.affine.numpy())
+    if task.spatial_dims == 2 and lying:
+        raise SeriesError(
+            f"{path.name}: task {task.name} sees axial slices, the image is one {lying} slice; give an axial one, or "
+            "the whole volume"
+        )
     if not torch.isfinite(image).all():
         raise SeriesError(f"{path.name}: the image holds NaN or infinity; expected finite intensities")
     padding = find_notes(image).padding
