@@ -158,7 +158,7 @@ SLICES = {"voxels": phantoms.volume((5, 4, 8))}
     ("spoil", "reason"),
     [
         (lambda s: drop(s, 3, 4), r"2 slices are missing, between 36\.00 and 45\.00 mm"),
-        (lambda s: drop(s, 1), r"1 slices are missing, between 30\.00 and 36\.00 mm"),
+        (lambda s: drop(s, 1), r"1 slice is missing, between 30\.00 and 36\.00 mm"),
         (lambda s: change(s, "ImagePositionPatient", [-10.5, 20.25, 40.0], 3), r"range from 2\.00 to 4\.00 mm"),
         (lambda s: change(s, "ImagePositionPatient", [-8.5, 20.25, 39.0], 3), "shift sideways"),
         (lambda s: change(s, "ImagePositionPatient", [-10.5, 20.25, 36.0], 3), "1 of 8 slices lie where another does"),

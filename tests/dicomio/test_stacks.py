@@ -119,11 +119,11 @@ def test_an_enhanced_instance_is_told_from_its_scout(tmp_path):
         (lambda: [*build(4), *beside(count=4)], "4 of 8 slices lie where another does"),
         (lambda: [*build(3), *edited(beside(count=3), ImageType=LOCALIZER)], "3 of 6 instances: it is a localizer"),
         (lambda: edited(build(), ImagePositionPatient=None), "ImagePositionPatient of every slice"),
-        (lambda: build()[:3] + build()[4:], r"1 slices are missing, between 36\.00 and 42\.00"),
-        (lambda: build()[:6] + build()[7:], r"1 slices are missing, between 45\.00 and 51\.00"),
+        (lambda: build()[:3] + build()[4:], r"1 slice is missing, between 36\.00 and 42\.00"),
+        (lambda: build()[:6] + build()[7:], r"1 slice is missing, between 45\.00 and 51\.00"),
         (
             lambda: [*build()[:3], *edited(build()[3:4], ImageType=LOCALIZER), *build()[4:]],
-            r"1 slices are missing.*left out before that: instance 4: a localizer",
+            r"1 slice is missing.*left out before that: instance 4: a localizer",
         ),
     ],
 )

@@ -152,7 +152,7 @@ def _check_place(name: str, image: MetaTensor) -> None:
 
 def open_nifti(path: Path) -> Any:
     """nibabel's image of a NIfTI, with its header alone read: by its path nibabel opens no `.Nii.gz`."""
-    with ImageOpener(path) as file:
+    with ImageOpener(str(path)) as file:
         sizes = {int.from_bytes(file.read(4), order) for order in ("little", "big") if file.seek(0) == 0}
     kind = nib.Nifti2Image if 540 in sizes else nib.Nifti1Image
     return kind.from_file_map({"image": FileHolder(str(path))})

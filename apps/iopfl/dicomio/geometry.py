@@ -224,9 +224,8 @@ def _describe_gaps(planes: Sequence[Plane]) -> str:
     more = f" and {len(wide) - _SHOWN} more" if len(wide) > _SHOWN else ""
     missing = round(sum(distances[index] / usual - 1 for index in wide))
     if wide and missing and np.abs(distances / usual - np.round(distances / usual)).max() <= tolerance:
-        what = (
-            f"{missing} slices are missing, between {', '.join(gaps)} mm{more} along the normal; send the whole series"
-        )
+        slices = "slice is" if missing == 1 else "slices are"
+        what = f"{missing} {slices} missing, between {', '.join(gaps)} mm{more} along the normal; send the whole series"
     else:
         what = f"the distances range from {distances.min():.2f} to {distances.max():.2f} mm" + (
             f", widest between {', '.join(gaps)} mm{more} along the normal" if gaps else ", or slices shift sideways"

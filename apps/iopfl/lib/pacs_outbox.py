@@ -16,6 +16,7 @@ from pathlib import Path
 
 from monailabel.interfaces.exception import MONAILabelException
 from pydicom import Dataset, dcmread
+from pydicom.uid import UID
 
 from iopfl.base.errors import IOPFLError, PACSAwayError, PACSError
 from iopfl.base.files import replacing, write_bytes
@@ -136,7 +137,8 @@ class LabelOutbox:
             old.unlink()
         built = self._build(image, version)
         if version.sop_instance_uid and len(built) == 1:  # its file was damaged; the PACS may have the instance
-            built[0].SOPInstanceUID = built[0].file_meta.MediaStorageSOPInstanceUID = version.sop_instance_uid
+            uid = UID(version.sop_instance_uid)
+            built[0].SOPInstanceUID = built[0].file_meta.MediaStorageSOPInstanceUID = uid
         for index, ds in reversed([*enumerate(built)]):
             target = self._versions.beside_file(image, version.number, index) if index else file
             with replacing(target) as temporary:
