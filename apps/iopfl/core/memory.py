@@ -21,8 +21,12 @@ from iopfl.core.task import Task
 DEFAULT_SHARE = 0.5
 """Of the machine's memory, or the container's, that an answer may take."""
 
-_FIXED_BYTES = 2**29
-"""Networks and the activations of their windows."""
+_PROCESS_BYTES = 1.15e9
+"""A process that has PyTorch and MONAI in it, and the blocks that it keeps (`base.allocation`)."""
+_PASS_BYTES = 4 * 84
+"""A pixel of the network's window and channel of its first layer: four windows a pass, activations as measured."""
+_USUAL_WIDTH = 32
+"""Channels of a network's first layer, where its arguments do not say."""
 _CGROUP_ROOT, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _CGROUPS = (("memory", "memory", "memory.limit_in_bytes"), ("", "", "memory.max"))
 """Controller, folder below the root and file of a limit: version 1, version 2."""
@@ -98,8 +102,8 @@ def find_grid(shape: Sequence[int], affine: np.ndarray, task: Task) -> tuple[flo
 def estimate(shape: Sequence[int], grid: Sequence[float] | None, task: Task) -> float:
     """Bytes that it takes to segment an image.
 
-    Measured as the peak of the process with a network that computes nothing, in bytes a voxel of the image as
-    stored and of the network's grid: while the file is read, and after.
+    Measured as peaks of processes (`benchmarks/large_volumes.py`), in bytes a voxel of the image as stored and of
+    the network's grid: while the file is read, and after, a DICOM segmentation of all labels in every slice included.
 
     Args:
         shape: (X, Y, Z) as stored.
@@ -108,8 +112,10 @@ def estimate(shape: Sequence[int], grid: Sequence[float] | None, task: Task) -> 
     """
     image, seen = math.prod(map(float, shape)), math.prod(map(float, grid or (0,)))
     reading = image * task.channels * 16
-    answering = image * task.channels * 6 + seen * (task.channels * 12 + task.num_classes * 3)
-    return _FIXED_BYTES + max(reading, answering)
+    answering = image * (task.channels * 6 + task.num_classes * 2) + seen * (task.channels * 12 + task.num_classes)
+    widths = task.network.args.get("features") or task.network.args.get("channels") or (_USUAL_WIDTH,)
+    passes = math.prod(task.size) * widths[0] * _PASS_BYTES
+    return _PROCESS_BYTES + passes + max(reading, answering)
 
 
 def check_room(name: str, shape: Sequence[int], task: Task, affine: np.ndarray | None = None) -> None:
