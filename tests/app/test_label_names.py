@@ -173,3 +173,44 @@ def test_slicer_shows_each_label_by_its_place(task):
     places = enumerate((name for name, _ in sorted(told.items(), key=lambda item: item[1])), start=1)
     assert {name: place for place, name in places if name in task.labels} == dict(task.labels)
     assert list(told) == sorted(told, key=told.get)  # of a stored answer it takes them as they come
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"posterior": 1, "anterior": 2},
+        {"1": "posterior", "2": "anterior"},
+        ["posterior", "anterior"],
+        '[{"name": "posterior", "idx": 1}, {"name": "anterior", "idx": 2}]',
+        [{"label": "posterior", "idx": 1}, {"label": "anterior", "idx": 2}],
+        [{"name": "posterior", "idx": 1}, {"name": " ", "idx": 2}],
+        [{"name": "posterior", "idx": 1}, None, {"name": "anterior", "idx": 2}],
+    ],
+)
+def test_names_in_a_form_that_is_not_understood_are_refused_and_not_passed_over(store, tmp_path, said):
+    from monailabel.interfaces.exception import MONAILabelException
+
+    label = export(tmp_path, ("posterior", "anterior"), PAIR.labels)
+    with pytest.raises(MONAILabelException) as refused:
+        store.submit(IMAGE, label, {"label_info": said, "model": "pair"})
+    assert "label_info: expected a list of" in refused.value.msg
+
+
+@pytest.mark.parametrize("form", [float, str])
+def test_an_index_counts_however_its_number_is_written(store, studies, tmp_path, form):
+    label = export(tmp_path, ("posterior", "anterior"), PAIR.labels)
+    told = [{"name": "anterior", "idx": form(2)}, {"name": "posterior", "idx": form(1)}]
+    store.submit(IMAGE, label, {"label_info": told, "model": "pair"})
+    assert stored(studies) == dict(PAIR.labels)
+
+
+@pytest.mark.parametrize("drawn", [("posterior",), ("posterior", "anterior")])
+def test_a_background_in_the_list_moves_no_label(store, studies, tmp_path, drawn):
+    from monailabel.interfaces.exception import MONAILabelException
+
+    scene = ("background", "posterior", "anterior")
+    submit(store, export(tmp_path, scene, PAIR.labels), scene, model="pair")
+    assert stored(studies) == dict(PAIR.labels)
+    with pytest.raises(MONAILabelException) as refused:
+        submit(store, export(tmp_path, scene[1:], drawn), scene, model="pair")
+    assert "a segment named background" in refused.value.msg

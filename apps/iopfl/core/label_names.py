@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -75,6 +76,13 @@ def name_values(said: Any, values: Iterable[float], task: Task, file: str) -> di
         SeriesError: a value is drawn that has no name by either.
     """
     listed, drawn = _listed(said), set(values)
+    names = [name for name, _ in listed]
+    shown = [name for name in names if not _is_background(name)]
+    if drawn <= set(range(1, len(shown) + 1)) and any(names[int(value) - 1] != shown[int(value) - 1] for value in drawn):
+        raise SeriesError(
+            f"label {file}: its label_info lists a segment named background, and whether the values in the file count "
+            f"it ({_show_numbers(drawn)}) cannot be told: leave it out of the list and the file"
+        )
     by_place = {place: name for place, (name, _) in enumerate(listed, start=1)}
     indices = [index for _, index in listed if index is not None]
     by_index = {index: name for name, index in listed if index is not None}
@@ -120,7 +128,7 @@ def merge(drawn: Drawn, task: Task, file: str, codes: Mapping[str, tuple[str, st
             labels[label] = labels[label] | place if label in labels else place
         elif region:
             regions[region] = place
-        elif name.strip().casefold() != _BACKGROUND:
+        elif not _is_background(name):
             unknown.append(name)
     if unknown:
         raise SeriesError(
@@ -171,17 +179,48 @@ def _find_region(name: str, task: Task) -> str | None:
     return next((region for region in task.regions if region.casefold() == name.strip().casefold()), None)
 
 
+def _is_background(name: str) -> bool:
+    return name.strip().casefold() == _BACKGROUND
+
+
 def _listed(said: Any) -> list[tuple[str, int | None]]:
-    """Name and index of each segment that was exported; nothing, if one has no name: the places are unknown then."""
-    if not isinstance(said, list) or not all(isinstance(item, Mapping) for item in said):
+    """Name and index of each segment that was exported.
+
+    Raises:
+        SeriesError: names came in another form, by which values cannot be told: they would go by their numbers.
+    """
+    items = said if isinstance(said, list) else []
+    if not items or not all(isinstance(item, Mapping) and _is_text(item.get("name")) for item in items):
+        if _holds_names(said):
+            raise SeriesError(
+                'label_info: expected a list of {"name": ..., "idx": ...}, one for each segment in the order of their '
+                "values and each with a name, came something else: send it so, or none"
+            )
         return []
-    if not all(isinstance(item.get("name"), str) and item["name"].strip() for item in said):
-        return []
-    listed = [(item["name"], _whole(item.get("idx"))) for item in said]
+    listed = [(item["name"], _whole(item.get("idx"))) for item in items]
     return [(name, index) for name, index in listed if index != 0]
 
 
+def _holds_names(said: Any) -> bool:
+    if isinstance(said, list):
+        return any(_is_text(item) or (isinstance(item, Mapping) and _names_something(item)) for item in said)
+    return _is_text(said) or (isinstance(said, Mapping) and bool(said))
+
+
+def _names_something(item: Mapping[Any, Any]) -> bool:
+    return any(_is_text(value) and re.search("name|label", str(key), re.IGNORECASE) for key, value in item.items())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _whole(value: Any) -> int | None:
+    """A whole number, as some clients write it: 2, 2.0 or "2"."""
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 10:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
