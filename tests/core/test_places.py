@@ -13,8 +13,9 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from iopfl.base.errors import SeriesError
+from iopfl.core.image_files import read_voxels
 from iopfl.core.measuring import measure
-from iopfl.core.places import is_opened_by_itk, write_upright
+from iopfl.core.places import is_opened_by_itk, place_in_itk, write_upright
 from iopfl.core.predictor import Answer, Segmentation
 from iopfl.core.transforms import read_image, read_label
 from iopfl.core.writers import write_mask
@@ -213,3 +214,17 @@ def test_itk_and_nibabel_agree_on_a_volume_of_any_unit(tmp_path, geometry):
         for index in ([0, 0, 0], [8, 7, 6]):
             expected = (LPS @ GEOMETRIES[geometry] @ [*index, 1])[:3]
             assert np.allclose(place_in(shown, index), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("space", ["LPS", "RAS", "LAS", "left-anterior-superior", "scanner-xyz", None])
+def test_an_nrrd_lies_where_itk_has_it_whatever_its_space_is_called(tmp_path, space):
+    """A network saw others than `left-posterior-superior` and RAS as mirror images."""
+    path, shape = tmp_path / "image.nrrd", (5, 6, 7)
+    header = {"space directions": np.diag([1.0, 2.0, 3.0]), "space origin": [10.0, 20.0, 30.0]}
+    header |= {"space": space} if space else {"space dimension": 3}
+    nrrd.write(str(path), np.zeros(shape, np.float32), header)
+    read = read_voxels(path)
+    np.testing.assert_allclose(read.affine.numpy(), place_in_itk(read), atol=1e-6)
+    nrrd.write(str(path), np.zeros(shape, np.float32), {"spacings": [1.0, 2.0, 3.0]})
+    read = read_voxels(path)
+    np.testing.assert_allclose(read.affine.numpy(), place_in_itk(read), atol=1e-6)

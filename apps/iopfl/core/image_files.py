@@ -10,7 +10,7 @@ import contextlib
 import gzip
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,17 @@ _MILLIMETERS = {1: 1e3, 3: 1e-3}
 """In the unit that a NIfTI says, meters or micrometers; in any other it is taken for millimeters, as ITK does."""
 _MILLIMETERS_BY_NAME = {"m": 1e3, "cm": 10.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3, "nm": 1e-6}
 """In the units that an NRRD or a MetaImage says."""
+
+_LPS = "left-posterior-superior"
+_TO_RAS = {
+    _LPS: (-1, -1, 1),
+    "lps": (-1, -1, 1),
+    "right-anterior-superior": (1, 1, 1),
+    "ras": (1, 1, 1),
+    "left-anterior-superior": (-1, 1, 1),
+    "las": (-1, 1, 1),
+}
+"""Signs of the axes of an NRRD's space."""
 
 _FLAT = 1e-3
 """Least volume of the box that an image's three unit directions span; below it they lie in a plane."""
@@ -120,6 +131,11 @@ def read_nrrd(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         return _read_nrrd_data(path)
 
 
+def find_flips(fields: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """Signs that bring an NRRD's space to RAS; LPS where it says none, as ITK has it. None = a space of its own."""
+    return _TO_RAS.get(str(fields.get("space", "lps")).strip().lower())
+
+
 @contextlib.contextmanager
 def _telling(path: Path, expected: str) -> Iterator[None]:
     """Say of what kind a file was to be; each reader has errors of its own, and all mean that it is no image."""
@@ -185,6 +201,11 @@ def _read_nrrd(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarra
     if header.channels > 1:
         raise SeriesError(f"it has {header.channels} values in each voxel: save one of them as a volume")
     data, fields = _read_nrrd_data(path)
+    directions = np.asarray(fields.get("space directions", np.diag(fields.get("spacings", np.ones(data.ndim)))), float)
+    origin = np.asarray(fields.get("space origin", np.zeros(directions.shape[1])), float)
+    # MONAI takes a space for RAS, a mirror image, unless it is this name. One of its own is LPS for ITK.
+    to_lps = (np.array(_TO_RAS["lps"]) * (find_flips(fields) or _TO_RAS["lps"]))[: directions.shape[1]]
+    fields |= {"space": _LPS, "space directions": directions * to_lps, "space origin": origin * to_lps}
     array, meta = NrrdReader().get_data(NrrdImage(data, fields))
     units = [_MILLIMETERS_BY_NAME.get(str(unit).strip().lower(), 1.0) for unit in fields.get("space units", ())]
     if "affine" in meta and units:

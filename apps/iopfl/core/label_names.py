@@ -78,7 +78,9 @@ def name_values(said: Any, values: Iterable[float], task: Task, file: str) -> di
     listed, drawn = _listed(said), set(values)
     names = [name for name, _ in listed]
     shown = [name for name in names if not _is_background(name)]
-    if drawn <= set(range(1, len(shown) + 1)) and any(names[int(value) - 1] != shown[int(value) - 1] for value in drawn):
+    if drawn <= set(range(1, len(shown) + 1)) and any(
+        names[int(value) - 1] != shown[int(value) - 1] for value in drawn
+    ):
         raise SeriesError(
             f"label {file}: its label_info lists a segment named background, and whether the values in the file count "
             f"it ({_show_numbers(drawn)}) cannot be told: leave it out of the list and the file"
