@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 
 import nrrd
@@ -120,6 +121,49 @@ def test_a_value_that_no_segment_has_is_refused(tmp_path):
     path = save_segmentation(tmp_path / "label.seg.nrrd", layers, np.eye(4), Segment1_LabelValue="5")
     with pytest.raises(SeriesError, match="holds the value 2, which no segment"):
         read_label(path, TASK, like=image(tmp_path, np.eye(4)))
+
+
+def test_a_value_of_two_segments_is_refused(tmp_path):
+    layers = [{"core": (3, drawn()["core"]), "rim": (3, drawn()["rim"])}]
+    path = save_segmentation(tmp_path / "label.seg.nrrd", layers, np.eye(4))
+    with pytest.raises(SeriesError, match="has one value, 3, for two segments"):
+        read_label(path, TASK, like=image(tmp_path, np.eye(4)))
+
+
+def mitk_header(names: dict[str, int], is_old: bool) -> dict[str, str]:
+    if not is_old:
+        labels = [{"name": name, "value": value, "opacity": 0.6} for name, value in names.items()]
+        groups = json.dumps([{"labels": labels}])
+        return {
+            "modality": "org.mitk.multilabel.segmentation",
+            "org.mitk.multilabel.segmentation.labelgroups": groups,
+        }
+    fields = {"modality": "org.mitk.image.multilabel", "layers": "1", "layer_000": str(len(names) + 1)}
+    for number, (name, value) in enumerate({"Exterior": 0, **names}.items()):
+        fields[f"org.mitk.label_000_{number:05d}"] = (
+            f'<?xml version="1.0" encoding="UTF-8"?><Label><property key="name" type="StringProperty"><string value='
+            f'"{name}"/></property><property key="value" type="UShortProperty"><unsigned value="{value}"/></property>'
+            "</Label>"
+        )
+    return fields
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize("values", [(1, 2), (2, 1), (7, 4), (300, 5)])
+def test_the_names_in_mitks_header_decide(tmp_path, is_old, values):
+    """nnInteractive in MITK writes them too."""
+    affine, masks = AFFINES["oblique"], drawn()
+    flat = sum(value * mask.astype(np.uint16) for value, mask in zip(values, masks.values(), strict=True))
+    saved = SimpleITK.ReadImage(str(save_volume(tmp_path / "mask.nii.gz", flat, affine)))
+    for key, text in mitk_header(dict(zip(masks, values, strict=True)), is_old).items():
+        saved.SetMetaData(key, text)
+    path = tmp_path / "label.nrrd"
+    SimpleITK.WriteImage(saved, str(path))
+    assert torch.equal(open_label(path, TASK, like=image(tmp_path, affine)).classes[0].as_tensor(), expected().float())
+    saved.SetMetaData("org.mitk.multilabel.segmentation.labelgroups", "[{}]")
+    SimpleITK.WriteImage(saved, str(path))
+    with pytest.raises(SeriesError, match="does not say name and whole number"):
+        open_label(path, TASK, like=image(tmp_path, affine))
 
 
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)

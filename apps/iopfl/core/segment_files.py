@@ -1,13 +1,15 @@
-"""3D Slicer's segmentations (`.seg.nrrd`): segments with names, cropped to what is drawn, in layers where they overlap.
+"""Segmentations as NRRD: segments with names, cropped to what is drawn, in layers where they overlap.
 
-Format: Slicer's user guide, "Segmentation file (.seg.nrrd)". A plain NRRD with fields `Segment0_Name`, `Segment0_Layer`
-and so on in its header.
+3D Slicer's (`.seg.nrrd`; its user guide, "Segmentation file (.seg.nrrd)") have fields `Segment0_Name`, `Segment0_Layer`
+and so on in their header; MITK's one of JSON, or before 2023 one of XML for each label (its MultiLabel IO).
 """
 
 from __future__ import annotations
 
+import html
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,13 @@ import torch
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
-from iopfl.core.image_files import read_nrrd, read_nrrd_fields
+from iopfl.core.image_files import find_flips, read_nrrd, read_nrrd_fields
 
 _ALIGNED = 0.1
 """Voxels by which a segmentation's grid may lie beside the image's: headers are rounded."""
 
-_TO_RAS = {
-    "left-posterior-superior": (-1, -1, 1),
-    "lps": (-1, -1, 1),
-    "right-anterior-superior": (1, 1, 1),
-    "ras": (1, 1, 1),
-    "left-anterior-superior": (-1, 1, 1),
-    "las": (-1, 1, 1),
-}
+_MITK = "org.mitk.multilabel.segmentation.labelgroups"
+_OLD_MITK = "org.mitk.label_"
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,9 @@ class Segmentation:
 
 def is_segmentation(path: Path) -> bool:
     """Whether a file is an NRRD whose header describes segments."""
-    return path.name.lower().endswith(".nrrd") and any(map(_find_key, read_nrrd_fields(path)))
+    if not path.name.lower().endswith(".nrrd"):
+        return False
+    return any(_find_key(field) or field.startswith((_MITK, _OLD_MITK)) for field in read_nrrd_fields(path))
 
 
 def read_segmentation(path: Path) -> Segmentation:
@@ -86,13 +84,13 @@ def read_segmentation(path: Path) -> Segmentation:
         directions = np.delete(directions, axis, axis=0) if len(directions) == 4 else directions
     elif count == 0:
         array = array[None]
-    flips = _TO_RAS.get(str(fields.get("space", "lps")).lower())
+    flips = find_flips(fields)
     if count not in (0, 1) or directions.shape != (3, 3) or flips is None:
         raise SeriesError(f"label {path.name}: expected a segmentation in three dimensions of a patient; save it again")
     affine = np.eye(4)
     affine[:3, :3] = directions.T
     affine[:3, 3] = np.asarray(fields.get("space origin", np.zeros(3)), dtype=float)
-    return Segmentation(array, np.diag([*flips, 1]) @ affine, tuple(_read_segments(fields, len(array), path)))
+    return Segmentation(array, np.diag([*flips, 1]) @ affine, _read_segments(fields, len(array), path))
 
 
 def place_segments(path: Path, found: Segmentation, like: Tensor, affine: np.ndarray) -> dict[str, Tensor]:
@@ -120,7 +118,13 @@ def place_segments(path: Path, found: Segmentation, like: Tensor, affine: np.nda
     drawn: dict[str, Tensor] = {}
     for number, layer in enumerate(found.layers):
         values = {float(value) for value in np.unique(layer)} - {0.0}
-        named = {segment.value: segment.name for segment in found.segments if segment.layer == number}
+        named: dict[int, str] = {}
+        for segment in found.segments:
+            if segment.layer == number and named.setdefault(segment.value, segment.name) != segment.name:
+                raise SeriesError(
+                    f"label {path.name}: layer {number} has one value, {segment.value}, for two segments of its "
+                    "header; give each its own, and save it again"
+                )
         if values - named.keys():
             raise SeriesError(
                 f"label {path.name}: layer {number} holds the value {min(values - named.keys()):g}, which no segment "
@@ -154,22 +158,45 @@ def _find_key(field: str) -> re.Match[str] | None:
     return re.fullmatch(r"Segment(\d{1,5})_(\w+)", field)
 
 
-def _read_segments(fields: Mapping[str, Any], layers: int, path: Path) -> list[Segment]:
+def _read_segments(fields: Mapping[str, Any], layers: int, path: Path) -> tuple[Segment, ...]:
+    try:
+        if _MITK in fields:
+            return tuple(_read_mitk(json.loads(fields[_MITK])))
+        old = [(field, str(text)) for field, text in fields.items() if field.startswith(_OLD_MITK)]
+        return tuple(_read_old_mitk(old) if old else _read_slicer(fields, layers))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise SeriesError(
+            f"label {path.name}: its header does not say name and whole number of each segment; save it again"
+        ) from error
+
+
+def _read_slicer(fields: Mapping[str, Any], layers: int) -> Iterator[Segment]:
     described: dict[int, dict[str, str]] = {}
     for field, text in fields.items():
         if key := _find_key(field):
             described.setdefault(int(key[1]), {})[key[2]] = str(text)
-    segments = []
     for number, about in sorted(described.items()):
-        try:
-            # Files of older versions have a layer for each segment, and say neither.
-            value, layer = int(about.get("LabelValue", 1)), int(about.get("Layer", number if layers > 1 else 0))
-        except ValueError as error:
-            raise SeriesError(f"label {path.name}: segment {number} says no whole number; save it again") from error
-        segments.append(
-            Segment(about.get("Name", about.get("ID", "")), value, layer, _find_code(about.get("Tags", "")))
-        )
-    return segments
+        # Files of older versions have a layer for each segment, and say neither.
+        value, layer = int(about.get("LabelValue", 1)), int(about.get("Layer", number if layers > 1 else 0))
+        yield Segment(about.get("Name", about.get("ID", "")), value, layer, _find_code(about.get("Tags", "")))
+
+
+def _read_mitk(groups: Any) -> Iterator[Segment]:
+    for layer, group in enumerate(groups):
+        for label in group["labels"]:
+            yield Segment(str(label["name"]), int(label["value"]), layer, None)
+
+
+def _read_old_mitk(labels: Sequence[tuple[str, str]]) -> Iterator[Segment]:
+    for field, text in labels:
+        about = {
+            key: html.unescape(found[1])
+            for key in ("name", "value")
+            if (found := re.search(rf'<property key="{key}"[^>]*>\s*<\w+ value="([^"]*)"', text))
+        }
+        layer = int(field.removeprefix(_OLD_MITK).partition("_")[0])
+        if int(about["value"]):  # 0 is what is outside
+            yield Segment(about["name"], int(about["value"]), layer, None)
 
 
 def _find_code(tags: str) -> tuple[str, str] | None:
