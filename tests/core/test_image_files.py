@@ -229,6 +229,17 @@ def test_a_metaimage_is_read_as_itk_reads_it(kind, is_packed, tmp_path):
         np.testing.assert_allclose((read.affine.numpy() @ [*index, 1])[:3], place, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("MET_LONG", np.int32), ("MET_ULONG", np.uint32), ("MET_LONG_LONG", np.int64)]
+)
+def test_a_long_of_a_metaimage_has_the_bytes_that_itk_gives_it(name, kind, tmp_path):
+    data = np.arange(SHAPE[0] * SHAPE[1] * SHAPE[2]).astype(kind).tobytes()
+    path = tmp_path / "a.mha"
+    path.write_bytes(mha("LOCAL", data=data).replace(b"MET_UCHAR", name.encode()))
+    expected = itk.array_from_image(itk.imread(str(path))).transpose()
+    np.testing.assert_array_equal(read_voxels(path)[0].numpy(), expected)
+
+
 def pack_nrrd(encoding: str, pack) -> bytes:
     return nhdr(encoding=encoding, data=pack(VOXELS.tobytes(order="F")))
 

@@ -14,13 +14,14 @@ _TYPES = {
     "MET_USHORT": "u2",
     "MET_INT": "i4",
     "MET_UINT": "u4",
-    "MET_LONG": "i8",
-    "MET_ULONG": "u8",
+    "MET_LONG": "i4",
+    "MET_ULONG": "u4",
     "MET_LONG_LONG": "i8",
     "MET_ULONG_LONG": "u8",
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
+"""Four bytes are a long of the format, whatever a machine's own: MetaIO, `MET_ValueTypeSize`."""
 _YES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 _MAX_LINE = 2**16
