@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import socket
+import struct
 import threading
 import time
 import tracemalloc
@@ -201,6 +202,34 @@ def test_nothing_but_segmentations_of_the_pacs_own_studies_is_stored(proxy, pacs
     assert store(f"{proxy}/stow/studies/1.2.3", whole).status_code == 403
     assert store(f"{proxy}/stow/studies").status_code == 400
     assert store(f"{proxy}/stow/studies", *[whole] * 65).status_code == 413
+    assert pacs.request("GET", "/statistics").json()["CountInstances"] == before
+
+
+def element(tag: int, kind: bytes, value: bytes) -> bytes:
+    """In Explicit VR Little Endian, with a length of 16 bits."""
+    value += (b" " if kind == b"LO" else b"\0") * (len(value) % 2)
+    return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, kind, len(value)) + value
+
+
+def test_an_instance_that_says_something_twice_does_not_reach_the_pacs(proxy, pacs, tmp_path):
+    """Of two, pydicom takes the last, Orthanc the first: it went to a study and a patient that nobody had checked."""
+    whole = as_bytes(segmentation(tmp_path))
+    before = pacs.request("GET", "/statistics").json()["CountInstances"]
+    twice = {
+        0x0020000D: (b"UI", b"1.2.3.4"),
+        0x00100020: (b"LO", b"P-9"),
+        0x00080016: (b"UI", uid.MRImageStorage.encode()),
+        0x00080018: (b"UI", b"1.2.3.9"),
+        0x0020000E: (b"UI", series_uid("a series").encode()),
+        0x00020010: (b"UI", uid.ImplicitVRLittleEndian.encode()),
+    }
+    for tag, (kind, value) in twice.items():
+        at = whole.index(struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, kind), 132)
+        for place in (at, len(whole)):  # the last one counts for other programs
+            answer = store(f"{proxy}/stow/studies", whole[:place] + element(tag, kind, value) + whole[place:])
+            assert (answer.status_code, "each once and in order" in answer.text) == (400, True), (hex(tag), answer.text)
+    for cut in (whole[:-1], whole + bytes(7)):
+        assert store(f"{proxy}/stow/studies", cut).status_code == 400
     assert pacs.request("GET", "/statistics").json()["CountInstances"] == before
 
 

@@ -24,6 +24,7 @@ from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
 from iopfl.base.errors import SeriesError
+from iopfl.dicomio.elements import check_order
 from iopfl.dicomio.files import reading
 from iopfl.dicomio.refusals import LABEL_MAP
 
@@ -39,6 +40,8 @@ _MAX_META = 2**14
 """Bytes of a file's meta information."""
 _MAX_HEAD = 2**24
 """Bytes of an instance before its Series Instance UID, the references to source images among them."""
+_PREAMBLE = 132
+"""Bytes before a file's meta information (PS3.10, 7.1)."""
 _GROUP_LENGTH = struct.Struct("<128x4sHH2sHI")
 _TAGS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID")
 _LAST_TAG = 0x0020000E
@@ -175,7 +178,7 @@ def _find_parts(file: IO[bytes], boundary: bytes) -> list[Part]:
             if lines is None or start < 4 or end < start:
                 raise HTTPException(400, "expected each instance between boundaries, after headers of its own")
             _check_kind(body[lines.end() : start])
-            parts.append(_describe(file, start, end))
+            parts.append(_describe(file, body, start, end))
             at = end + 2
     if not parts:
         raise HTTPException(400, "expected DICOM instances, came none")
@@ -188,8 +191,8 @@ def _check_kind(headers: bytes) -> None:
         raise HTTPException(415, "expected each part as application/dicom")
 
 
-def _describe(file: IO[bytes], start: int, end: int) -> Part:
-    """What an instance says that it is; reads its beginning, and unpacks nothing."""
+def _describe(file: IO[bytes], body: mmap.mmap, start: int, end: int) -> Part:
+    """What an instance says that it is, once and for all who read it; unpacks nothing."""
     try:
         with reading("an instance"):
             ds, meta = _read_head(file, start, end)
@@ -210,6 +213,10 @@ def _describe(file: IO[bytes], start: int, end: int) -> Part:
         )
     if not all(re.fullmatch(r"[0-9][0-9.]{0,63}", found[keyword]) for keyword in _TAGS[:4]):
         raise HTTPException(400, "expected UIDs of digits and dots")
+    try:
+        check_order(body, start + _PREAMBLE, end, is_implicit=meta.TransferSyntaxUID == uid.ImplicitVRLittleEndian)
+    except SeriesError as error:
+        raise HTTPException(400, str(error)) from error
     return Part(
         start, end, sop_class, instance, found["StudyInstanceUID"], found["SeriesInstanceUID"], found["PatientID"]
     )
