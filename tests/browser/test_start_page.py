@@ -79,6 +79,13 @@ def test_images_of_other_tasks_are_gray_and_answered_with_a_warning(clinic, page
     assert page.locator("#images li button.other").count() == 0
 
 
+def test_the_page_is_no_wider_than_a_phone(clinic, page):
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.goto(f"{clinic.server.url}/?task=nodule&image={series_uid('case5')}&model=global&beside=")
+    page.wait_for_selector("#result .facts")
+    assert page.evaluate("document.documentElement.scrollWidth") == 400
+
+
 def test_where_the_experts_disagree_is_shown_when_asked_for_and_given_to_take_away(clinic, page, visit):
     image = series_uid("case6")
     page.goto(f"{clinic.server.url}/?task=nodule&image={image}&model=routed&beside=")
