@@ -25,8 +25,6 @@ from iopfl.compat.orphaned_child import CHILD_VARIABLE
 
 logger = logging.getLogger(__name__)
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
 BUSY = "BUSY"
 RETRY_SECONDS = "10"
 """When to ask again, as a 503 says it: a routed answer takes about as long."""
@@ -89,10 +87,8 @@ def apply() -> None:
 
     def refer_to_log(request: Request, error: Exception) -> JSONResponse:
         # The text of an unforeseen exception may hold paths or patient data: it stays in the log.
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            logger.error("%s %s: %s", request.method, request.url.path, error.strerror)
-            detail = f"the server's disk refuses ({error.strerror}): make room, and ask again"
-            return JSONResponse({"detail": detail}, status_code=507)
+        if isinstance(error, OSError) and error.errno in _FULL:  # before it came to a route
+            return say_what_is_full(request, error)
         number = uuid.uuid4().hex[:8]
         logger.error("%s %s failed (%s)", request.method, request.url.path, number, exc_info=error)
         detail = f"the server failed with {type(error).__name__}: look for {number} in its log"
