@@ -1,4 +1,4 @@
-"""Ours: the accumulated model, fine-tuned at its site, if the site's own validation labels favour it.
+"""Ours: the accumulated model, fine-tuned at its site, if the site's own validation labels favor it.
 
 As `core.rounds.SiteRounds` shares it, and as `core.predictor.Predictor` chooses between it and the global model.
 """

@@ -55,7 +55,7 @@ def publish(models, bank: ModelBank, **metrics: float) -> None:
     models.publish_local("gland", LocalModel(bank.experts[0], metrics))
 
 
-def test_a_local_model_serves_only_where_validation_favours_it(bank, tmp_path):
+def test_a_local_model_serves_only_where_validation_favors_it(bank, tmp_path):
     models = serve(bank, tmp_path / "state")
     assert models.predictor("gland").choose().kind == "personalized"
     publish(models, bank, personalized=0.6, **{"global": 0.5, "local": 0.7})

@@ -109,7 +109,7 @@ def test_a_mask_lies_on_its_images_grid_and_says_where_it_comes_from(client, ban
         assert 0 <= params["quality"] <= 1
     else:
         assert params["model"] in ("personalized", "local")
-        assert params["reason"] == "favoured by this site's validation labels"
+        assert params["reason"] == "favored by this site's validation labels"
 
 
 def test_an_answer_may_be_a_segmentation_with_the_labels_names(client):

@@ -118,7 +118,7 @@ def write_series(folder: Path, name: str, seed: int) -> Path:
 
 
 def write_photograph(folder: Path, name: str, seed: int) -> Path:
-    """A colour photograph, 60 wide and 40 high."""
+    """A color photograph, 60 wide and 40 high."""
     image, _ = draw_disk((60, 40), seed)
     ds = build_photograph(np.stack([image.T.clip(0, 255).astype(np.uint8)] * 3, -1), series=name)
     _name(ds, name)

@@ -30,15 +30,15 @@ def local(**metrics):
 @pytest.mark.parametrize(
     ("metrics", "own", "kind", "reason"),
     [
-        ({"dice": 0.8, "dice_global": 0.7}, None, "personalized", "favoured by this site's validation labels"),
-        ({"dice": 0.6, "dice_global": 0.7}, None, "global", "favoured by this site's validation labels"),
-        ({"dice": 0.7, "dice_global": 0.7}, None, "personalized", "favoured"),
+        ({"dice": 0.8, "dice_global": 0.7}, None, "personalized", "favored by this site's validation labels"),
+        ({"dice": 0.6, "dice_global": 0.7}, None, "global", "favored by this site's validation labels"),
+        ({"dice": 0.7, "dice_global": 0.7}, None, "personalized", "favored"),
         ({}, None, "personalized", "closest to this site; there was nothing to validate on"),
         ({"dice": 0.8}, None, "personalized", "nothing to validate on"),
         ({"dice": 0.1, "dice_global": 0.2}, {}, "local", "closest to this site; there was nothing"),
-        ({}, {"local": 0.9, "personalized": 0.8, "global": 0.7}, "local", "favoured"),
-        ({}, {"local": 0.6, "personalized": 0.8, "global": 0.7}, "personalized", "favoured"),
-        ({}, {"local": 0.6, "personalized": 0.5, "global": 0.7}, "global", "favoured"),
+        ({}, {"local": 0.9, "personalized": 0.8, "global": 0.7}, "local", "favored"),
+        ({}, {"local": 0.6, "personalized": 0.8, "global": 0.7}, "personalized", "favored"),
+        ({}, {"local": 0.6, "personalized": 0.5, "global": 0.7}, "global", "favored"),
     ],
 )
 def test_the_sites_validation_labels_choose(metrics, own, kind, reason, tmp_path):

@@ -210,7 +210,7 @@ def test_a_single_slice_is_repeated_into_the_channels_of_a_25d_task():
     assert all(torch.equal(instances[0, channel], volume[0, ..., 0]) for channel in range(3))
 
 
-def test_slices_see_their_neighbours_and_the_outermost_themselves():
+def test_slices_see_their_neighbors_and_the_outermost_themselves():
     volume = torch.arange(4.0).expand(1, 2, 2, 4)
     instances = to_instances(volume, STACK)
     assert instances[:, :, 0, 0].tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]

@@ -22,7 +22,7 @@ def make_volume(affine: torch.Tensor, shape: tuple[int, ...] = (20, 30, 6)) -> M
     return MetaTensor(torch.zeros(1, *shape), affine=affine)
 
 
-def centre_of(drawn: Image.Image, color: str) -> tuple[float, float]:
+def center_of(drawn: Image.Image, color: str) -> tuple[float, float]:
     """Where a picture is closest to a color, as shares of width and height."""
     wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
     near = np.abs(np.asarray(drawn).astype(int) - wanted).sum(-1) < 60
@@ -54,7 +54,7 @@ def test_right_anterior_is_at_the_upper_left_in_any_orientation(axes, place):
     image = make_volume(torch.diag(torch.tensor([*signs, 1.0])).double())
     mask = torch.zeros(20, 30, 6, dtype=torch.uint8)
     mask[(*place, 4)] = 1
-    across, down = centre_of(overlay(image, mask, TASK), label_colors(TASK)["a"])
+    across, down = center_of(overlay(image, mask, TASK), label_colors(TASK)["a"])
     assert across < 0.35
     assert down < 0.35
 
@@ -68,7 +68,7 @@ def test_axes_in_another_order_are_put_right():
     assert find_best_slice(image, mask) == 4
     drawn = overlay(image, mask, TASK)
     assert drawn.width / drawn.height == pytest.approx(20 / 30, rel=0.01)
-    assert max(centre_of(drawn, label_colors(TASK)["a"])) < 0.35
+    assert max(center_of(drawn, label_colors(TASK)["a"])) < 0.35
 
 
 def test_spacing_decides_the_proportions():
@@ -91,7 +91,7 @@ def test_labels_and_reference_have_their_own_lines():
     mask = torch.zeros(20, 30, 6, dtype=torch.uint8)
     mask[2:8, 2:8, 1], mask[10:16, 12:20, 1] = 1, 2
     colors = label_colors(TASK)
-    assert centre_of(overlay(image, mask, TASK), colors["a"])[0] > centre_of(overlay(image, mask, TASK), colors["b"])[0]
+    assert center_of(overlay(image, mask, TASK), colors["a"])[0] > center_of(overlay(image, mask, TASK), colors["b"])[0]
     with_reference = overlay(image, mask, TASK, reference=mask.roll(3, 0))
     assert (np.asarray(with_reference).min(-1) > 200).any()
     assert not (np.asarray(overlay(image, mask, TASK)).min(-1) > 200).any()

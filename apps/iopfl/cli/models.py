@@ -14,7 +14,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Which model answers."""
     kinds = ("global", "personalized", "average", "published", "routed")
     add_bank(parser, bank="folder of a bank", site="whose personalized model (default: none, an outside site)")
-    parser.add_argument("--model", choices=kinds, help="default: what the site's validation labels favour")
+    parser.add_argument("--model", choices=kinds, help="default: what the site's validation labels favor")
     parser.add_argument("--quality", action="store_true", help="agreement of the experts with each answer")
     parser.add_argument("--json", action="store_true", help="for programs")
 

@@ -114,7 +114,7 @@ class Predictor:
 
         Args:
             path: of the image.
-            kind: one of `KINDS`; None = what the site's validation labels favour.
+            kind: one of `KINDS`; None = what the site's validation labels favor.
             with_quality: agreement of the experts too, at a forward pass an expert; `routed` has it anyway.
             with_disagreement: where the experts disagree too, at up to a view of the whole image an expert.
             progress: told passes of the network done and in all, and what those take.
@@ -184,7 +184,7 @@ class Predictor:
         self._published = self._publish(volumes, progress)
 
     def choose(self) -> Choice:
-        """The model that the site's own validation labels favour: local, personalized or global.
+        """The model that the site's own validation labels favor: local, personalized or global.
 
         Equal Dice keeps the earlier of these. Where a model was never validated, what is closest to the site answers.
         """
@@ -205,7 +205,7 @@ class Predictor:
         if any(choice.kind not in scores for choice in choices):
             return replace(choices[0], reason="closest to this site; there was nothing to validate on", metrics=scores)
         best = max(choices, key=lambda choice: scores[choice.kind])
-        return replace(best, reason="favoured by this site's validation labels", metrics=scores)
+        return replace(best, reason="favored by this site's validation labels", metrics=scores)
 
     @torch.no_grad()
     def expert_answers(self, volume: Tensor, padding: Tensor | None = None) -> Tensor:

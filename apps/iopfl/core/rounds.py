@@ -136,7 +136,7 @@ class SiteRounds:
     def personalized(
         self, global_weights: Weights, order: Order, *, cancelled: Callable[[], bool] = lambda: False
     ) -> SharedModel:
-        """P_k, fine-tuned if the site's validation labels favour that, and its validation Dice beside W_k's and W^t's.
+        """P_k, fine-tuned if the site's validation labels favor that, and its validation Dice beside W_k's and W^t's.
 
         The same P_k is answered with the same weights and figures, whatever the order says: with other global weights
         each time, a server could have them scored on the site's images without end.

@@ -117,7 +117,7 @@ class Task:
         spatial_dims: 2 or 3, of the network.
         modality: DICOM modality of the images, e.g. MR or OP.
         channels: of an image: 1, or 3 for color.
-        slices: neighbouring slices given as channels to a 2D network (2.5D in the paper); odd.
+        slices: neighboring slices given as channels to a 2D network (2.5D in the paper); odd.
         size: the network's window in pixels, `spatial_dims` long. Without `spacing` images are
             resized to it; with it they are resampled and seen through a window of this size.
         spacing: in mm, `spatial_dims` long, or None.
@@ -223,7 +223,7 @@ class Task:
 
     @property
     def in_channels(self) -> int:
-        """Channels of an instance: those of the image, for each neighbouring slice."""
+        """Channels of an instance: those of the image, for each neighboring slice."""
         return self.channels * self.slices
 
     @property

@@ -2,7 +2,7 @@
 
 Training, inference, adaptation, the federation and the benchmark all use it.
 Every image is a volume here, (C, X, Y, Z): a picture has Z = 1. A 2D network
-sees a volume as N instances, its slices along Z, each with its neighbours as
+sees a volume as N instances, its slices along Z, each with its neighbors as
 channels (2.5D); a 3D network sees one instance.
 """
 
@@ -290,7 +290,7 @@ def to_instances(volume: Tensor, task: Task, positions: Tensor | None = None) ->
 
     Args:
         volume: (C, X, Y, Z).
-        task: 2D: slices along Z with their neighbours as channels, repeated at the ends; 3D: the volume.
+        task: 2D: slices along Z with their neighbors as channels, repeated at the ends; 3D: the volume.
         positions: (N,), which slices of a 2D task; None = all.
 
     Returns:
@@ -301,8 +301,8 @@ def to_instances(volume: Tensor, task: Task, positions: Tensor | None = None) ->
         return volume[None]
     depth, reach = volume.shape[-1], task.slices // 2
     positions = torch.arange(depth) if positions is None else positions
-    neighbours = (positions[:, None] + torch.arange(-reach, reach + 1)).clamp(0, depth - 1)  # (N, slices)
-    stacked = volume[..., neighbours]  # (C, X, Y, N, slices)
+    neighbors = (positions[:, None] + torch.arange(-reach, reach + 1)).clamp(0, depth - 1)  # (N, slices)
+    stacked = volume[..., neighbors]  # (C, X, Y, N, slices)
     return stacked.permute(3, 4, 0, 1, 2).flatten(1, 2).contiguous()  # (N, slices * C, X, Y)
 
 

@@ -24,7 +24,7 @@ _KINDS = ("personalized", "global", "average")
 
 
 class SiteSegmentation(InferTask):
-    """Segments with the model that this site's own validation labels favour, or one that is asked for."""
+    """Segments with the model that this site's own validation labels favor, or one that is asked for."""
 
     def __init__(self, models: SiteModels, task: Task) -> None:
         super().__init__(

@@ -213,7 +213,7 @@ def _settings(report: Report) -> str:
         "Task": task.name,
         "Labels": ", ".join(f"{name} = {value}" for name, value in task.labels.items()),
         "Network": f"{task.network.name}, {task.spatial_dims}D"
-        + (f", {task.slices} neighbouring slices" if task.slices > 1 else ""),
+        + (f", {task.slices} neighboring slices" if task.slices > 1 else ""),
         "Size": " x ".join(map(str, task.size)),
         "Adaptation": "fast" if task.adaptation.fast else "default",
         **report.settings,
