@@ -319,6 +319,23 @@ def test_a_label_that_does_not_fit_is_refused(label, message, tmp_path):
         read_label(path, BALL, like=torch.zeros(1, 8, 8, 8))
 
 
+@pytest.mark.parametrize(
+    ("moved", "fits"), [((0.2, 0, 0), True), ((0, 0, 2), True), ((1, 0, 0), False), ((0, -2.4, 0), False)]
+)
+def test_a_label_some_pixels_beside_a_thick_slice_is_refused(moved, fits, tmp_path):
+    """Half of a slice's distance, up to which it was taken, is many pixels."""
+    affine = make_affine(np.diag([0.5, 0.5, 5.0]))
+    voxels = np.zeros((16, 16, 6), np.uint8)
+    image = read_image(save_volume(tmp_path / "i.nii", voxels + np.float32(1), affine), BALL)
+    affine[:3, 3] += moved
+    path = save_volume(tmp_path / "l.nii", voxels, affine)
+    if fits:
+        assert not read_label(path, BALL, like=image).any()
+    else:
+        with pytest.raises(SeriesError, match="lies elsewhere in the patient"):
+            read_label(path, BALL, like=image)
+
+
 def test_a_label_of_another_orientation_is_refused(tmp_path):
     """Same shape, but mirrored in the patient: compared by index, left would be right."""
     voxels = asymmetric_label((16, 16, 16))

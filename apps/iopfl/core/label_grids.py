@@ -14,7 +14,8 @@ from iopfl.base.errors import SeriesError
 from iopfl.core.places import place_in_itk
 from iopfl.core.straightening import straighten
 
-_SAME_PLACE = 0.5  # voxels by which a label's corner may lie beside the image's
+_SAME_PLACE = 0.5
+"""Voxels by which a label may lie beside the image: its middle along each axis, its corners along the longest edge."""
 
 
 def refuse_grid(path: Path, expected: tuple[int, ...], given: Sequence[int]) -> NoReturn:
@@ -38,7 +39,7 @@ def lay_slices(label: MetaTensor, image: MetaTensor) -> MetaTensor | None:
     stack = straighten(label.shape[1:], label.affine.double().numpy())
     if stack is None or stack.straight_shape != tuple(image.shape[1:]):
         return None
-    if _find_distance(image.shape[1:], stack.straight_affine, image.affine.numpy()) > _reach(image.affine.numpy()):
+    if not _is_same(image.shape[1:], stack.straight_affine, image.affine.numpy()):
         return None
     laid = torch.from_numpy(np.ascontiguousarray(stack.lay(label.as_tensor()[0].numpy())))[None]
     return MetaTensor(laid, affine=torch.from_numpy(stack.straight_affine))
@@ -46,21 +47,22 @@ def lay_slices(label: MetaTensor, image: MetaTensor) -> MetaTensor | None:
 
 def check_same_place(path: Path, label: MetaTensor, image: MetaTensor) -> None:
     """Check that the voxels of a label, (C, X, Y, Z), lie where the image's do, for nibabel or for ITK."""
-    own, size = label.affine.numpy(), label.shape[1:]
-    place = image.affine.numpy()
-    apart, reach = _find_distance(size, own, place), _reach(place)
-    if apart > reach:
-        place = place_in_itk(image)
-        apart, reach = min((apart, reach), (_find_distance(size, own, place), _reach(place)))
-    if apart > reach:
-        raise SeriesError(
-            f"label {path.name}: expected the image's position and orientation, but a corner of it lies elsewhere in "
-            f"the patient, {apart:.1f} mm away; export the label on the image it was drawn on"
-        )
+    own, size, place = label.affine.numpy(), label.shape[1:], image.affine.numpy()
+    if _is_same(size, own, place) or _is_same(size, own, in_itk := place_in_itk(image)):
+        return
+    apart = min(_find_distance(size, own, place), _find_distance(size, own, in_itk))
+    raise SeriesError(
+        f"label {path.name}: expected the image's position and orientation, but a corner of it lies elsewhere in "
+        f"the patient, {apart:.1f} mm away; export the label on the image it was drawn on"
+    )
 
 
-def _reach(place: np.ndarray) -> float:
-    return _SAME_PLACE * float(np.linalg.norm(place[:3, :3], axis=0).max())
+def _is_same(size: Sequence[int], own: np.ndarray, place: np.ndarray) -> bool:
+    """Whether a grid lies where another does, but for the precision of headers."""
+    edge = float(np.linalg.norm(place[:3, :3], axis=0).max())
+    middle = np.append((np.array(size) - 1) / 2, 1.0)
+    beside = np.linalg.solve(np.asarray(place, float), np.asarray(own, float) @ middle) - middle
+    return _find_distance(size, own, place) <= _SAME_PLACE * edge and bool(np.abs(beside).max() <= _SAME_PLACE)
 
 
 def _find_distance(size: Sequence[int], one: np.ndarray, other: np.ndarray) -> float:
