@@ -126,7 +126,7 @@ def _measure(
     cost = run(folder, stack, bank, image, task, "routed" if model == "routed" else "global", shape)
     volume = Preprocessing(task)(read_image(image, task))
     windows = count_windows(volume, task)
-    passes = windows * (count_views(task, windows) if model == "routed" else 1)
+    passes = windows * (count_views(task.adaptation.effective, windows) if model == "routed" else 1)
     if model == "routed":  # the experts' votes
         settings = task.adaptation
         looks = len(settings.shares) + (len(settings.zooms) - 1 if task.spacing is None and passes > windows else 0)

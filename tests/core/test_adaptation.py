@@ -251,7 +251,7 @@ def test_where_the_experts_hardly_agree_the_global_model_answers_as_it_is(task, 
 
 def test_a_long_series_gets_fewer_passes_and_one_at_least():
     task = with_settings(DISK, max_views=8, max_passes=12)
-    assert [count_views(task, n) for n in (1, 4, 12, 500)] == [8, 3, 1, 1]
+    assert [count_views(task.adaptation.effective, n) for n in (1, 4, 12, 500)] == [8, 3, 1, 1]
     adapted = RoutingAdapter(route_network(build_network(task), make_experts(task)), task)(make_volume(task, depth=12))
     assert [(part.zoom, len(part.views)) for part in adapted.parts] == [(1.0, 1)]
 

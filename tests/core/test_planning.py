@@ -24,7 +24,7 @@ def plan(windows, *, pace=1.0, budget=None, task=DISK, experts=4):
 @pytest.mark.parametrize("windows", [1, 5, 30, 600])
 def test_a_plan_fits_its_budget_or_is_the_least_and_says_so(windows, task):
     usual = plan(windows, task=task)
-    assert usual.shortened == "" and usual.views == count_views(task, windows)
+    assert usual.shortened == "" and usual.views == count_views(task.adaptation.effective, windows)
     before = 0
     for budget in range(1, usual.passes + 2):
         found = plan(windows, budget=budget, task=task)

@@ -27,7 +27,7 @@ class LostKeyError(ConfigError):
 
 
 class AccessError(ConfigError):
-    """What says who may sign in cannot be read: for the administrator's eyes, not for those of who asks."""
+    """What says who may sign in cannot be read: for the administrator's eyes, not for those of whoever asks."""
 
 
 class DatasetError(IOPFLError):

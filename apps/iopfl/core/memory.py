@@ -61,10 +61,8 @@ def machine_bytes() -> int:
     groups = {name: path for line in lines for _, names, path in [line.split(":", 2)] for name in names.split(",")}
     for controller, folder, file in _CGROUPS:
         group = Path(groups.get(controller, "/").lstrip("/"))
-        for part in (
-            group,
-            *group.parents,
-        ):  # what is set above holds below; in a container the group's own is at the top
+        # What is set above holds below; in a container the group's own is at the top.
+        for part in (group, *group.parents):
             found += _read_limit(_CGROUP_ROOT / folder / part / file)
     return min(found)
 

@@ -32,14 +32,14 @@ class Plan:
     shortened: str = ""
 
 
-def count_views(task: Task, windows: int) -> int:
+def count_views(settings: Adaptation, windows: int) -> int:
     """Views that the final prediction may take of a series: fewer for a large one, one at least.
 
     Args:
-        task: its adaptation settings are read.
+        settings: of adaptation, effective.
         windows: passes of one view (`count_windows`).
     """
-    return _count_views(task.adaptation.effective, windows)
+    return max(1, min(settings.max_views, settings.max_passes // windows))
 
 
 def make_plan(
@@ -80,14 +80,10 @@ def make_plan(
 def _plan(task: Task, settings: Adaptation, windows: int, experts: int, instances: int, allowed: float | None) -> Plan:
     looks = len(settings.shares) + (len(settings.zooms) if task.spacing is None else 0)
     votes = looks * min(experts, settings.max_voters) * instances
-    views = _count_views(settings, windows)
+    views = count_views(settings, windows)
     if allowed is not None:
         views = max(1, min(views, int((allowed - votes) // windows)))
     return Plan(settings, views, votes + views * windows)
-
-
-def _count_views(settings: Adaptation, windows: int) -> int:
-    return max(1, min(settings.max_views, settings.max_passes // windows))
 
 
 class Paces:

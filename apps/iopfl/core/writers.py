@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from monai.data import ITKWriter
 from PIL import Image
+from torch import Tensor
 
 from iopfl.base.errors import ConfigError
 from iopfl.base.files import replacing
@@ -79,9 +80,7 @@ def write_disagreement(path: Path, segmentation: Segmentation) -> None:
     Raises:
         ConfigError: as there, or nobody asked for it.
     """
-    if segmentation.disagreement is None:
-        raise ConfigError("expected an answer with the experts' disagreement: ask for it with the answer")
-    write_mask(path, replace(segmentation, mask=segmentation.disagreement))
+    write_mask(path, replace(segmentation, mask=_find_disagreement(segmentation)))
 
 
 def mask_suffix(image: Path, asked: str) -> str:
@@ -115,10 +114,13 @@ def write_regions(path: Path, segmentation: Segmentation) -> None:
     Args:
         path: where.
         segmentation: with the experts' disagreement.
+
+    Raises:
+        ConfigError: nobody asked for it.
     """
-    assert segmentation.disagreement is not None
-    affine = find_affine(segmentation.image.affine.numpy(), segmentation.disagreement.shape)
-    regions = find_regions(segmentation.disagreement.numpy(), affine)
+    disagreement = _find_disagreement(segmentation)
+    affine = find_affine(segmentation.image.affine.numpy(), disagreement.shape)
+    regions = find_regions(disagreement.numpy(), affine)
     regions = to_stored(torch.from_numpy(regions), find_orientation(segmentation.image)).numpy()
     one = Task(name="disagreement", labels={CHECK_HERE: 1}, spatial_dims=2)
     place = place_in_itk(segmentation.image)
@@ -128,6 +130,13 @@ def write_regions(path: Path, segmentation: Segmentation) -> None:
 def is_segmentation_name(name: str) -> bool:
     """Whether a file's name is that of a segmentation of 3D Slicer."""
     return name.lower().endswith(SUFFIX)
+
+
+def _find_disagreement(segmentation: Segmentation) -> Tensor:
+    """(X, Y, Z) uint8, percent of the experts."""
+    if segmentation.disagreement is None:
+        raise ConfigError("expected an answer with the experts' disagreement: ask for it with the answer")
+    return segmentation.disagreement
 
 
 def _write(path: Path, segmentation: Segmentation) -> None:

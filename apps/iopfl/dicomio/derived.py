@@ -54,6 +54,11 @@ class Origin:
     annotator: str = ""
     description: str = ""
 
+    @property
+    def person_name(self) -> str:
+        """The annotator as a value of VR PN (PS3.5, 6.2), in which a backslash and an equals sign separate values."""
+        return self.annotator.replace("\\", "/").replace("=", "-")[:LONGEST]
+
 
 def equipment() -> dict[str, Any]:
     """What made an object, as highdicom's constructors take it."""

@@ -169,9 +169,8 @@ def find_stray(planes: Sequence[Plane]) -> int | None:
         distance = float(rest[0].normal @ step)
         number = round((along[index] - _along(rest)[0]) / distance)
         off = np.array(planes[index].position) - np.array(rest[0].position) - number * step
-        if np.linalg.norm(off) > max(_LEAST_ROUNDED * distance, 3 * _ROUNDING) or not -len(rest) <= number < 2 * len(
-            rest
-        ):
+        is_near = -len(rest) <= number < 2 * len(rest)
+        if not is_near or np.linalg.norm(off) > max(_LEAST_ROUNDED * distance, 3 * _ROUNDING):
             found.append(index)
     return found[0] if len(found) == 1 else None
 

@@ -110,7 +110,7 @@ def _observe(origin: Origin) -> ObservationContext:
     program = DeviceObserverIdentifyingAttributes(generate_uid(entropy_srcs=["iopfl"]), name="iopfl")
     person = None
     if origin.annotator:
-        attributes = PersonObserverIdentifyingAttributes(origin.annotator.replace("\\", "/").replace("=", "-"))
+        attributes = PersonObserverIdentifyingAttributes(origin.person_name)
         person = ObserverContext(codes.DCM.Person, attributes)
     return ObservationContext(person, ObserverContext(codes.DCM.Device, program))
 

@@ -137,7 +137,7 @@ def build_segmentation(
     if not series.has_geometry:
         ds.PatientOrientation = series.datasets[0].get("PatientOrientation") or ""
         ds.SharedFunctionalGroupsSequence[0].pop("PixelMeasuresSequence", None)
-    ds.ContentCreatorName = origin.annotator.replace("\\", "/").replace("=", "-")[:LONGEST]
+    ds.ContentCreatorName = origin.person_name
     for item in ds.SegmentSequence:
         number = int(item.SegmentNumber)
         if number and number != segments[number - 1].value:  # a label map describes the background too, as 0

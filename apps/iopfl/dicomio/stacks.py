@@ -84,7 +84,7 @@ def choose_stack(instances: Sequence[Dataset]) -> Chosen:
     beside = [group for group in groups if group is not stack]
     if stack.frames < _TIMES * sum(group.frames for group in beside):
         raise _tell_apart(groups)
-    why |= {id(ds): _compare(group, stack) for group in beside for ds in group.members}
+    why |= {id(ds): _find_difference(group.first, group.plane, stack) for group in beside for ds in group.members}
     return Chosen(stack.members, _say(instances, why))
 
 
@@ -150,10 +150,6 @@ def _find_difference(ds: Dataset, plane: Plane | SeriesError | None, group: _Gro
 
 def _kind(ds: Dataset) -> tuple[bool, bool]:
     return ds.SOPClassUID in PICTURES, ds.SOPClassUID in VOLUMES or count_frames(ds) > 1
-
-
-def _compare(group: _Group, stack: _Group) -> str:
-    return _find_difference(group.first, group.plane, stack)
 
 
 def _tell_apart(groups: Sequence[_Group]) -> SeriesError:

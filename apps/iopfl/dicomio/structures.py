@@ -185,6 +185,6 @@ def _observe(number: int, segment: Segment, origin: Origin) -> Dataset:
     item.ObservationNumber = item.ReferencedROINumber = number
     item.ROIObservationLabel = segment.name[:_SHORTEST]
     item.RTROIInterpretedType = ""
-    item.ROIInterpreter = origin.annotator.replace("\\", "/").replace("=", "-")[:LONGEST]
+    item.ROIInterpreter = origin.person_name
     item.RTROIIdentificationCodeSequence = [kind]
     return item

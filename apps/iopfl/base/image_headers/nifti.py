@@ -44,9 +44,8 @@ def read_nifti(file: BinaryIO) -> ImageHeader:
         dim = struct.unpack_from(f"{order}8q", head, 16)
         (start,) = struct.unpack_from(f"{order}q", head, 168)
         (intent,) = struct.unpack_from(f"{order}i", head, 504)
-        check(
-            not 3000 <= intent < 3100, "it holds values of a surface"
-        )  # CIFTI-2, of which nibabel makes another class
+        # CIFTI-2, of which nibabel makes another class.
+        check(not 3000 <= intent < 3100, "it holds values of a surface")
     else:
         magic, expected, pair = head[344:348], b"n+1\0", b"ni1"
         dim = struct.unpack_from(f"{order}8h", head, 40)

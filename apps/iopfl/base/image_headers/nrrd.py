@@ -36,7 +36,7 @@ def read_nrrd(file: BinaryIO) -> ImageHeader:
     """
     check(re.fullmatch(rb"NRRD000[1-5]\s*", file.readline(32)), "it has no header of one")
     fields = _read_fields(file)
-    check(fields.keys().isdisjoint({"datafile"}), "its data are in another file")
+    check("datafile" not in fields, "its data are in another file")
     for name in ("lineskip", "byteskip"):
         check(fields.get(name, "0") in ("0", "-1"), f"it skips {name[:4]}s before its data")
     for name in ("type", "dimension", "sizes", "encoding"):
