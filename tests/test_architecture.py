@@ -27,9 +27,9 @@ MAY_IMPORT = {
     "dicomweb": {"base"},
     "dimse": {"base", "core", "dicomio", "dicomweb"},
     "compat": {"base", "core"},
-    "lib": {"base", "core", "dicomio", "dicomweb", "datasets"},
-    "access": {"base", "core"},
-    "web": {"base", "core", "dicomio", "datasets", "lib", "access"},
+    "lib": {"base", "core", "dicomio", "dicomweb"},
+    "access": {"base"},
+    "web": {"base", "core", "dicomio", "lib", "access"},
     "app": {"base", "core", "dicomio", "datasets", "compat", "lib", "access", "web"},
     "server_options": {"access"},
     "server": {"server_options", "base", "core", "dicomio", "datasets", "compat", "lib", "access", "web", "app"},
@@ -120,7 +120,7 @@ def test_the_bridge_uses_the_algorithm_alone(path):
     if name_of(path).split(".")[0] != "fl_bridge":
         return
     used = {part_of(module) for module in imports_of(path) if module.startswith("iopfl.")}
-    assert used <= {"base", "core", "datasets"}
+    assert used <= {"base", "core"}
     assert "monailabel" not in {module.split(".")[0] for module in imports_of(path)}
 
 
