@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -238,8 +239,7 @@ def test_monai_labels_own_client_signs_in(guarded, tmp_path):
 def test_a_session_is_its_makers_and_the_admins(guarded, tokens, home):
     files = {"files": ("mine.png", (home / "clinic" / "eye0.png").read_bytes())}
     made = ask(guarded, tokens["annotator"], "PUT", "/session/", files=files).json()["session_id"]
-    form = {"username": "another-annotator", "password": PASSWORD, "grant_type": "password"}
-    other = guarded.post("/auth/token", data=form).json()["access_token"]
+    other = sign_in(guarded, "another-annotator")
     ways = (("GET", f"/session/{made}"), ("GET", f"/session/{made}?image=true"), ("DELETE", f"/session/{made}"))
     for token in (other, tokens["reviewer"]):
         for method, path in (*ways, ("POST", f"/infer/spot?session_id={made}&output=json")):
@@ -249,6 +249,42 @@ def test_a_session_is_its_makers_and_the_admins(guarded, tokens, home):
     for token, (method, path) in zip((tokens["annotator"], tokens["admin"], tokens["annotator"]), ways, strict=True):
         assert ask(guarded, token, method, path).ok
     assert ask(guarded, tokens["annotator"], "GET", f"/session/{made}").status_code == 404
+
+
+def sign_in(guarded, name: str) -> str:
+    form = {"username": name, "password": PASSWORD, "grant_type": "password"}
+    return guarded.post("/auth/token", data=form).json()["access_token"]
+
+
+def test_what_somebody_else_sent_to_be_segmented_has_no_name_in_the_list_of_work(guarded, tokens, home):
+    """It was listed for everybody with its session's name and its file's, which may be a patient's."""
+    files = {"files": ("Mueller_Hans.png", (home / "clinic" / "eye0.png").read_bytes())}
+    made = ask(guarded, tokens["annotator"], "PUT", "/session/", files=files).json()["session_id"]
+    other, seen = sign_in(guarded, "another-annotator"), set()
+    asked = (tokens["annotator"], "POST", f"/infer/spot_routed?session_id={made}&output=json")
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, guarded, *asked)
+        while not answer.done():
+            seen |= {(work["image"], work["yours"]) for work in ask(guarded, other, "GET", "/iopfl/work").json()}
+    assert answer.result().ok and seen == {("(sent with the request)", False)}
+
+
+def test_what_is_said_of_a_label_is_its_annotators_to_say_and_has_an_end(guarded, tokens):
+    """Others could change it, and any number of short ones made an index of gigabytes."""
+    label = ask(guarded, tokens["reviewer"], "POST", "/infer/spot?image=eye0&output=image").content
+    files = {"label": ("eye0.png", label)}
+    ask(guarded, tokens["reviewer"], "PUT", "/datastore/label?image=eye0", files=files).raise_for_status()
+    place, info = "/datastore/label/info?label=eye0&tag=final", {"info": json.dumps({"comment": "approved"})}
+    refused = ask(guarded, tokens["annotator"], "PUT", place, data=info)
+    assert (refused.status_code, "somebody else" in refused.text) == (409, True)
+    assert "comment" not in ask(guarded, tokens["annotator"], "GET", place).json()
+    for role in ("reviewer", "admin"):
+        assert ask(guarded, tokens[role], "PUT", place, data=info).ok
+    for path, role in ((place, "reviewer"), ("/datastore/image/info?image=eye0", "annotator")):
+        more = [{"info": json.dumps({f"{number}": "x" * 16_000})} for number in range(5)]
+        statuses = [ask(guarded, tokens[role], "PUT", path, data=one).status_code for one in more]
+        assert statuses == [200, 200, 200, 400, 400], path
+        assert ask(guarded, tokens[role], "PUT", path, data={"info": json.dumps({"0": ""})}).ok
 
 
 def test_a_label_is_recorded_with_who_sent_it_and_what(guarded, tokens, home):

@@ -21,6 +21,9 @@ from iopfl.compat.plain_errors import busy
 WAITING_LIMIT = 16
 """Requests that may wait for their turn; well below the 40 threads that serve all endpoints."""
 
+SENT = "(sent with the request)"
+"""In place of a name: an upload or a session's image, which may be called by a patient's name."""
+
 
 class InferenceQueue:
     """Lets a few inferences run, some wait, and refuses the rest.
@@ -79,6 +82,12 @@ class InferenceQueue:
                 self._waiting[who] = events  # at the end
 
 
+def _name(request: dict[str, Any]) -> str:
+    """What everybody reads of an image: an id, never where a file lies that somebody sent, nor its name."""
+    image = str(request.get("image") or "")
+    return SENT if "/" in image else image
+
+
 @once
 def apply() -> None:
     """Run one inference at a time, or as many as `MONAI_LABEL_INFER_CONCURRENCY` says."""
@@ -91,7 +100,7 @@ def apply() -> None:
     @functools.wraps(original)
     def infer(self: Any, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
         who = str(request.get("client_id") or "")
-        with running.follow(str(request.get("model")), str(request.get("image")), who), queue.turn(who):
+        with running.follow(str(request.get("model")), _name(request), who), queue.turn(who):
             return original(self, request, datastore)
 
     MONAILabelApp.infer = infer

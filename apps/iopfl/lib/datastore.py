@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 import threading
 import unicodedata
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from monailabel.config import settings
 from monailabel.interfaces.datastore import Datastore
 
 from iopfl.base.errors import (
@@ -24,7 +26,7 @@ from iopfl.base.names import check_tag
 from iopfl.core.sites import Case, find_stem, find_suffix, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
-from iopfl.lib.annotators import find_annotator
+from iopfl.lib.annotators import find_annotator, find_user
 from iopfl.lib.folder import FINAL
 from iopfl.lib.folder_files import plain_tag
 from iopfl.lib.models import as_client_error
@@ -33,6 +35,9 @@ from iopfl.lib.submissions import NO_TASK, Submission, join_problems, take_submi
 
 MAX_TAGS = 20
 """Of labels, final and original among them."""
+
+MAX_INFO = 50_000
+"""Characters of what people have the server know of an image or a label, as JSON."""
 
 
 class CheckedDatastore(SelectingDatastore):
@@ -79,6 +84,29 @@ class CheckedDatastore(SelectingDatastore):
             )
         info.pop("annotator", None)
         return info if "model" in info else {**info, "annotator": annotator}
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """Add to what is known of an image.
+
+        Raises:
+            ConfigError: it would be more than is kept.
+        """
+        _check_size(self.get_image_info(image_id), info)
+        super().update_image_info(image_id, info)
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Add to what is known of a label, which its annotator does, or who may choose among labels.
+
+        Raises:
+            LabelVersionError: it is somebody else's.
+            ConfigError: it would be more than is kept.
+        """
+        known, user = self.get_label_info(label_id, label_tag), find_user()
+        may = user is None or settings.MONAI_LABEL_AUTH_ROLE_REVIEWER in user.roles
+        if not may and known.get("annotator", user.username) != user.username:  # type: ignore[union-attr]
+            raise LabelVersionError("this label is by somebody else, who alone says something of it: ask a reviewer")
+        _check_size(known, info)
+        super().update_label_info(label_id, label_tag, info)
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Take in an image that one of the tasks can read, under an id that is free.
@@ -210,6 +238,14 @@ def split_labeled(datastore: Datastore, task: Task) -> dict[str, list[Case]]:
     stems = [find_stem(image.name) for image, _ in pairs]
     cases = [Case(stem, *pair, subject=find(stem)) for stem, pair in zip(stems, pairs, strict=True)]
     return split_cases(sorted(cases, key=lambda case: case.stem), task, site_folder=pairs[0][0].parent)
+
+
+def _check_size(known: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    """Check that what people say stays short: the index is written as a whole, and has all of it."""
+    if find_user() is not None and len(json.dumps({**known, **info})) > MAX_INFO:
+        raise ConfigError(
+            f"expected at most {MAX_INFO} characters in all of one image or label: write over what is there"
+        )
 
 
 def is_labeled_for(datastore: Datastore, image: str, task_name: str) -> bool:
