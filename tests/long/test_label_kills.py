@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -75,7 +76,11 @@ class Person(threading.Thread):
 
 
 def kill_again_and_again(tmp_path: Path, studies: Path | str, people: list[Person], arrive) -> None:
-    """Start, let people work, kill without warning, and start again."""
+    """Start, let people work, kill without warning, and start again.
+
+    Every other life lasts until a label is accepted, and a moment longer: on a busy machine the first takes so long
+    that no short life would see one.
+    """
     bank = make_site_bank(tmp_path / "bank", GLAND)
     moments = random.Random(5)
     for number in range(KILLS):
@@ -85,8 +90,15 @@ def kill_again_and_again(tmp_path: Path, studies: Path | str, people: list[Perso
                 if number == 0:
                     person.start()
             arrive(number)
+            if number % 2:
+                before = count_accepted(people)
+                wait_until(lambda before=before: count_accepted(people) > before, SETTLE_SECONDS, what="a label")
             time.sleep(moments.uniform(0.1, 3.0))
             os.killpg(server.pid, signal.SIGKILL)
+
+
+def count_accepted(people: list[Person]) -> int:
+    return sum(len(person.accepted) for person in people)
 
 
 def stop(people: list[Person]) -> None:
@@ -96,14 +108,14 @@ def stop(people: list[Person]) -> None:
         person.join(90)
 
 
-def check_versions(server, people: list[Person]) -> int:
+def check_versions(server, people: list[Person], images: Iterable[str]) -> int:
     """Every accepted label is there once, in the order in which its author sent it; gives their number."""
     assert not [failure for person in people for failure in person.failures]
-    images = {image for person in people for image, _ in person.accepted}
     counted = 0
     for image in images:
         history = server.get(f"/iopfl/labels/{image}").json()
-        assert history["final"] and not any(version["withdrawn"] for version in history["versions"])
+        assert bool(history["final"]) == bool(history["versions"])
+        assert not any(version["withdrawn"] for version in history["versions"])
         for person in people:
             own = [version for version in history["versions"] if version["annotator"] == person.name]
             kept = [server.get(f"/iopfl/labels/{image}/versions/{version['version']}").content for version in own]
@@ -125,7 +137,7 @@ def test_a_folders_labels_outlive_kills(tmp_path):
     stop(people)
     bank = make_site_bank(tmp_path / "again", GLAND, keys=tmp_path / "keys")
     with running_server(APP, studies, state=tmp_path / "state", conf=conf_of(bank)) as server:
-        assert check_versions(server, people) > KILLS
+        assert check_versions(server, people, images) >= KILLS // 2
         for image in images:
             final = server.get(f"/iopfl/labels/{image}").json()["final"]
             content = server.get(f"/iopfl/labels/{image}/versions/{final}").content
@@ -149,12 +161,12 @@ def test_a_pacs_gets_every_label_once_whatever_is_killed(tmp_path):
         with running_server(APP, orthanc.dicomweb_url, state=tmp_path / "state", conf=conf_of(bank)) as server:
             wait_until(lambda: not server.get("/iopfl/labels").json()["waiting"], SETTLE_SECONDS, what="the outbox")
             assert server.get("/info/").json()["datastore"]["total"] == IMAGES + KILLS
-            versions = check_versions(server, people)
+            versions = check_versions(server, people, images)
             found = orthanc.request("POST", "/tools/find", json={"Level": "Instance", "Query": {"Modality": "SEG"}})
             stored = [
                 dcmread(BytesIO(orthanc.request("GET", f"/instances/{uid}/file").content)) for uid in found.json()
             ]
-            assert len(stored) == len({ds.SOPInstanceUID for ds in stored}) == versions > KILLS
+            assert len(stored) == len({ds.SOPInstanceUID for ds in stored}) == versions >= KILLS // 2
 
 
 def send(orthanc: Orthanc, folder: Path, name: str, seed: int) -> np.ndarray:
