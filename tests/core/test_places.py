@@ -13,9 +13,10 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from iopfl.base.errors import SeriesError
+from iopfl.core.handing_out import to_straight, write_straight_image
 from iopfl.core.image_files import read_voxels
 from iopfl.core.measuring import measure
-from iopfl.core.places import is_opened_by_itk, place_in_itk, write_upright
+from iopfl.core.places import find_stack, is_opened_by_itk, place_in_itk, write_upright
 from iopfl.core.predictor import Answer, Segmentation
 from iopfl.core.transforms import read_image, read_label
 from iopfl.core.writers import write_mask
@@ -93,8 +94,11 @@ def write_volume(path: Path, affine: np.ndarray, unit: str, *, with_qform: bool 
 
 def hand_out(path: Path) -> sitk.Image:
     """An image as the server sends it."""
-    if not is_opened_by_itk(path):
-        sent = path.with_name(f"sent-{path.name}")
+    sent = path.with_name(f"sent-{path.name}")
+    if stack := find_stack(path):
+        write_straight_image(path, stack, sent)
+        path = sent
+    elif not is_opened_by_itk(path):
         write_upright(path, sent)
         assert np.array_equal(nib.load(sent).affine, nib.load(path).affine), "nibabel's place is as it was"
         assert np.array_equal(np.asarray(nib.load(sent).dataobj), np.asarray(nib.load(path).dataobj))
@@ -126,7 +130,7 @@ def test_what_is_handed_out_opens_in_itk_with_masks_and_labels_on_it(tmp_path, g
     mask[SPOT] = 1
     for form in (".nii.gz", ".nrrd", ".mha", ".seg.nrrd"):
         target = tmp_path / f"mask{form}"
-        write_mask(target, Segmentation(mask, image, Answer("", "", "", 0.0)), BALL)
+        write_mask(target, to_straight(Segmentation(mask, image, Answer("", "", "", 0.0))), BALL)
         drawn = sitk.ReadImage(str(target))
         assert drawn.GetSize() == shown.GetSize()
         assert np.array_equal(sitk.GetArrayFromImage(drawn).T, mask.numpy())
@@ -138,6 +142,7 @@ def test_what_is_handed_out_opens_in_itk_with_masks_and_labels_on_it(tmp_path, g
             rounded = 1e-6 * np.abs(expected).max()
             assert np.linalg.norm(place_in(drawn, index) - expected) < reach + rounded
         read_label(target, BALL, like=image)  # as it would come back
+    write_mask(tmp_path / "mask.nii.gz", Segmentation(mask, image, Answer("", "", "", 0.0)))  # as `iopfl segment` does
     found = nib.load(tmp_path / "mask.nii.gz")
     if ".nii" in name:
         assert np.allclose(found.affine, nib.load(source).affine, rtol=1e-5)

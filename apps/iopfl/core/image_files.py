@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import nibabel as nib
 import nrrd
@@ -93,7 +93,7 @@ def read_voxels(
     """
     header = read_header(path)
     check(header)
-    with _telling(path, header.format):
+    with telling(path, header.format):
         array, meta = _READERS[header.format](path, header, colors)
         image = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array.astype(np.float32), meta))
     if image.ndim == 3:  # a picture: one slice; the affine of a picture says nothing
@@ -116,7 +116,7 @@ def read_nrrd_fields(path: Path) -> dict[str, Any]:
     Raises:
         SeriesError: it is none.
     """
-    with _telling(path, "NRRD"), path.open("rb") as file:
+    with telling(path, "NRRD"), path.open("rb") as file:
         return nrrd.read_header(BytesIO(file.read(_MAX_HEADER)))
 
 
@@ -127,7 +127,7 @@ def read_nrrd(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         SeriesError: it is none, or not whole in itself.
     """
     read_header(path)
-    with _telling(path, "NRRD"):
+    with telling(path, "NRRD"):
         return _read_nrrd_data(path)
 
 
@@ -137,7 +137,7 @@ def find_flips(fields: Mapping[str, Any]) -> tuple[int, int, int] | None:
 
 
 @contextlib.contextmanager
-def _telling(path: Path, expected: str) -> Iterator[None]:
+def telling(path: Path, expected: str) -> Iterator[None]:
     """Say of what kind a file was to be; each reader has errors of its own, and all mean that it is no image."""
     try:
         with warnings.catch_warnings():
@@ -191,9 +191,19 @@ def _read_nifti(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarr
     with gzip.open(path) as file:
         image = correct_nifti_header_if_necessary(type(image).from_file_map({"image": FileHolder(fileobj=file)}))
         array, meta = reader.get_data(image)
-        for _ in range(_MOST_BEHIND // _CHUNK):
-            if not file.read(_CHUNK):  # the end, at which gzip compares
-                return array, place(meta)
+        read_to_end(file)
+    return array, place(meta)
+
+
+def read_to_end(file: IO[bytes]) -> None:
+    """Read what follows an image's voxels, so that gzip compares the checksum at the end.
+
+    Raises:
+        SeriesError: there is no end in sight.
+    """
+    for _ in range(_MOST_BEHIND // _CHUNK):
+        if not file.read(_CHUNK):
+            return
     raise SeriesError("much more follows its voxels")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -9,10 +10,11 @@ from typing import NoReturn
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from torch import Tensor
 
 from iopfl.base.errors import SeriesError
-from iopfl.core.places import place_in_itk
-from iopfl.core.straightening import straighten
+from iopfl.core.places import find_stack, place_in_itk, source_of
+from iopfl.core.straightening import Stack, straighten
 
 _SAME_PLACE = 0.5
 """Voxels by which a label may lie beside the image: its middle along each axis, its corners along the longest edge."""
@@ -43,6 +45,39 @@ def lay_slices(label: MetaTensor, image: MetaTensor) -> MetaTensor | None:
         return None
     laid = torch.from_numpy(np.ascontiguousarray(stack.lay(label.as_tensor()[0].numpy())))[None]
     return MetaTensor(laid, affine=torch.from_numpy(stack.straight_affine))
+
+
+def take_slices(label: MetaTensor, image: MetaTensor) -> tuple[MetaTensor, int] | None:
+    """A label on the straight grid that an image is handed out on, brought back onto the image's own slices.
+
+    Args:
+        label: (1, X', Y', Z), with the affine of the straight grid.
+        image: (C, X, Y, Z), whose file leans.
+
+    Returns:
+        (1, X, Y, Z), and how many voxels were drawn beside the slices; or None: it is none of that kind.
+    """
+    stack = find_stack(source_of(image))
+    if stack is None or tuple(label.shape[1:]) != stack.straight_shape:
+        return None
+    if not _is_same(stack.straight_shape, label.affine.double().numpy(), stack.straight_affine):
+        return None
+    values = label.as_tensor()[0].numpy()
+    kept = np.ascontiguousarray(stack.take(values))
+    beside = np.count_nonzero(values) - np.count_nonzero(kept)
+    return MetaTensor(torch.from_numpy(kept)[None], meta={**label.meta, "affine": image.affine}), beside
+
+
+def find_most(image: Tensor) -> int:
+    """Voxels of a label of an image at most: on its own grid, or on the one that it is handed out on."""
+    stack = find_stack(source_of(image)) if isinstance(image, MetaTensor) else None
+    return max(math.prod(image.shape[1:]), math.prod(stack.straight_shape) if stack else 0)
+
+
+def is_straight(affine: np.ndarray, stack: Stack) -> bool:
+    """Whether the axes of a label, (4, 4), are those of the straight grid rather than of the slices."""
+    apart = [np.linalg.norm(affine[:3, :3] - place[:3, :3]) for place in (stack.straight_affine, stack.affine)]
+    return bool(apart[0] <= apart[1])
 
 
 def check_same_place(path: Path, label: MetaTensor, image: MetaTensor) -> None:

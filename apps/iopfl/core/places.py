@@ -16,8 +16,8 @@ from monai.data import MetaTensor
 
 from iopfl.base.errors import SeriesError
 from iopfl.base.image_headers import read_header
-from iopfl.core.image_files import is_picture, open_nifti
-from iopfl.core.straightening import upright
+from iopfl.core.image_files import is_picture, millimeters, open_nifti
+from iopfl.core.straightening import Stack, straighten, upright
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _READERS = {
@@ -37,7 +37,8 @@ def place_in_itk(image: MetaTensor) -> np.ndarray:
     """Affine of an image, voxel index to RAS mm, as ITK has it.
 
     A picture lies along LPS from the origin, and a JPEG's or TIFF's dots per inch give its spacing. ITK opens no NIfTI
-    whose axes lean; it is given one with the closest right angles as well (`write_upright`).
+    whose axes lean; it is given one on a straight grid (`find_stack`), or, where its rows lean against its columns,
+    one with the closest right angles as well (`write_upright`).
     """
     own = image.affine.double().numpy()
     source = source_of(image)
@@ -45,7 +46,8 @@ def place_in_itk(image: MetaTensor) -> np.ndarray:
     if found is None and is_picture(source):
         return _LPS_TO_RAS.copy()
     if found is None:
-        return upright(image.shape[-3:], own) if source.is_file() and _is_nifti(source) else own
+        is_upright = source.is_file() and _is_nifti(source) and find_stack(source) is None
+        return upright(image.shape[-3:], own) if is_upright else own
     edge = np.linalg.norm(own[:3, :3], axis=0).min()
     return own if np.abs(found - own).max() < _SAME * min(1.0, edge) else found
 
@@ -53,6 +55,29 @@ def place_in_itk(image: MetaTensor) -> np.ndarray:
 def is_opened_by_itk(path: Path) -> bool:
     """Whether ITK opens a file; it opens no NIfTI whose axes lean and that has no qform beside its sform."""
     return _ask_itk(path) is not None
+
+
+def find_stack(path: Path) -> Stack | None:
+    """Where the slices of an image lie on the straight grid that it is handed out on, in mm.
+
+    None of what is handed out as it is: ITK opens it, or no grid at right angles has its rows and columns.
+    """
+    if not _is_nifti(path) or not path.is_file() or is_opened_by_itk(path):
+        return None
+    try:
+        read_header(path)  # it is what its name says
+        header = open_nifti(path).header
+    except SeriesError:
+        return None
+    if header.get_data_dtype().kind not in "iuf":  # colors, complex values: no image of any task
+        return None
+    unit = millimeters(header)
+    stack = straighten(
+        (*header.get_data_shape(), 1, 1)[:3], np.diag([unit, unit, unit, 1.0]) @ header.get_best_affine()
+    )
+    if stack is None or np.allclose(stack.straight_affine, stack.affine, rtol=1e-6, atol=1e-9):  # another reason
+        return None
+    return stack
 
 
 def write_upright(source: Path, target: Path) -> None:

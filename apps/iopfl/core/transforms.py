@@ -25,10 +25,10 @@ from iopfl.core.color_masks import find_gray, find_values
 from iopfl.core.exif import find_orientation, to_stored, to_upright, turn_label
 from iopfl.core.grids import Grid
 from iopfl.core.image_files import find_notes, is_picture, read_voxels
-from iopfl.core.label_grids import check_same_place, lay_slices, refuse_grid
+from iopfl.core.label_grids import check_same_place, find_most, is_straight, lay_slices, refuse_grid, take_slices
 from iopfl.core.label_names import has_names, merge, name_values
 from iopfl.core.memory import check_room
-from iopfl.core.places import place_in_itk, source_of
+from iopfl.core.places import find_stack, place_in_itk, source_of
 from iopfl.core.segment_files import is_segmentation, place_segments, read_segmentation
 from iopfl.core.sites import find_suffix
 from iopfl.core.straightening import find_plane
@@ -86,10 +86,12 @@ class LabelFile(NamedTuple):
     Attributes:
         classes: (1, X, Y, Z) class indices 0 .. K-1, as float32 for the transforms.
         is_as_stored: whether the file itself holds the task's values on the image's grid.
+        beside: voxels that were drawn beside the slices of an image that leans, and are left out.
     """
 
     classes: MetaTensor
     is_as_stored: bool
+    beside: int = 0
 
 
 def read_label(path: Path, task: Task, *, like: Tensor) -> MetaTensor:
@@ -118,7 +120,7 @@ def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> Lab
         return _open_segmentation(path, task, like)
 
     def check(header: ImageHeader) -> None:
-        if math.prod(header.shape) > math.prod(shape):
+        if math.prod(header.shape) > find_most(like):
             refuse_grid(path, shape, header.shape)
 
     label = read_voxels(path, colors=False, check=check)
@@ -128,8 +130,11 @@ def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> Lab
     if isinstance(like, MetaTensor) and not is_picture(path) and is_picture(source_of(like)):
         check_same_place(path, label, like)
     label = turn_label(path, label, like, is_volume=not is_picture(path))
-    laid = None
-    if label.shape[0] == 1 and label.shape[1:] != shape and isinstance(like, MetaTensor) and not is_picture(path):
+    laid, beside = None, 0
+    if label.shape[0] == 1 and isinstance(like, MetaTensor) and (taken := take_slices(label, like)):
+        laid, beside = taken
+        label = laid
+    elif label.shape[0] == 1 and label.shape[1:] != shape and isinstance(like, MetaTensor) and not is_picture(path):
         laid = lay_slices(label, like)
         label = label if laid is None else laid
     if label.shape[0] != 1 or label.shape[1:] != shape:
@@ -148,7 +153,7 @@ def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> Lab
         if not is_picture(path) and not is_picture(source_of(like)):
             check_same_place(path, classes, like)
         classes.affine = like.affine  # headers differ in the last digits
-    return LabelFile(classes, is_as_stored and laid is None)
+    return LabelFile(classes, is_as_stored and laid is None, beside)
 
 
 def _read_colors(path: Path, label: MetaTensor, task: Task, *, is_named: bool) -> tuple[MetaTensor, bool]:
@@ -177,16 +182,23 @@ def _open_segmentation(path: Path, task: Task, like: Tensor) -> LabelFile:
     like = to_stored(like, orientation)  # as Slicer shows it
     shape = tuple(like.shape[1:])
     header = read_header(path)
-    if header.voxels > math.prod(shape) or header.channels > _MAX_LAYERS:
+    if header.voxels > find_most(like) or header.channels > _MAX_LAYERS:
         refuse_grid(path, shape, (header.channels, *header.shape) if header.channels > 1 else header.shape)
     found = read_segmentation(path)
     affine = place_in_itk(like) if isinstance(like, MetaTensor) else found.affine  # where Slicer shows the image
-    drawn = place_segments(path, found, like, affine)
+    stack, beside = find_stack(source_of(like)) if isinstance(like, MetaTensor) else None, 0
+    if stack is not None and is_straight(found.affine, stack):
+        drawn = place_segments(path, found, torch.empty(1).expand(1, *stack.straight_shape), stack.straight_affine)
+        beside = sum(int(voxels.sum()) for voxels in drawn.values())
+        drawn = {name: torch.from_numpy(stack.take(voxels.numpy())) for name, voxels in drawn.items()}
+        beside -= sum(int(voxels.sum()) for voxels in drawn.values())
+    else:
+        drawn = place_segments(path, found, like, affine)
     codes = {segment.name: segment.code for segment in found.segments if segment.code}
     classes = merge(list(drawn.items()), task, path.name, codes) if drawn else torch.zeros(shape, dtype=torch.uint8)
     values = torch.tensor(task.label_values)[classes.long()].numpy()
-    is_as_stored = found.layers.shape == (1, *shape) and bool((values == found.layers[0]).all())
-    return LabelFile(MetaTensor(to_upright(classes[None], orientation).float(), meta=about), is_as_stored)
+    is_as_stored = stack is None and found.layers.shape == (1, *shape) and bool((values == found.layers[0]).all())
+    return LabelFile(MetaTensor(to_upright(classes[None], orientation).float(), meta=about), is_as_stored, beside)
 
 
 def _fill_by_values(classes: Tensor, label: Tensor, values: Sequence[float], task: Task, path: Path) -> None:

@@ -166,9 +166,7 @@ def _to_nifti(segmentation: Segmentation) -> nib.Nifti1Image:
     place = place_in_itk(segmentation.image)
     if header is None:
         made = nib.Nifti1Image(mask, place)
-        straight = upright(mask.shape, place)
-        if not np.allclose(straight, place, atol=1e-6):  # ITK opens an NRRD whose axes lean, but no such NIfTI
-            made.set_qform(straight, code="aligned")
+        made.set_qform(upright(mask.shape, place), code="aligned")  # ITK opens an NRRD that leans, but no such NIfTI
         made.header.set_xyzt_units("mm")
         return made
     kept = nib.Nifti1Header()
@@ -180,5 +178,5 @@ def _to_nifti(segmentation: Segmentation) -> nib.Nifti1Image:
     kept.set_sform(*header.get_sform(coded=True))
     if not is_opened_by_itk(source_of(segmentation.image)):
         unit = 1 / millimeters(header)
-        kept.set_qform(np.diag([unit, unit, unit, 1.0]) @ place, code="aligned")
+        kept.set_qform(np.diag([unit, unit, unit, 1.0]) @ upright(mask.shape, place), code="aligned")
     return nib.Nifti1Image(mask, None, kept)

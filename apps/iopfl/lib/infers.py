@@ -12,6 +12,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from iopfl.base.errors import CancelledError, ConfigError, IOPFLError, SeriesError
 from iopfl.base.running import running
+from iopfl.core.handing_out import to_straight
 from iopfl.core.label_names import names_by_place
 from iopfl.core.task import Task
 from iopfl.core.writers import mask_suffix, write_mask
@@ -90,7 +91,7 @@ class SiteSegmentation(InferTask):
             with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as file:
                 target = Path(file.name)
             try:
-                write_mask(target, result, self._task)
+                write_mask(target, to_straight(result), self._task)
             except BaseException:
                 target.unlink(missing_ok=True)
                 raise

@@ -26,6 +26,7 @@ from iopfl.access.roles import for_user
 from iopfl.base.errors import IOPFLError, PACSError, SeriesError
 from iopfl.core.answers import Segmentation
 from iopfl.core.colors import label_colors
+from iopfl.core.handing_out import to_straight
 from iopfl.core.metrics import region_dice
 from iopfl.core.task import Task
 from iopfl.core.writers import write_disagreement, write_regions
@@ -176,7 +177,7 @@ def disagreement(task: str, image: str, form: Literal["regions", "percent"] = "r
     folder = tempfile.TemporaryDirectory()
     try:
         file = Path(folder.name, f"{what}.nrrd")
-        write(file, segmentation)
+        write(file, to_straight(segmentation))
     except BaseException:
         folder.cleanup()
         raise
