@@ -36,6 +36,7 @@ from iopfl.lib.scoring import ExpertAgreement, SubmittedDice
 from iopfl.lib.selecting import find_warning
 from iopfl.lib.sessions import OwnedSessions
 from iopfl.lib.settings import AppSettings
+from iopfl.lib.submissions import LEFT_OUT
 from iopfl.lib.trainers import LocalTraining
 
 _DEFAULT_FILTER = type(monailabel).model_fields["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"].default
@@ -187,6 +188,8 @@ class IOPFLApp(MONAILabelApp):
         if not own:
             return {}
         told: dict[str, Any] = {"version": own[-1].number}
+        if lines := own[-1].info.get(LEFT_OUT):
+            told[LEFT_OUT] = lines
         if problem := store.unsettled.get(image_id):
             told["warning"] = problem
         elif self.pacs is not None and not own[-1].is_stored:

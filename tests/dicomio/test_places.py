@@ -21,7 +21,8 @@ from iopfl.dicomio.segmentation import Origin, read_segmentation, segments_of
 from iopfl.dicomio.series import Series, read_series, write_nifti
 from iopfl.dicomio.structures import build_structure_set
 from iopfl.lib.label_log import LabelVersion
-from iopfl.lib.pacs_segmentations import build_label
+from iopfl.lib.pacs_segmentations import build_label, count_beside
+from iopfl.lib.submissions import Submission
 
 SHAPE = (14, 12, 7)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -153,6 +154,8 @@ def test_a_label_drawn_in_slicer_comes_back_to_the_frames_that_it_was_drawn_on(s
     version = LabelVersion(number=1, annotator="ann", when="2026-01-01T00:00:00+00:00")
     (ds,) = build_label(tmp_path / "drawn.nii.gz", series, BALL, version)
     kept = series.to_frames(values)
+    beside = count_beside(Submission(tmp_path / "drawn.nii.gz", (BALL.name,)), image, lambda: series).beside
+    assert beside == np.prod(series.shape) - np.prod(SHAPE)
     expected = sitk.GetImageFromArray(series.from_frames(kept).T)
     expected.CopyInformation(shown)
     apart = np.linalg.norm(drawn_on_frames(ds)[:, None] - centers(expected), axis=2)

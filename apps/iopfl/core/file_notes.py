@@ -27,10 +27,12 @@ class FileNotes:
     Attributes:
         padding: value of the voxels that are no image, which a scanner only filled up with; None = there are none.
         left_out: instances of the series that are not in the image, and why: a line each.
+        shifts: whether its slices shifted sideways, and lie on a larger grid, which has voxels beside them.
     """
 
     padding: float | None = None
     left_out: tuple[str, ...] = ()
+    shifts: bool = False
 
     def to_extensions(self) -> list[Nifti1Extension]:
         """As extensions of a NIfTI header: one, or none where there is nothing to say."""
@@ -56,4 +58,4 @@ class FileNotes:
         padding, lines = values.get("padding"), values.get("left_out") or []
         known = isinstance(padding, int | float) and math.isfinite(padding)
         said = [line[:_LONGEST] for line in lines if isinstance(line, str) and line.isprintable()]
-        return cls(float(padding) if known else None, tuple(said[:_MOST]))  # type: ignore[arg-type]
+        return cls(float(padding) if known else None, tuple(said[:_MOST]), values.get("shifts") is True)  # type: ignore[arg-type]

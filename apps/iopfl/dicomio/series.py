@@ -238,7 +238,8 @@ def write_nifti(series: Series, path: Path) -> None:
         raise ConfigError(f"expected a path ending in .nii or .nii.gz, came {path.name}")
     image = nib.Nifti1Image(series.array, series.affine)
     image.header.set_xyzt_units("mm", "sec")
-    image.header.extensions.extend(FileNotes(series.padding, series.left_out).to_extensions())
+    notes = FileNotes(series.padding, series.left_out, shifts=series.shape != series.frames_shape)
+    image.header.extensions.extend(notes.to_extensions())
     with replacing(path) as temporary:
         named = temporary.with_name(temporary.name + suffix)  # nibabel looks at the whole suffix
         try:

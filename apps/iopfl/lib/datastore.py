@@ -61,6 +61,7 @@ class CheckedDatastore(SelectingDatastore):
         tag, info = self._check_tag(label_tag), dict(label_info or {})
         with tempfile.TemporaryDirectory() as folder:
             taken = self.take(image_id, Path(label_filename), info, {}, Path(folder))
+            info = taken.describe(image_id, info)
             with self._using_index():
                 info = info if tag == FINAL else self._sign(image_id, tag, info)
                 return super().save_label(image_id, str(taken.file), tag, info)

@@ -21,6 +21,7 @@ from pydicom import Dataset
 from iopfl.base.errors import IOPFLError, PACSAwayError, PACSError, SeriesError
 from iopfl.core.sites import IMAGE_SUFFIXES
 from iopfl.dicomio.files import is_dicom
+from iopfl.dicomio.series import Series
 from iopfl.lib.datastore import FINAL, telling_clients
 from iopfl.lib.folder_files import new_item
 from iopfl.lib.index_file import IndexFile, Item
@@ -32,7 +33,7 @@ from iopfl.lib.pacs_labels import MODALITIES as SEGMENTATIONS
 from iopfl.lib.pacs_labels import UNREADABLE, PACSLabels
 from iopfl.lib.pacs_outbox import LabelOutbox
 from iopfl.lib.pacs_results import Results
-from iopfl.lib.pacs_segmentations import read_segmentation_file, write_label
+from iopfl.lib.pacs_segmentations import count_beside, read_segmentation_file, write_label
 from iopfl.lib.pacs_selecting import SelectingPACS
 from iopfl.lib.refreshing import Refreshing
 from iopfl.lib.submissions import Submission
@@ -211,13 +212,12 @@ class PACSDatastore(SelectingPACS):
     ) -> Submission:
         """As any datastore does; a DICOM SEG or structure set that was drawn on the image is a label too."""
         if not is_dicom(label):
-            return super().take(image_id, label, info, origin, folder)
+            taken, image = super().take(image_id, label, info, origin, folder), Path(self.get_image_uri(image_id))
+            return count_beside(taken, image, lambda: self._read(image_id))
         with telling_clients():
-            series, file = self._find(image_id), folder / f"label{IMAGE_SUFFIX}"
-            if series is None:
-                raise PACSError(f"the PACS has no series {image_id} any more: list the images again")
+            series, file = self._read(image_id), folder / f"label{IMAGE_SUFFIX}"
             ds = read_segmentation_file(label)
-            return Submission(file, tuple(write_label(ds, self._cache.read(series), self.tasks_for(image_id), file)))
+            return Submission(file, tuple(write_label(ds, series, self.tasks_for(image_id), file)))
 
     def repair(self) -> None:
         """Nothing: a search brings final labels in line."""
@@ -318,11 +318,13 @@ class PACSDatastore(SelectingPACS):
         if image in self._index.entries:
             self._publish(image)
 
-    def _fetch(self, image: str, version: LabelVersion) -> None:
-        series = self._find(image)
-        if series is None:
+    def _read(self, image: str) -> Series:
+        if (series := self._find(image)) is None:
             raise PACSError(f"the PACS has no series {image} any more: list the images again")
-        source = self._cache.read(series)
+        return self._cache.read(series)
+
+    def _fetch(self, image: str, version: LabelVersion) -> None:
+        source = self._read(image)
         ds = self._labels.fetch(version.sop_instance_uid)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, f"label{IMAGE_SUFFIX}")

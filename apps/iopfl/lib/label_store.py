@@ -94,9 +94,9 @@ class VersionedDatastore(CheckedDatastore):
         origin = self.answers.find(image_id, info)
         with tempfile.TemporaryDirectory() as folder:
             taken = self.take(image_id, label, info, origin, Path(folder))
-            about: dict[str, Any] = {"annotator": find_annotator(info), "tasks": taken.tasks, "info": info}
+            about: dict[str, Any] = {"tasks": taken.tasks, "info": taken.describe(image_id, info)}
             with self._changing(image_id, _NOT_KEPT):
-                return self.versions.add(image_id, taken.file, origin=origin, **about)
+                return self.versions.add(image_id, taken.file, annotator=find_annotator(info), origin=origin, **about)
 
     @contextlib.contextmanager
     def _changing(self, image: str, otherwise: str) -> Iterator[History]:

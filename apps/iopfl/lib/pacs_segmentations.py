@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +14,8 @@ from monai.data import MetaTensor
 from pydicom import Dataset
 
 from iopfl.base.errors import SeriesError
+from iopfl.core.file_notes import FileNotes
+from iopfl.core.image_files import open_nifti, read_voxels
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_label
 from iopfl.dicomio.files import read_dataset, reading
@@ -21,6 +24,7 @@ from iopfl.dicomio.results import build_results
 from iopfl.dicomio.segmentation import Label, Origin, read_segmentation, segments_of
 from iopfl.dicomio.series import Series
 from iopfl.lib.label_log import LabelVersion
+from iopfl.lib.submissions import Submission
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +72,20 @@ def write_label(ds: Dataset, series: Series, tasks: Sequence[Task], target: Path
             "segmentation %s is read for %s alone, not for %s too", ds.SOPInstanceUID, first, ", ".join(others)
         )
     return found
+
+
+def count_beside(taken: Submission, image: Path, read: Callable[[], Series]) -> Submission:
+    """A label with how much of it lies beside the frames of its series, whose slices shift: no SEG has that.
+
+    Args:
+        taken: the label, on the grid of its image.
+        image: the file that the series was made into.
+        read: reads the series, which is asked for only where that can be.
+    """
+    if not FileNotes.of(open_nifti(image).header.extensions).shifts:
+        return taken
+    mask = read_voxels(taken.file, colors=False).as_tensor()[0].numpy()
+    return replace(taken, beside=int(np.count_nonzero(mask) - np.count_nonzero(read().to_frames(mask))))
 
 
 def build_label(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from iopfl.core.task import Task
 from iopfl.core.transforms import LabelFile, open_label, read_image
 from iopfl.core.writers import write_mask
 
+logger = logging.getLogger(__name__)
+
+LEFT_OUT = "left_out"
 _ROUTED = "_routed"
 NO_TASK = "expected a task to label this image for, this server has none: give it a bank"
 
@@ -30,10 +34,21 @@ class Submission:
     Attributes:
         file: the label, with the values of its tasks on the image's grid.
         tasks: names of the tasks that it was drawn for, at least one.
+        beside: voxels that were drawn beside the slices of an image whose slices shift sideways, and are left out.
     """
 
     file: Path
     tasks: tuple[str, ...]
+    beside: int = 0
+
+    def describe(self, image: str, info: Mapping[str, Any]) -> dict[str, Any]:
+        """What came with it, and under `left_out`, which the log has too, what is not kept of it: a line."""
+        told = {key: value for key, value in info.items() if key != LEFT_OUT}
+        if self.beside:
+            line = f"{self.beside} voxels drawn beside the image's slices are left out: nothing was imaged there"
+            logger.warning("label of %s: %s", image, line)
+            told[LEFT_OUT] = [line]
+        return told
 
 
 def take_submission(
@@ -85,7 +100,7 @@ def take_submission(
     target = folder / f"label{_plain_suffix(label)}"
     like = likes[list(fitting).index(first)]
     write_mask(target, Segmentation(mask, like, Answer(task.name, "", "", 0.0)))  # type: ignore[arg-type]
-    return Submission(target, chosen)
+    return Submission(target, chosen, read.beside)
 
 
 def join_problems(problems: Sequence[SeriesError]) -> SeriesError:
