@@ -121,8 +121,8 @@ def test_nothing_is_taken_deflated(tmp_path):
 @pytest.mark.parametrize(
     ("titles", "diagnostic", "words"),
     [
-        ({"aec": "OTHER"}, 7, "Called AE title not recognised (it called OTHER)"),
-        ({"aet": "STRANGER"}, 3, "Calling AE title not recognised"),
+        ({"aec": "OTHER"}, 7, "Called AE title not recognized (it called OTHER)"),
+        ({"aet": "STRANGER"}, 3, "Calling AE title not recognized"),
     ],
 )
 def test_an_association_with_the_wrong_titles_is_rejected_for_good(tmp_path, lines, titles, diagnostic, words):

@@ -43,8 +43,8 @@ class Request:
 class Refusal(Enum):
     """Why an association is rejected: result, source and reason (PS3.8, 9.3.4)."""
 
-    CALLED = (1, 1, 7, "Called AE title not recognised")
-    CALLING = (1, 1, 3, "Calling AE title not recognised")
+    CALLED = (1, 1, 7, "Called AE title not recognized")
+    CALLING = (1, 1, 3, "Calling AE title not recognized")
     NO_ROOM = (2, 3, 2, "Local limit exceeded")
     TOO_MUCH = (1, 3, 2, "Local limit exceeded by what it wants to negotiate")
 
