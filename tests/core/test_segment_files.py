@@ -93,7 +93,7 @@ def grown(mask: np.ndarray) -> np.ndarray:
     [
         (lambda m: [{"core": (1, grown(m["core"]))}, {"rim": (1, m["rim"])}], "core and rim overlap in 8 voxels"),
         (lambda m: [{"whole": (1, m["rim"])}], "whole is core and rim of task ball taken together"),
-        (lambda m: [{"Segment_1": (1, m["rim"])}], "has the labels core, rim, came 'Segment_1'"),
+        (lambda m: [{"Segment_1": (1, m["rim"])}], "has the labels core, rim, given 'Segment_1'"),
         (lambda m: [{"core": (1, m["core"])}, {"rim": (1, m["rim"])}, {"whole": (1, ~m["rim"])}], "whole holds voxels"),
     ],
 )

@@ -288,7 +288,7 @@ def test_segments_are_found_by_code_where_it_is_one_labels_alone(slices, series,
     known = {"leber": ("10200004", "SCT", "Liver"), "niere": ("64033007", "SCT", "Kidney")}
     expected = np.choose(mask, [0, 2, 1])
     assert np.array_equal(read_segmentation(seg, series, values, codes=known).mask, expected)
-    with pytest.raises(SegmentationError, match="'leber', 'niere', came 'Segment_1', 'Segment_2'"):
+    with pytest.raises(SegmentationError, match="'leber', 'niere', given 'Segment_1', 'Segment_2'"):
         read_segmentation(seg, series, values)
     with pytest.raises(SegmentationError, match="no label of the task"):
         read_segmentation(seg, series, values, codes={"leber": known["leber"], "niere": known["leber"]})
@@ -325,7 +325,7 @@ def test_each_task_takes_its_own_segments(slices, series, mask):
     assert np.array_equal(label.mask, mask)
     assert label.notes == ("segments that are no labels of the task are passed over: 'brain'",)
     assert np.array_equal(read_segmentation(seg, series, {"Brain": 7}).mask, (mask > 0) * 7)
-    with pytest.raises(SegmentationError, match=r"labeled 'liver', came 'brain', 'anterior', 'posterior'"):
+    with pytest.raises(SegmentationError, match=r"labeled 'liver', given 'brain', 'anterior', 'posterior'"):
         read_segmentation(seg, series, {"liver": 1})
 
 
@@ -372,14 +372,14 @@ def send_a_frame_far(seg: Dataset) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (spoil("FrameOfReferenceUID", "1.2.3"), "frame of reference .*, came 1.2.3"),
+        (spoil("FrameOfReferenceUID", "1.2.3"), "frame of reference .*, given 1.2.3"),
         (lambda seg: setattr(seg.ReferencedSeriesSequence[0], "SeriesInstanceUID", "1.2.3"), "series .* one of 1.2.3"),
         (spoil("SOPClassUID", uid.MRImageStorage), "expected a DICOM SEG"),
         (spoil("SegmentSequence", []), "at least one described segment"),
         (spoil("PixelData", b"\0" * 5), "truncated"),
-        (spoil("NumberOfFrames", 10**6), "1 to 65536 frames, came 1000000"),
+        (spoil("NumberOfFrames", 10**6), "1 to 65536 frames, given 1000000"),
         (move_a_frame, "no common distance"),
-        (lambda seg: seg.SegmentSequence.pop(), r"described segments \[1\], came segment 2"),
+        (lambda seg: seg.SegmentSequence.pop(), r"described segments \[1\], given segment 2"),
         (lambda seg: delattr(seg, "PerFrameFunctionalGroupsSequence"), "ImagePositionPatient of every slice"),
     ],
 )

@@ -156,7 +156,7 @@ def test_a_palette_becomes_rgb(tmp_path):
 def test_two_pictures_in_a_series_are_two_images(tmp_path):
     eyes = [phantoms.build_photograph(smooth_picture()) for _ in range(2)]
     eyes[1].SOPInstanceUID = eyes[1].file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    with pytest.raises(SeriesError, match="expected one picture, came 2"):
+    with pytest.raises(SeriesError, match="expected one picture, given 2"):
         read_series(phantoms.write(eyes, tmp_path))
     assert read_series(tmp_path / "IM0000").shape == (48, 40, 1)
 
@@ -169,7 +169,7 @@ def test_a_compressed_frame_of_another_size_is_refused_before_it_is_decoded(tmp_
         ds = dcmread(path)
         ds.Rows = 25
         ds.save_as(path)
-        with pytest.raises(SeriesError, match="expected a compressed frame of 32 x 25 pixels, came 32 x 24"):
+        with pytest.raises(SeriesError, match="expected a compressed frame of 32 x 25 pixels, given 32 x 24"):
             read_series(path)
 
 
@@ -190,7 +190,7 @@ def test_a_small_file_cannot_fill_the_memory(tmp_path):
     size = 4000
     header = struct.pack(">HHHH8IH", 0xFF4F, 0xFF51, 41, 0, size, size, 0, 0, tile, tile, 0, 0, 1)
     write_bomb(tmp_path / "tiled", uid.JPEG2000Lossless, header, size)
-    with pytest.raises(SeriesError, match="tiles in a frame, came 16000000"):
+    with pytest.raises(SeriesError, match="tiles in a frame, given 16000000"):
         read_series(tmp_path / "tiled")
 
 
@@ -207,7 +207,7 @@ def test_a_deflated_file_is_read_within_a_bound(tmp_path, monkeypatch):
 
 def test_a_syntax_without_decoder_is_named(tmp_path):
     write_bomb(tmp_path / "video", uid.MPEG2MPML, b"\0\0", 8)
-    with pytest.raises(SeriesError, match=r"came MPEG2 Main .*\(1\.2\.840\.10008\.1\.2\.4\.100\); ask for an uncom"):
+    with pytest.raises(SeriesError, match=r"given MPEG2 Main .*\(1\.2\.840\.10008\.1\.2\.4\.100\); ask for an uncom"):
         read_series(tmp_path)
 
 
@@ -265,7 +265,7 @@ def test_pixels_that_are_elsewhere_are_refused_by_their_syntax(tmp_path):
     del ds.PixelData
     ds.file_meta.TransferSyntaxUID = uid.UID("1.2.840.10008.1.2.4.94")
     ds.save_as(tmp_path / "referenced", enforce_file_format=True)
-    with pytest.raises(SeriesError, match=r"came JPIP Referenced \(1\.2\.840\.10008\.1\.2\.4\.94\)"):
+    with pytest.raises(SeriesError, match=r"given JPIP Referenced \(1\.2\.840\.10008\.1\.2\.4\.94\)"):
         read_series(tmp_path)
 
 

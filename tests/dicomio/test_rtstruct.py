@@ -97,10 +97,10 @@ def test_the_inside_is_what_scikit_image_says(seed):
 @pytest.mark.parametrize(
     ("regions", "reason"),
     [
-        ({"liver": [(1, SQUARE)]}, "'prostate', 'bladder', came 'liver'"),
+        ({"liver": [(1, SQUARE)]}, "'prostate', 'bladder', given 'liver'"),
         ({"prostate": [(1.5, SQUARE)]}, "0.50 slices beside"),
         ({"prostate": [(1, SQUARE)], "bladder": [(1, SQUARE)]}, "segment 2 overlaps label value 1"),
-        ({}, "came none"),
+        ({}, "given none"),
         ({"prostate": [(40, SQUARE)]}, "all of them lie outside"),
     ],
 )
@@ -113,5 +113,5 @@ def test_one_of_another_series_is_refused(series):
     ds = build_structure_set(series, {"prostate": [(1, SQUARE)]})
     study = ds.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
     study.RTReferencedSeriesSequence[0].SeriesInstanceUID = "1.2.3"
-    with pytest.raises(SegmentationError, match=r"came one of 1\.2\.3"):
+    with pytest.raises(SegmentationError, match=r"given one of 1\.2\.3"):
         read_segmentation(ds, series, LABELS)

@@ -229,7 +229,7 @@ def test_no_warning_or_log_names_the_patient(tmp_path, recwarn, caplog, capfd):
 def test_a_mask_of_another_grid_or_task_is_refused(tmp_path):
     series = read(sources("axial"), tmp_path)
     segments = segments_of(HIPPOCAMPUS)
-    with pytest.raises(SeriesError, match=r"grid \(13, 11, 6\), came \(11, 13, 6\)"):
+    with pytest.raises(SeriesError, match=r"grid \(13, 11, 6\), given \(11, 13, 6\)"):
         build_segmentation(np.zeros((11, 13, 6), np.uint8), series, segments, ORIGIN)
     with pytest.raises(SeriesError, match="values from 0 to 255"):
         build_segmentation(np.full(series.shape, 257), series, segments, ORIGIN)

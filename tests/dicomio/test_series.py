@@ -171,8 +171,8 @@ SLICES = {"voxels": phantoms.volume((5, 4, 8))}
         (lambda s: change(s, "PixelSpacing", None), "PixelSpacing of every slice"),
         (lambda s: change(s, "ImagePositionPatient", [1e30, 0, 0]), "plausible"),
         (lambda s: change(s, "Rows", 3, 3), "missing.*: another size"),
-        (lambda s: change(s, "Rows", 3, 1, 2, 3), "one Rows in a series, came 2"),
-        (lambda s: change(s, "SeriesInstanceUID", "1.2.3", 3), r"expected one image series, came 2: .*MR, 7.*MR, 1"),
+        (lambda s: change(s, "Rows", 3, 1, 2, 3), "one Rows in a series, given 2"),
+        (lambda s: change(s, "SeriesInstanceUID", "1.2.3", 3), r"expected one image series, given 2: .*MR, 7.*MR, 1"),
         (lambda s: change(s, "ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
         (lambda s: change(s, "ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "mosaic"),
         (lambda s: change(s, "ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"], 2, 3), "missing.*3, 4: a localizer"),
@@ -180,14 +180,14 @@ SLICES = {"voxels": phantoms.volume((5, 4, 8))}
         (lambda s: change(s, "SOPClassUID", uid.SegmentationStorage), r"8 x it is a segmentation \(SEG\)"),
         (lambda s: change(s, "SOPClassUID", uid.RTStructureSetStorage), "structure set"),
         (lambda s: change(s, "SOPClassUID", "1.3.12.2.1107.5.9.1"), "none that is read"),
-        (lambda s: change(s, "PixelData", b"\0" * 20, 3), "truncated: 5 x 4 x 1 pixels are 40 bytes, came 20"),
+        (lambda s: change(s, "PixelData", b"\0" * 20, 3), "truncated: 5 x 4 x 1 pixels are 40 bytes, given 20"),
         (lambda s: change(s, "Columns", 65535), "truncated"),
         (lambda s: change(s, "BitsAllocated", 64), "64 bits"),
-        (lambda s: change(s, "NumberOfFrames", 2**31 - 1), "1 to 65536 frames, came 2147483647"),
-        (lambda s: change(s, "PhotometricInterpretation", "CMYK"), "came CMYK"),
+        (lambda s: change(s, "NumberOfFrames", 2**31 - 1), "1 to 65536 frames, given 2147483647"),
+        (lambda s: change(s, "PhotometricInterpretation", "CMYK"), "given CMYK"),
         (lambda s: change(s, "SOPInstanceUID", "", 3), "no valid SOPInstanceUID"),
         (lambda s: change(s, "SeriesInstanceUID", "../../1"), "no valid SeriesInstanceUID"),
-        (lambda s: s[:0], "came none in 0 files"),
+        (lambda s: s[:0], "given none in 0 files"),
     ],
 )
 def test_a_bad_series_is_refused_with_the_reason(tmp_path, spoil, reason):
@@ -279,7 +279,7 @@ def check_like_simpleitk(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("edge-secondary-capture", "secondary capture"), ("edge-siemens", "series, came 4")]
+    ("name", "reason"), [("edge-secondary-capture", "secondary capture"), ("edge-siemens", "series, given 4")]
 )
 def test_real_oddities_are_refused(shared_data, tmp_path, name, reason):
     with pytest.raises(SeriesError, match=reason):

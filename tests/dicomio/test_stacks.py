@@ -115,7 +115,7 @@ def test_an_enhanced_instance_is_told_from_its_scout(tmp_path):
     [
         (lambda: [*build(4), *beside(count=4, directions=SAGITTAL)], "several orientations"),
         (lambda: [*build(5), *beside(count=3, directions=SAGITTAL)], "several orientations"),
-        (lambda: [*build(4), *beside(count=4, shape=(13, 12))], "one Rows in a series, came 2"),
+        (lambda: [*build(4), *beside(count=4, shape=(13, 12))], "one Rows in a series, given 2"),
         (lambda: [*build(4), *beside(count=4)], "4 of 8 slices lie where another does"),
         (lambda: [*build(3), *edited(beside(count=3), ImageType=LOCALIZER)], "3 of 6 instances: it is a localizer"),
         (lambda: edited(build(), ImagePositionPatient=None), "ImagePositionPatient of every slice"),

@@ -389,10 +389,10 @@ def test_a_model_that_fails_for_now_is_tried_again_and_one_that_cannot_is_not(tm
         send_plainly(listener.port, other)
         job = state_of(listener, other[0].SeriesInstanceUID, State.FAILED)
         assert job.reason == "not segmented: MemoryError"
-        failures += [AdaptationError("expected experts, came none")]
+        failures += [AdaptationError("expected experts, given none")]
         third = make_slices(2, series="third")
         send_plainly(listener.port, third)
-        assert state_of(listener, third[0].SeriesInstanceUID, State.REFUSED).reason == "expected experts, came none"
+        assert state_of(listener, third[0].SeriesInstanceUID, State.REFUSED).reason == "expected experts, given none"
         before = len(model.asked)
         ask(tmp_path, "retry", job.series_instance_uid)
         state_of(listener, job.series_instance_uid, State.DONE)

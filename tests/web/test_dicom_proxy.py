@@ -184,8 +184,8 @@ def test_nothing_but_segmentations_of_the_pacs_own_studies_is_stored(proxy, pacs
     disguised = whole.replace(b".1.66.4", b".1.77.4", 1)  # in the file meta information
     before = pacs.request("GET", "/statistics").json()["CountInstances"]
     refused = [
-        (403, "came MR Image Storage", as_bytes(image)),
-        (403, "came Enhanced SR Storage", as_bytes(report)),
+        (403, "given MR Image Storage", as_bytes(image)),
+        (403, "given Enhanced SR Storage", as_bytes(report)),
         (403, "another one", as_bytes(segmentation(tmp_path, StudyInstanceUID="1.2.3"))),
         (403, "Patient ID", as_bytes(segmentation(tmp_path, PatientID="P-2"))),
         (403, "series of its own", as_bytes(segmentation(tmp_path, SeriesInstanceUID=series_uid("a series")))),

@@ -134,7 +134,7 @@ def merge(drawn: Drawn, task: Task, file: str, codes: Mapping[str, tuple[str, st
             unknown.append(name)
     if unknown:
         raise SeriesError(
-            f"label {file}: task {task.name} has the labels {', '.join(task.labels)}, came {_show_names(unknown)}; "
+            f"label {file}: task {task.name} has the labels {', '.join(task.labels)}, given {_show_names(unknown)}; "
             "rename the segment, or remove it"
         )
     index = {label: number for number, label in enumerate(task.labels, start=1)}
@@ -196,7 +196,7 @@ def _listed(said: Any) -> list[tuple[str, int | None]]:
         if _holds_names(said):
             raise SeriesError(
                 'label_info: expected a list of {"name": ..., "idx": ...}, one for each segment in the order of their '
-                "values and each with a name, came something else: send it so, or none"
+                "values and each with a name, given something else: send it so, or none"
             )
         return []
     listed = [(item["name"], _whole(item.get("idx"))) for item in items]

@@ -39,7 +39,7 @@ def check_codestream(frame: bytes, syntax: str, rows: int, columns: int) -> None
     if size != (columns, rows):
         raise SeriesError(
             f"expected a compressed frame of {columns} x {rows} pixels, "
-            f"came {'no header' if size is None else f'{size[0]} x {size[1]}'}; send it uncompressed"
+            f"given {'no header' if size is None else f'{size[0]} x {size[1]}'}; send it uncompressed"
         )
 
 
@@ -51,7 +51,7 @@ def _find_jpeg_2000_size(frame: bytes) -> tuple[int, int] | None:
     width, height = right - left, bottom - top
     tiles = -(-width // max(1, tile_width)) * -(-height // max(1, tile_height))
     if tiles > MAX_TILES:
-        raise SeriesError(f"expected at most {MAX_TILES} tiles in a frame, came {tiles}; send it uncompressed")
+        raise SeriesError(f"expected at most {MAX_TILES} tiles in a frame, given {tiles}; send it uncompressed")
     return width, height
 
 

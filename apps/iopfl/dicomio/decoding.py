@@ -141,15 +141,15 @@ def check_size(ds: Dataset) -> None:
     """
     pixels = ds.get("PixelData")
     if not pixels:
-        raise SeriesError("expected Pixel Data, came none; give another series, of images")
+        raise SeriesError("expected Pixel Data, given none; give another series, of images")
     size = f"{int(ds.Columns)} x {int(ds.Rows)} x {count_frames(ds)}"
     if min(int(ds.Rows), int(ds.Columns), count_frames(ds), int(ds.BitsAllocated), _samples(ds)) < 1:
-        raise SeriesError(f"expected a positive size, came {size} pixels: {AT_SOURCE}")
+        raise SeriesError(f"expected a positive size, given {size} pixels: {AT_SOURCE}")
     decoded = _decoded_size(ds)
     if not ds.file_meta.TransferSyntaxUID.is_compressed:
         stored = decoded * 2 // 3 if str(ds.get("PhotometricInterpretation")) == "YBR_FULL_422" else decoded
         if len(pixels) < stored:
-            raise SeriesError(f"truncated: {size} pixels are {stored} bytes, came {len(pixels)}; send it again")
+            raise SeriesError(f"truncated: {size} pixels are {stored} bytes, given {len(pixels)}; send it again")
     elif decoded > max(_ALWAYS_DECODED, MAX_RATIO * len(pixels)):
         raise SeriesError(
             f"{len(pixels)} compressed bytes claim to be {decoded}: more than {MAX_RATIO} for one; send it uncompressed"
@@ -172,7 +172,7 @@ def _find_decoder(syntax: uid.UID):  # type: ignore[no-untyped-def]  # pydicom's
         decoder = None
     if decoder is None or not decoder.is_available:
         raise SeriesError(
-            f"expected a transfer syntax that is read, came {show_syntax(syntax)}; ask for an uncompressed copy"
+            f"expected a transfer syntax that is read, given {show_syntax(syntax)}; ask for an uncompressed copy"
         )
     return decoder
 

@@ -81,12 +81,12 @@ def _inflate(data: bytes) -> bytes:
     """The data set of a deflated file (PS3.5 A.5), explicit VR little endian without preamble."""
     group, element, kind, _, length = _HEAD.unpack_from(data)
     if (group, element, kind) != (2, 0, b"UL"):
-        raise SeriesError(f"a deflated file: expected the length of its meta information, came none: {AT_SOURCE}")
+        raise SeriesError(f"a deflated file: expected the length of its meta information, given none: {AT_SOURCE}")
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = inflater.decompress(data[_HEAD.size + length :], MAX_INFLATED)
     if inflater.unconsumed_tail:
         raise SeriesError(
-            f"a deflated file: expected at most {MAX_INFLATED >> 20} MiB in it, came more; send it uncompressed"
+            f"a deflated file: expected at most {MAX_INFLATED >> 20} MiB in it, given more; send it uncompressed"
         )
     if not inflater.eof or inflater.unused_data.strip(b"\0"):
         raise SeriesError("a deflated file: it ends before its data do, or goes on after them; send it again")

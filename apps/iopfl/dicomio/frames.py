@@ -29,7 +29,7 @@ def count_frames(ds: Dataset) -> int:
     """
     count = int(ds.get("NumberOfFrames") or 1)
     if not 0 < count <= MAX_FRAMES:
-        raise SeriesError(f"expected 1 to {MAX_FRAMES} frames, came {count}: {AT_SOURCE}")
+        raise SeriesError(f"expected 1 to {MAX_FRAMES} frames, given {count}: {AT_SOURCE}")
     return count
 
 

@@ -62,12 +62,12 @@ class Plane:
         if not np.isfinite(numbers).all() or np.abs(numbers).max() > _FARTHEST:
             raise SeriesError(f"a slice's position, orientation or spacing is no plausible number of mm: {AT_SOURCE}")
         if min(self.spacing) <= 0:
-            raise SeriesError(f"expected a positive Pixel Spacing, came {self.spacing}: {AT_SOURCE}")
+            raise SeriesError(f"expected a positive Pixel Spacing, given {self.spacing}: {AT_SOURCE}")
         row, column = np.array(self.row), np.array(self.column)
         lengths = np.array([np.linalg.norm(row), np.linalg.norm(column)])
         if np.abs(lengths - 1).max() > _UNIT_TOLERANCE or orthonormalize(np.stack([row, column], axis=1)) is None:
             raise SeriesError(
-                f"expected two perpendicular directions of length 1 as Image Orientation, came {self.row} and "
+                f"expected two perpendicular directions of length 1 as Image Orientation, given {self.row} and "
                 f"{self.column}: {AT_SOURCE}"
             )
 
@@ -103,9 +103,9 @@ def order_slices(planes: Sequence[Plane]) -> list[int]:
     """
     first = planes[0]
     if not all(first.is_parallel(plane) for plane in planes):
-        raise SeriesError("expected parallel slices, came several orientations; send one stack a series")
+        raise SeriesError("expected parallel slices, given several orientations; send one stack a series")
     if not all(have_same_spacing(first, plane) for plane in planes):
-        raise SeriesError("expected one pixel spacing, came several; send one stack a series")
+        raise SeriesError("expected one pixel spacing, given several; send one stack a series")
     along = _along(planes)
     order = [int(index) for index in np.argsort(along, kind="stable")]
     shared = int((np.diff(along[order]) < _SAME_POSITION).sum())

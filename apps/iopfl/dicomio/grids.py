@@ -35,7 +35,7 @@ def place_frames(
     """
     first = planes[0]
     if not all(first.is_parallel(plane) and np.allclose(first.spacing, plane.spacing, rtol=1e-3) for plane in planes):
-        raise SeriesError("expected parallel frames of one pixel spacing, came several orientations or spacings")
+        raise SeriesError("expected parallel frames of one pixel spacing, given several orientations or spacings")
     positions = np.array([plane.position for plane in planes])
     along = positions @ first.normal
     base = int(along.argmin())

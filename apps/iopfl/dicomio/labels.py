@@ -94,10 +94,10 @@ class Described:
         """
         drawn = self.by_number.get(number)
         if drawn is None:
-            raise SegmentationError(f"expected the described segments {sorted(self.by_number)}, came segment {number}")
+            raise SegmentationError(f"expected the described segments {sorted(self.by_number)}, given segment {number}")
         if drawn.value is None and not (drawn.is_something_else and self.names):
             raise SegmentationError(
-                f"expected segments labeled {', '.join(map(repr, self.expected))}, came {self.came}: segment {number} "
+                f"expected segments labeled {', '.join(map(repr, self.expected))}, given {self.came}: segment {number} "
                 "is no label of the task; rename it, or remove it"
             )
         return drawn.value
@@ -147,7 +147,7 @@ def check_value(value: int) -> int:
         SegmentationError: it does not fit a byte.
     """
     if not 0 <= value < 256:
-        raise SegmentationError(f"expected label values up to 255, came {value}")
+        raise SegmentationError(f"expected label values up to 255, given {value}")
     return value
 
 
@@ -164,12 +164,12 @@ def check_belongs(drawn_on: set[str], frame_of_reference: str, series: Series) -
     """
     if drawn_on and series.series_instance_uid not in drawn_on:
         raise SegmentationError(
-            f"expected a segmentation of series {series.series_instance_uid}, came one of "
+            f"expected a segmentation of series {series.series_instance_uid}, given one of "
             f"{', '.join(map(show_uid, sorted(drawn_on)))}; take the series it was drawn on"
         )
     if frame_of_reference and series.frame_of_reference_uid not in (None, frame_of_reference):
         raise SegmentationError(
-            f"expected frame of reference {series.frame_of_reference_uid}, came {show_uid(frame_of_reference)}; "
+            f"expected frame of reference {series.frame_of_reference_uid}, given {show_uid(frame_of_reference)}; "
             "draw on the series itself, or register first"
         )
     if not drawn_on and not (series.has_geometry and frame_of_reference == series.frame_of_reference_uid):

@@ -50,13 +50,13 @@ def decoded_dtype(ds: Dataset) -> np.dtype:
     interpretation = str(ds.get("PhotometricInterpretation", ""))
     if interpretation not in GRAYS and interpretation not in COLORS:
         raise SeriesError(
-            f"expected gray or RGB, YBR or palette colors, came {show_code(interpretation)}; give another export"
+            f"expected gray or RGB, YBR or palette colors, given {show_code(interpretation)}; give another export"
         )
     if interpretation in COLORS:
         return np.dtype(np.uint8)
     bits = int(ds.BitsAllocated)
     if bits not in (8, 16, 32) or int(ds.get("SamplesPerPixel", 1)) != 1:
-        raise SeriesError(f"expected gray pixels of 8, 16 or 32 bits, came {bits} bits; give another export")
+        raise SeriesError(f"expected gray pixels of 8, 16 or 32 bits, given {bits} bits; give another export")
     if _is_rescaled(ds):
         return np.dtype(np.int16 if _fits_int16(ds) else np.float32)
     return np.dtype(f"{'i' if int(ds.PixelRepresentation) else 'u'}{bits // 8}")

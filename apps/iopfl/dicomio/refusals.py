@@ -152,7 +152,7 @@ def choose_header(headers: Iterable[Dataset]) -> Dataset:
             return by_look[look]
         by_look[look] = ds
     if not by_look:
-        raise SeriesError(find_series_refusal(refused) or "expected an image series, came nothing")
+        raise SeriesError(find_series_refusal(refused) or "expected an image series, given nothing")
     return next(iter(by_look.values()))
 
 

@@ -59,7 +59,7 @@ def describe_regions(ds: Dataset, values: Mapping[str, int] | None, codes: Mappi
     described = Described(regions, tuple(values or ()))
     if not described.names:
         expected = ", ".join(map(repr, described.expected)) or "any region"
-        raise SegmentationError(f"expected {expected}, came {described.came}; rename the region")
+        raise SegmentationError(f"expected {expected}, given {described.came}; rename the region")
     return described
 
 
@@ -120,7 +120,7 @@ def fill_contours(contours: Sequence[np.ndarray], shape: tuple[int, int]) -> np.
 
 def _find_slice(points: np.ndarray, number: int, count: int) -> int:
     if not len(points) or not np.isfinite(points).all():
-        raise SegmentationError(f"expected points of numbers in region {number}, came others; export it again")
+        raise SegmentationError(f"expected points of numbers in region {number}, given others; export it again")
     z = float(np.clip(np.rint(np.median(points[:, 2])), -1, count))
     if np.abs(points[:, 2] - z).max() > OFF_PLANE and -1 < z < count:
         raise SegmentationError(

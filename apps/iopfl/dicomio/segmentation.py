@@ -148,7 +148,7 @@ def build_segmentation(
 def _number_frames(mask: np.ndarray, series: Series, segments: Sequence[Segment]) -> np.ndarray:
     """The mask with segment numbers for label values, as frames in slice order, (Z, Y, X)."""
     if mask.shape != series.shape:
-        raise SeriesError(f"expected a mask on the series' grid {series.shape}, came {mask.shape}")
+        raise SeriesError(f"expected a mask on the series' grid {series.shape}, given {mask.shape}")
     mask = series.to_frames(mask)
     numbers, present = np.zeros(256, np.uint8), np.zeros(256, bool)
     numbers[[segment.value for segment in segments]] = np.arange(1, len(segments) + 1)
@@ -156,7 +156,7 @@ def _number_frames(mask: np.ndarray, series: Series, segments: Sequence[Segment]
     for start in range(0, len(mask), _BLOCK):  # so that a block fits the cache: many times faster
         block = mask[start : start + _BLOCK].astype(np.uint8)
         if mask.dtype != np.uint8 and not np.array_equal(block, mask[start : start + _BLOCK]):
-            raise SeriesError("expected label values from 0 to 255 in the mask, came others")
+            raise SeriesError("expected label values from 0 to 255 in the mask, given others")
         present |= np.bincount(block.ravel(), minlength=256) > 0
         frames[..., start : start + _BLOCK] = numbers[block].transpose(2, 1, 0)
     unknown = set(np.flatnonzero(present).tolist()) - {0, *(segment.value for segment in segments)}

@@ -88,7 +88,7 @@ def _read(
         described = rtstruct.describe_regions(ds, values, codes)
         return rtstruct.draw_regions(ds, described, series), described
     if ds.get("SOPClassUID") not in (SegmentationStorage, LABEL_MAP):
-        raise SegmentationError(f"expected a DICOM SEG, came SOP class {show_uid(ds.get('SOPClassUID'))}")
+        raise SegmentationError(f"expected a DICOM SEG, given SOP class {show_uid(ds.get('SOPClassUID'))}")
     drawn_on = all_referenced_series(ds)
     if not drawn_on and not set(referenced_instances(ds)).isdisjoint(series.sop_instance_uids):
         drawn_on = {series.series_instance_uid}
@@ -120,7 +120,7 @@ def _describe_segments(ds: Dataset, values: Mapping[str, int] | None, codes: Map
                 label or name, value, is_something_else=label is None and is_something_else(name, values)
             )
     if not by_number:
-        raise SegmentationError("expected at least one described segment, came none")
+        raise SegmentationError("expected at least one described segment, given none")
     described = Described(by_number, tuple(values or ()))
     if not described.names:
         described.find_value(next(iter(by_number)))
@@ -157,7 +157,7 @@ def _place(ds: Dataset, series: Series) -> tuple[list[int], np.ndarray]:
     count, size = count_frames(ds), (int(ds.Columns), int(ds.Rows))
     if not series.has_geometry:
         if (*size, 1) != series.shape:
-            raise SegmentationError(f"expected a mask of {series.shape[:2]} pixels, came {size}")
+            raise SegmentationError(f"expected a mask of {series.shape[:2]} pixels, given {size}")
         return [0] * count, series.affine
     try:
         planes = [find_plane(ds, index) for index in range(count)]

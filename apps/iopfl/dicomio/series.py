@@ -148,7 +148,7 @@ def _read_images(paths: Sequence[Path]) -> list[Dataset]:
     """Every image, each SOP instance once."""
     if sum(path.stat().st_size for path in paths) > MAX_SERIES_BYTES:
         raise SeriesError(
-            f"expected at most {MAX_SERIES_BYTES >> 30} GiB of files, came more; give one series at a time"
+            f"expected at most {MAX_SERIES_BYTES >> 30} GiB of files, given more; give one series at a time"
         )
     found: dict[str, Dataset] = {}
     others: Counter[str] = Counter()
@@ -167,7 +167,7 @@ def _read_images(paths: Sequence[Path]) -> list[Dataset]:
             found.setdefault(uid, ds)
     if not found:
         seen = "; ".join(f"{count} x {what}" for what, count in others.most_common(3))
-        raise SeriesError(f"expected a DICOM image series, came none in {len(paths)} files ({seen or 'empty'})")
+        raise SeriesError(f"expected a DICOM image series, given none in {len(paths)} files ({seen or 'empty'})")
     return list(found.values())
 
 
@@ -179,7 +179,7 @@ def _check_one_series(instances: Sequence[Dataset]) -> None:
         seen = [
             f"{uid} ({show_code(group[0].get('Modality'))}, {len(group)} instances)" for uid, group in series.items()
         ]
-        raise SeriesError(f"expected one image series, came {len(series)}: {', '.join(seen[:8])}; give one at a time")
+        raise SeriesError(f"expected one image series, given {len(series)}: {', '.join(seen[:8])}; give one at a time")
 
 
 def _build(chosen: Chosen) -> Series:
@@ -189,9 +189,9 @@ def _build(chosen: Chosen) -> Series:
     multi_frame = first.SOPClassUID in VOLUMES or any(count_frames(ds) > 1 for ds in instances)
     if len(instances) > 1 and (is_picture or multi_frame):
         what = "picture" if is_picture else "multi-frame instance"
-        raise SeriesError(f"expected one {what}, came {len(instances)} in one series; give one at a time")
+        raise SeriesError(f"expected one {what}, given {len(instances)} in one series; give one at a time")
     if is_picture and multi_frame:
-        raise SeriesError(f"expected one picture, came {count_frames(first)} frames; send them one by one")
+        raise SeriesError(f"expected one picture, given {count_frames(first)} frames; send them one by one")
     slices = [Slice(ds, frame) for ds in instances for frame in range(count_frames(ds))]
     affine, stack = np.eye(4), None
     if not is_picture:
@@ -235,7 +235,7 @@ def write_nifti(series: Series, path: Path) -> None:
     """
     suffix = find_suffix(path.name)
     if suffix not in (".nii", ".nii.gz"):
-        raise ConfigError(f"expected a path ending in .nii or .nii.gz, came {path.name}")
+        raise ConfigError(f"expected a path ending in .nii or .nii.gz, given {path.name}")
     image = nib.Nifti1Image(series.array, series.affine)
     image.header.set_xyzt_units("mm", "sec")
     notes = FileNotes(series.padding, series.left_out, shifts=series.shape != series.frames_shape)

@@ -157,7 +157,7 @@ def _tell_apart(groups: Sequence[_Group]) -> SeriesError:
     for keyword in _SAME:
         values = {str(group.first.get(keyword, "")) for group in groups}
         if len(values) > 1:
-            return SeriesError(f"expected one {keyword} in a series, came {len(values)}; send one stack a series")
+            return SeriesError(f"expected one {keyword} in a series, given {len(values)}; send one stack a series")
     planes = [group.plane for group in groups]
     unplaced = next((plane for plane in planes if isinstance(plane, SeriesError)), None)
     if unplaced is not None:
@@ -168,7 +168,7 @@ def _tell_apart(groups: Sequence[_Group]) -> SeriesError:
         pass
     except SeriesError as error:
         return error
-    return SeriesError("expected images of one kind in a series, came several SOP classes; send one stack a series")
+    return SeriesError("expected images of one kind in a series, given several SOP classes; send one stack a series")
 
 
 def _find_doubles(slices: Sequence[Slice], planes: Sequence[Plane]) -> dict[int, str]:

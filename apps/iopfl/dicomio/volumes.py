@@ -40,14 +40,14 @@ def decode_volume(slices: Sequence[Slice]) -> tuple[np.ndarray, float | None]:
     shape = (len(slices), int(first.Rows), int(first.Columns), *([3] if is_color(first) else []))
     check_volume(shape[2::-1], shape[3] if len(shape) > 3 else 1, dtype.itemsize)
     if np.prod(shape, dtype=np.float64) * dtype.itemsize > MAX_SERIES_BYTES:
-        raise SeriesError(f"expected at most {MAX_SERIES_BYTES >> 30} GiB of voxels, came {shape}; send a part of it")
+        raise SeriesError(f"expected at most {MAX_SERIES_BYTES >> 30} GiB of voxels, given {shape}; send a part of it")
     volume, decoded = np.empty(0, dtype), 0
     padding: dict[int, np.ndarray] = {}  # of slices that have some, a bit a pixel
     with Decoder() as decoder:
         for key, ds in sources.items():
             for frame, (pixels, is_padding) in enumerate(decode_frames(ds, decoder)):
                 if pixels.shape != shape[1:]:
-                    raise SeriesError(f"expected frames of {shape[1:]} pixels, came {pixels.shape}: {AT_SOURCE}")
+                    raise SeriesError(f"expected frames of {shape[1:]} pixels, given {pixels.shape}: {AT_SOURCE}")
                 if not volume.size:  # only now is it sure that such images are there
                     volume = np.empty(shape, dtype)
                 volume[place[key, frame]] = pixels
@@ -56,7 +56,7 @@ def decode_volume(slices: Sequence[Slice]) -> tuple[np.ndarray, float | None]:
                 decoded += 1
             del ds.PixelData
     if decoded < len(slices):
-        raise SeriesError(f"expected {len(slices)} frames, came {decoded}; send the series again")
+        raise SeriesError(f"expected {len(slices)} frames, given {decoded}; send the series again")
     volume, value = _fill(volume, padding)
     return volume.swapaxes(0, 2), value  # (X, Y, Z[, 3]), in the order of memory that NIfTI has
 

@@ -322,7 +322,7 @@ def check_uid(value: str, what: str) -> str:
         SeriesError: it is none.
     """
     if not _is_uid(value):
-        raise SeriesError(f"expected a UID as {what}, digits and dots, came {len(value)} other characters")
+        raise SeriesError(f"expected a UID as {what}, digits and dots, given {len(value)} other characters")
     return value
 
 

@@ -239,7 +239,7 @@ def list_instances(paths: Sequence[Path]) -> dict[Path, Dataset]:
             if ds is not None and ds.get("SOPClassUID") and ds.get("SOPInstanceUID"):
                 found[file] = ds
             elif not path.is_dir():
-                raise SeriesError(f"{file.name}: expected a DICOM instance, came another file")
+                raise SeriesError(f"{file.name}: expected a DICOM instance, given another file")
     if not found:
         raise SeriesError("expected DICOM instances to send, found none")
     return found
@@ -260,7 +260,7 @@ def send(caller: Caller, instances: dict[Path, Dataset]) -> Iterator[Sent]:
     for sop_class in sorted({sop_class for sop_class, _ in kinds}):
         contexts += [build_context(sop_class, syntax) for syntax in UNCOMPRESSED if (sop_class, syntax) not in kinds]
     if len(contexts) > _MAX_CONTEXTS:
-        raise SeriesError(f"expected at most {_MAX_CONTEXTS} kinds of instances at once, came {len(contexts)}")
+        raise SeriesError(f"expected at most {_MAX_CONTEXTS} kinds of instances at once, given {len(contexts)}")
     with caller.associated(contexts) as assoc:
         accepted = {
             (str(context.abstract_syntax), str(context.transfer_syntax[0])) for context in assoc.accepted_contexts

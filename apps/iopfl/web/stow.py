@@ -159,7 +159,7 @@ def _value(found: dict[str, Any], tag: str) -> str:
 def _find_parts(file: IO[bytes], boundary: bytes) -> list[Part]:
     """The instances of a body (RFC 2046, 5.1.1)."""
     if not file.tell():
-        raise HTTPException(400, "expected DICOM instances, came nothing")
+        raise HTTPException(400, "expected DICOM instances, given nothing")
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as body:
         mark = b"--" + boundary
         at = 0 if body[: len(mark)] == mark else body.find(b"\r\n" + mark) + 2
@@ -181,7 +181,7 @@ def _find_parts(file: IO[bytes], boundary: bytes) -> list[Part]:
             parts.append(_describe(file, body, start, end))
             at = end + 2
     if not parts:
-        raise HTTPException(400, "expected DICOM instances, came none")
+        raise HTTPException(400, "expected DICOM instances, given none")
     return parts
 
 
@@ -205,7 +205,7 @@ def _describe(file: IO[bytes], body: mmap.mmap, start: int, end: int) -> Part:
         name = uid.UID(sop_class).name if uid.UID(sop_class).is_valid else "something else"
         raise HTTPException(
             403,
-            f"expected a segmentation, came {name}: only these are stored from here, send others to the PACS itself",
+            f"expected a segmentation, given {name}: only these are stored from here, send others to the PACS itself",
         )
     if told != (sop_class, instance) or not all(found[keyword] for keyword in _TAGS[1:4]):
         raise HTTPException(
@@ -228,7 +228,7 @@ def _read_head(file: IO[bytes], start: int, end: int) -> tuple[Dataset, Dataset]
     head = file.read(min(end - start, _GROUP_LENGTH.size + _MAX_META))
     mark, group, element, kind, _, length = _GROUP_LENGTH.unpack_from(head.ljust(_GROUP_LENGTH.size, b"\0"))
     if (mark, group, element, kind) != (b"DICM", 2, 0, b"UL") or length > _MAX_META:
-        raise SeriesError("expected an instance with file meta information, came something else: send it again")
+        raise SeriesError("expected an instance with file meta information, given something else: send it again")
     meta = dcmread(io.BytesIO(head[: _GROUP_LENGTH.size + length])).file_meta
     syntax = uid.UID(meta.TransferSyntaxUID)
     if syntax not in uid.AllTransferSyntaxes or syntax in _HIDDEN:
