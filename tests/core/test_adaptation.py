@@ -68,6 +68,8 @@ def test_adaptation_takes_no_labels(function):
         "cancelled",
         "pace",
         "budget",
+        "with_mask",
+        "with_map",
     }
     assert set(inspect.signature(function).parameters) <= allowed
 

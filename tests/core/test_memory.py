@@ -12,10 +12,11 @@ from PIL import Image
 
 from iopfl.base.errors import ConfigError, SeriesError
 from iopfl.core import memory
+from iopfl.core.predictor import Predictor
 from iopfl.core.task import read_task
 from iopfl.core.transforms import Preprocessing, read_image, read_label
 
-from .tiny import BALL, DISK
+from .tiny import BALL, DISK, make_bank
 
 SPACED = replace(BALL, spacing=(1.0, 1.0, 1.0))
 
@@ -59,6 +60,23 @@ def test_a_volume_that_becomes_too_large_on_the_tasks_grid_is_refused(edge, tmp_
     with pytest.raises(SeriesError, match=r"a.nii: its 128 x 128 x 64 voxels, which become .* on the task's grid"):
         read_image(tmp_path / "a.nii", SPACED)
     assert tuple(read_image(tmp_path / "a.nii", replace(BALL, spacing=None)).shape) == (1, 128, 128, 64)
+
+
+def test_masks_of_the_experts_take_memory_too(tmp_path, monkeypatch):
+    nib.save(nib.Nifti1Image(np.ones((40, 40, 40)), np.eye(4)), tmp_path / "a.nii")
+    alone = memory.estimate((40, 40, 40), memory.find_grid((40, 40, 40), np.eye(4), SPACED), SPACED)
+    predictor = Predictor(make_bank(tmp_path / "bank", SPACED))
+    memory.limit_to((alone + 3 * 40**3) / 1e9)
+    image = read_image(tmp_path / "a.nii", SPACED)
+    monkeypatch.setattr(predictor, "_adapt", lambda *a, **k: pytest.fail("a pass"))
+    for ask in (
+        lambda: predictor.segment(tmp_path / "a.nii", "global", with_disagreement=True),
+        lambda: predictor.find_disagreement(image),
+    ):
+        with pytest.raises(SeriesError, match=r"^a.nii: .* the masks of 3 experts, .*: ask for the mask alone, give"):
+            ask()
+    memory.limit_to((alone + 5 * 40**3) / 1e9)
+    predictor.check_disagreement(image)
 
 
 def test_a_picture_that_unpacks_to_too_much_is_not_decoded(tmp_path):

@@ -16,8 +16,8 @@ from iopfl.core.work import Work
 from .tiny import BALL, DISK, STACK, make_bank
 
 
-def plan(windows, *, pace=1.0, budget=None, task=DISK, experts=4):
-    return make_plan(task, windows, experts=experts, instances=3, pace=pace, budget=budget)
+def plan(windows, *, pace=1.0, budget=None, task=DISK, experts=4, **what):
+    return make_plan(task, windows, experts=experts, instances=3, pace=pace, budget=budget, **what)
 
 
 @pytest.mark.parametrize("task", [DISK, replace(DISK, adaptation=Adaptation(fast=True)), BALL])
@@ -44,6 +44,14 @@ def test_what_is_left_out_is_said():
     assert plan(6, budget=70.0).shortened == "3 of 8 views, to take at most 70 s"
     least = "3 of 8 views, 2 of 4 experts asked, no magnification, to take at most 40 s"
     assert plan(6, budget=40.0).shortened == least
+
+
+def test_masks_of_the_experts_are_within_the_budget_too():
+    assert plan(6, with_map=True).passes == plan(6).passes + 4 * 6
+    assert plan(6, with_map=True, with_mask=False).passes == plan(6).passes + 4 * 6 - 8 * 6
+    assert plan(6, budget=94.0, with_map=True).shortened == "3 of 8 views, to take at most 94 s"
+    alone = plan(6, budget=70.0, with_map=True, with_mask=False)
+    assert alone.shortened == "2 of 4 experts asked, to take at most 70 s" and alone.passes <= 70
 
 
 def test_without_a_pace_nothing_is_left_out():
@@ -79,3 +87,23 @@ def test_a_large_image_says_what_it_takes_before_it_starts_and_keeps_to_it(kind,
     assert ("which is not enough" in answer.shortened) == (kind == "routed")
     assert ("shortened" in answer.to_params()) == (kind == "routed")
     assert Predictor(bank).segment(image, kind).answer.shortened == ""
+
+
+@pytest.mark.parametrize("kind", ["global", "routed"])
+def test_where_experts_disagree_is_part_of_what_is_said_beforehand_and_of_the_budget(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("iopfl.core.planning._WORTH_A_TRIAL", 8)
+    image = tmp_path / "long.nii"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(size=(28, 28, 28)), np.eye(4)), image)
+    bank = make_bank(tmp_path / "bank", BALL)
+
+    def segment(budget=None):
+        seen = []
+        predictor = Predictor(bank, budget=budget)
+        found = predictor.segment(image, kind, with_disagreement=True, progress=lambda *told: seen.append(told))
+        assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] <= seen[0][1], "at first at most, at last all"
+        return seen[-1][1], set(found.disagreement.unique().tolist()), found.answer.shortened
+
+    usual, percents, left = segment()
+    assert max(percents) > 50 and left == ""
+    passes, percents, left = segment(1e-6)
+    assert passes < usual and percents <= {0, 50} and "2 of 3 experts asked" in left

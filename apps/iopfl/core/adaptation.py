@@ -67,6 +67,7 @@ class AdaptedSeries:
             hardly agreed.
         votes: class probabilities (E, N, K, *S) float16 of those that voted, where they saw the whole series then.
         shortened: what was left out to stay within a time budget, in words.
+        voters: experts that voted.
     """
 
     parts: tuple[Part, ...]
@@ -77,6 +78,11 @@ class AdaptedSeries:
     voted_share: float = 0.0
     votes: Tensor | None = None
     shortened: str = ""
+    voters: int = 0
+
+    def count_map_passes(self, windows: int) -> int:
+        """Passes of `RoutingAdapter.predict_voters`, where one view takes `windows`."""
+        return 0 if self.votes is not None else windows * self.voters
 
     def predict_slabs(
         self, volume: Tensor, task: Task, *, device: torch.device | str = "cpu", work: Work | None = None
@@ -149,6 +155,8 @@ class RoutingAdapter:
         padding: Tensor | None = None,
         work: Work | None = None,
         pace: float | None = None,
+        with_mask: bool = True,
+        with_map: bool = False,
     ) -> AdaptedSeries:
         """Adapt to a series. Nothing of it stays in the adapter.
 
@@ -157,6 +165,8 @@ class RoutingAdapter:
             padding: where it is no image, (X, Y, Z) bool; None = nowhere.
             work: is told of each pass.
             pace: seconds of a pass, where they are known; without, the budget is not looked at.
+            with_mask: whether the series is to be segmented then.
+            with_map: whether each expert that votes is to segment it (`predict_voters`).
 
         Raises:
             CancelledError: `work` was cancelled.
@@ -171,6 +181,8 @@ class RoutingAdapter:
             instances=len(instances),
             pace=pace,
             budget=self._budget,
+            with_mask=with_mask,
+            with_map=with_map,
         )
         self.settings, passes = plan.settings, plan.views
         self._work.expect(plan.passes, pace)
@@ -197,6 +209,7 @@ class RoutingAdapter:
                 vote.share,
                 vote.answers,
                 plan.shortened,
+                self._voters,
             )
         finally:
             self.reset()
@@ -219,9 +232,9 @@ class RoutingAdapter:
         if series.votes is not None:
             yield from ([from_instances(answer.float(), self.task)] for answer in series.votes)
             return
-        work.expect(count_windows(volume, self.task) * self._voters)
+        work.expect(series.count_map_passes(count_windows(volume, self.task)))
         instances = sample_instances(volume, self.task, self.settings.max_instances).to(self.device)
-        for expert in range(self._voters):
+        for expert in range(series.voters):
             try:
                 with self.network.only(expert):
                     self.network.set_share(series.voted_share)

@@ -97,7 +97,7 @@ def find_grid(shape: Sequence[int], affine: np.ndarray, task: Task) -> tuple[flo
     return tuple(sizes)
 
 
-def estimate(shape: Sequence[int], grid: Sequence[float] | None, task: Task) -> float:
+def estimate(shape: Sequence[int], grid: Sequence[float] | None, task: Task, *, voters: int = 0) -> float:
     """Bytes that it takes to segment an image.
 
     Measured as peaks of processes (`benchmarks/large_volumes.py`), in bytes a voxel of the image as stored and of
@@ -107,16 +107,20 @@ def estimate(shape: Sequence[int], grid: Sequence[float] | None, task: Task) -> 
         shape: (X, Y, Z) as stored.
         grid: of the network (`find_grid`); None = not known, so what it takes is left out.
         task: says channels and classes.
+        voters: experts whose masks are compared, where a map of disagreement is made: all are held, and the map.
     """
     image, seen = math.prod(map(float, shape)), math.prod(map(float, grid or (0,)))
     reading = image * task.channels * 16
     answering = image * (task.channels * 6 + task.num_classes * 2) + seen * (task.channels * 12 + task.num_classes)
     widths = task.network.args.get("features") or task.network.args.get("channels") or (_USUAL_WIDTH,)
     passes = math.prod(task.size) * widths[0] * _PASS_BYTES
-    return _PROCESS_BYTES + passes + max(reading, answering)
+    maps = image * (voters + 1) if voters else 0
+    return _PROCESS_BYTES + passes + max(reading, answering + maps)
 
 
-def check_room(name: str, shape: Sequence[int], task: Task, affine: np.ndarray | None = None) -> None:
+def check_room(
+    name: str, shape: Sequence[int], task: Task, affine: np.ndarray | None = None, *, voters: int = 0
+) -> None:
     """Refuse an image that would take more memory than an answer may.
 
     Args:
@@ -124,22 +128,26 @@ def check_room(name: str, shape: Sequence[int], task: Task, affine: np.ndarray |
         shape: of the image in space, as stored.
         task: what it is read for.
         affine: (4, 4), mm; None = before the image was read, when its voxels alone count.
+        voters: as in `estimate`.
 
     Raises:
         SeriesError: with what it would take, what it may, and what to do.
     """
     shape = (*shape, 1, 1)[:3]
     grid = None if affine is None else find_grid(shape, affine, task)
-    needed = estimate(shape, grid, task)
+    needed = estimate(shape, grid, task, voters=voters)
     if needed <= limit():
         return
     resampled = ""
     if grid is not None and math.prod(grid) > math.prod(shape):
         resampled = f", which become {_show(grid)} on the task's grid,"
+    what, instead = "", ""
+    if voters:
+        what, instead = f" and the masks of {voters} experts", "ask for the mask alone, "
     raise SeriesError(
         f"{name}: its {_show(shape)} voxels{resampled} would take {needed / 1e9:.1f} GB of memory for task "
-        f"{task.name}, and an answer may take {limit() / 1e9:.1f} GB: give a smaller part of it, or allow more with "
-        "--max-memory-gb"
+        f"{task.name}{what}, and an answer may take {limit() / 1e9:.1f} GB: {instead}give a smaller part of it, or "
+        "allow more with --max-memory-gb"
     )
 
 

@@ -43,7 +43,15 @@ def count_views(settings: Adaptation, windows: int) -> int:
 
 
 def make_plan(
-    task: Task, windows: int, *, experts: int, instances: int, pace: float | None = None, budget: float | None = None
+    task: Task,
+    windows: int,
+    *,
+    experts: int,
+    instances: int,
+    pace: float | None = None,
+    budget: float | None = None,
+    with_mask: bool = True,
+    with_map: bool = False,
 ) -> Plan:
     """The passes of a routed answer: all that the settings say, else fewer views, else those of `fast` and one view.
 
@@ -54,36 +62,39 @@ def make_plan(
         instances: that each expert looks at.
         pace: seconds of a pass; None = not known.
         budget: seconds that all passes may take; None = as long as they take.
+        with_mask: whether the mixture is to segment the series.
+        with_map: whether each expert that votes is to segment it too, in one view (`find_disagreement`).
     """
-    usual = _plan(task, task.adaptation.effective, windows, experts, instances, None)
+
+    def plan(settings: Adaptation, allowed: float | None = None) -> Plan:
+        voters = min(experts, settings.max_voters)
+        looks = len(settings.shares) + (len(settings.zooms) if task.spacing is None else 0)
+        others = looks * voters * instances + (voters * windows if with_map else 0)
+        views = count_views(settings, windows)
+        if allowed is not None and with_mask:
+            views = max(1, min(views, int((allowed - others) // windows)))
+        return Plan(settings, views, others + (views * windows if with_mask else 0))
+
+    usual = plan(task.adaptation.effective)
     if pace is None or budget is None or usual.passes * pace <= budget:
         return usual
     fast = replace(task.adaptation, fast=True).effective
     found = usual
     for settings in (usual.settings, fast):
-        found = _plan(task, settings, windows, experts, instances, budget / pace)
+        found = plan(settings, budget / pace)
         if found.passes * pace <= budget:
             break
     left = []
-    if found.views < usual.views:
+    if with_mask and found.views < usual.views:
         left.append(f"{found.views} of {usual.views} views")
-    before, after = (min(experts, plan.settings.max_voters) for plan in (usual, found))
+    before, after = (min(experts, one.settings.max_voters) for one in (usual, found))
     if after < before:
         left.append(f"{after} of {before} experts asked")
-    if len(found.settings.zooms) < len(usual.settings.zooms) and task.spacing is None and usual.views > 1:
+    if len(found.settings.zooms) < len(usual.settings.zooms) and task.spacing is None and with_mask and usual.views > 1:
         left.append("no magnification")
     what = ", ".join(left) or "nothing could be left out"
     end = "" if found.passes * pace <= budget else ", which is not enough"
     return replace(found, shortened=f"{what}, to take at most {budget:.0f} s{end}")
-
-
-def _plan(task: Task, settings: Adaptation, windows: int, experts: int, instances: int, allowed: float | None) -> Plan:
-    looks = len(settings.shares) + (len(settings.zooms) if task.spacing is None else 0)
-    votes = looks * min(experts, settings.max_voters) * instances
-    views = count_views(settings, windows)
-    if allowed is not None:
-        views = max(1, min(views, int((allowed - votes) // windows)))
-    return Plan(settings, views, votes + views * windows)
 
 
 class Paces:

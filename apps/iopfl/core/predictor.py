@@ -27,7 +27,9 @@ from iopfl.core.disagreement import find_disagreement
 from iopfl.core.image_files import find_notes
 from iopfl.core.inference import count_windows, predict_instances, predict_slabs
 from iopfl.core.measuring import find_affine, measure
+from iopfl.core.memory import check_room
 from iopfl.core.networks import build_network
+from iopfl.core.places import source_of
 from iopfl.core.planning import Paces
 from iopfl.core.published import adapt_published, predict_published
 from iopfl.core.routing import RoutedNetwork, route_network
@@ -98,7 +100,7 @@ class Predictor:
         self._networks: dict[str, nn.Module] = {}
         self._routed: RoutedNetwork | None = None
         self._published: RoutedNetwork | None = None
-        self._series: OrderedDict[str, AdaptedSeries] = OrderedDict()
+        self._series: OrderedDict[tuple[str, bool], AdaptedSeries] = OrderedDict()
 
     def segment(
         self,
@@ -125,17 +127,26 @@ class Predictor:
             ConfigError: the site has no such model, or the bank has one expert, which has nobody to disagree with.
             CancelledError: `cancelled` said so.
         """
-        if with_disagreement:
-            self.check_disagreement()
         started = time.monotonic()
         work = Work(progress, cancelled)
         work.count(0)  # who waited for long may have gone
+        if with_disagreement:
+            self.check_disagreement()
         image = read_image(path, self.task)
+        if with_disagreement:
+            self.check_disagreement(image)
         volume, padding = self._prepare.prepare(image)
+        windows = count_windows(volume, self.task)
         details: dict[str, Any] = {}
         slabs: Iterable[Tensor]
+        if with_disagreement and kind != "routed":
+            work.reserve(windows)
+            voted = self._adapt(volume, padding, work, with_mask=False, with_map=True)
+            work.reserve(voted.count_map_passes(windows))
+            details = {"shortened": voted.shortened}
         if kind == "routed":
-            series = self._adapt(volume, padding, work)
+            series = self._adapt(volume, padding, work, with_map=with_disagreement)
+            work.reserve(series.count_map_passes(windows) if with_disagreement else 0)
             details = {"quality": series.quality, "share": series.share, "shortened": series.shortened}
             details["zooms"] = tuple(part.zoom for part in series.parts)
             details["routing_weights"] = dict(zip(self.bank.names, series.routing_weights.tolist(), strict=True))
@@ -145,8 +156,8 @@ class Predictor:
         else:
             choice = self.choose() if kind is None else self._named(kind)
             kind, network = choice.kind, self._build(choice)
-            details = {"reason": choice.reason, "metrics": choice.metrics}
-            work.expect(count_windows(volume, self.task), self._find_pace("plain", network, volume))
+            details |= {"reason": choice.reason, "metrics": choice.metrics}
+            work.expect(windows, self._find_pace("plain", network, volume))
             slabs = predict_slabs(network, volume, self.task, device=self.device, work=work)
         samples = None
         if with_quality and "quality" not in details:
@@ -164,11 +175,12 @@ class Predictor:
         answer = Answer(task=self.task.name, bank=self.bank.label, model=kind, seconds=seconds, **details)
         return Segmentation(mask, image, answer, disagreement)
 
-    def check_disagreement(self) -> None:
-        """Raise where a single expert votes.
+    def check_disagreement(self, image: MetaTensor | None = None) -> None:
+        """Raise where a single expert votes, or an image as read, (C, X, Y, Z), has no room for the masks of all.
 
         Raises:
             ConfigError: with what to do.
+            SeriesError: the same.
         """
         if len(self.bank) < 2:
             raise ConfigError(
@@ -177,6 +189,10 @@ class Predictor:
             )
         if self.task.adaptation.effective.max_voters < 2:
             raise ConfigError(f"task {self.task.name} lets one expert vote: set adaptation.max_voters to 2 or more")
+        if image is not None:
+            voters = min(len(self.bank), self.task.adaptation.effective.max_voters)
+            affine = image.affine.numpy()
+            check_room(source_of(image).name, image.shape[1:], self.task, affine, voters=voters)
 
     def adapt_site(self, paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> None:
         """Adapt `published` to all images of a site at once, as the paper does; otherwise it sees one series."""
@@ -244,15 +260,20 @@ class Predictor:
         """An image file as a prepared volume (C, X, Y, Z)."""
         return self._prepare(read_image(path, self.task))
 
-    def _adapt(self, volume: Tensor, padding: Tensor | None, work: Work) -> AdaptedSeries:
-        """Adapt, or take what was adapted for the very same series before."""
-        key = hash_weights({"series": volume})
+    def _adapt(
+        self, volume: Tensor, padding: Tensor | None, work: Work, *, with_mask: bool = True, with_map: bool = False
+    ) -> AdaptedSeries:
+        """Adapt, or take what was adapted for the very same series before; without a mask, also what was for one."""
+        name = hash_weights({"series": volume})
+        key = (name, with_mask or (name, True) in self._series)
         if key not in self._series:
             routed = self._route()
             adapter = RoutingAdapter(routed, self.task, device=self.device, budget=self._budget)
             with routed.only(0):
                 pace = self._find_pace("routed", routed, volume)
-            self._series[key] = adapter(volume, padding=padding, work=work, pace=pace)
+            self._series[key] = adapter(
+                volume, padding=padding, work=work, pace=pace, with_mask=with_mask, with_map=with_map
+            )
         self._series.move_to_end(key)
         while len(self._series) > _CACHED_SERIES:
             self._series.popitem(last=False)
@@ -270,12 +291,16 @@ class Predictor:
 
         Raises:
             ConfigError: a single expert votes.
+            SeriesError: there is no room for the masks of all.
             CancelledError: `work` was cancelled.
         """
-        self.check_disagreement()
+        self.check_disagreement(image)
         work = work or Work()
         volume, padding = self._prepare.prepare(image) if prepared is None else prepared
-        series = self._adapt(volume, padding, work)
+        work.reserve(0)
+        series = self._adapt(volume, padding, work, with_mask=False, with_map=True)
+        if passes := series.count_map_passes(count_windows(volume, self.task)):
+            work.expect(passes, self._find_pace("routed", self._route(), volume))
         adapter = RoutingAdapter(self._route(), self.task, device=self.device)
         answers = adapter.predict_voters(volume, series, work)
         return find_disagreement([self._prepare.mask(slabs, like=image) for slabs in answers])

@@ -34,7 +34,7 @@ class Work:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._progress, self._cancelled, self._clock = progress, cancelled, clock
-        self._done = self._total = 0
+        self._done = self._total = self._later = 0
         self._begun: float | None = None
         self._pace: float | None = None
 
@@ -45,13 +45,17 @@ class Work:
             return self._pace
         return (self._clock() - self._begun) / self._done
 
+    def reserve(self, passes: int) -> None:
+        """Say how many passes will come after those that are expected next."""
+        self._later = passes
+
     def expect(self, passes: int, pace: float | None = None) -> None:
         """Say how many passes are still to come, and what one took before, in seconds.
 
         Raises:
             CancelledError: nobody waits for the answer any more.
         """
-        self._total, self._pace = self._done + passes, self._pace if pace is None else pace
+        self._total, self._pace = self._done + passes + self._later, self._pace if pace is None else pace
         self._begun = self._clock() if self._begun is None else self._begun
         self.count(0)
 
