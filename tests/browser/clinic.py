@@ -15,7 +15,7 @@ from playwright.sync_api import Page
 from pydicom import Dataset, dcmread
 
 from app.site import GLAND, draw_disk
-from core.tiny import DISK
+from core.tiny import BALL, DISK
 from dicomio.phantoms import OBLIQUE, build_photograph, build_slices, need_program, series_uid, write
 from label_server import LabelServer, params, wait_until
 from orthanc import Orthanc
@@ -23,6 +23,8 @@ from orthanc import Orthanc
 NODULE = replace(DISK, name="nodule", labels={"rim": 2, "core": 5}, slices=3, modality="MR", training=GLAND.training)
 """Volumes, and label values that are neither the segments' numbers nor their places."""
 EYE = replace(DISK, name="eye", labels={"cup": 1}, channels=3, modality="OP", training=GLAND.training)
+FINE = replace(BALL, name="fine", spacing=(0.1, 0.1, 0.1), modality="MR", training=GLAND.training)
+"""So fine a grid that an answer takes thousands of windows, and long enough to be stopped."""
 SHAPE = (28, 36, 6)
 
 READY = 120_000
@@ -134,6 +136,11 @@ def send(folder: Path, orthanc: Orthanc) -> None:
     storescu = need_program("storescu")
     words = [storescu, "-aec", orthanc.ae_title, "+sd", "+r", "127.0.0.1", str(orthanc.dicom_port), str(folder)]
     subprocess.run(words, check=True, capture_output=True, timeout=60)
+
+
+def await_rest(server: LabelServer) -> None:
+    """Wait until nothing is computed: soon after it was stopped."""
+    wait_until(lambda: server.get("/iopfl/work").json() == [], 5, what="nothing to be computed")
 
 
 # ---- at the browser ----

@@ -20,7 +20,7 @@ from iopfl.core.task import Task  # noqa: E402
 from label_server import running_server, wait_until  # noqa: E402
 from orthanc import running_orthanc  # noqa: E402
 
-from .clinic import EYE, NODULE, READY, Clinic, fix_split, send, write_photograph, write_series  # noqa: E402
+from .clinic import EYE, FINE, NODULE, READY, Clinic, fix_split, send, write_photograph, write_series  # noqa: E402
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
@@ -44,8 +44,8 @@ class Visit:
 
 
 def make_banks(folder: Path) -> dict[str, str]:
-    """The `--conf` of a site inside the federation with both tasks."""
-    banks = [make_site_bank(folder / f"bank_{task.name}", task, keys=folder / "keys") for task in (NODULE, EYE)]
+    """The `--conf` of a site inside the federation with all tasks."""
+    banks = [make_site_bank(folder / f"bank_{task.name}", task, keys=folder / "keys") for task in (NODULE, EYE, FINE)]
     return {"bank": ",".join(str(bank.folder) for bank in banks), "keys": str(folder / "keys"), "site": "site_a"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from urllib.parse import parse_qs, urlsplit
 
 import nibabel as nib
@@ -25,6 +26,7 @@ from label_server import params
 from .clinic import (
     LABELMAP,
     NODULE,
+    await_rest,
     await_state,
     await_viewer,
     build_series,
@@ -78,7 +80,7 @@ def test_a_pushed_series_is_segmented_corrected_submitted_and_trained_on(clinic,
     await_viewer(page)
     assert not page.is_visible("#monailabelServerURL"), "connected by itself"
     assert page.locator("select.selectBox option").all_inner_texts() == [
-        f"{task}{kind} " for task in ("nodule", "eye") for kind in ("", "_routed")
+        f"{task}{kind} " for task in ("nodule", "eye", "fine") for kind in ("", "_routed")
     ]
 
     run(page, "nodule")
@@ -205,6 +207,20 @@ def test_a_refusal_says_why_and_keeps_what_was_drawn(clinic, page):
     page.wait_for_selector("iopfl-card .problem:visible")
     assert f"no image '{series_uid('gone')}'" in notes(page)
     assert (read_mask(page) == drawn).all() and page.is_enabled("button:has-text('Submit label')")
+
+
+def test_a_long_answer_says_what_it_takes_and_is_stopped(clinic, page):
+    page.on("dialog", lambda dialog: dialog.accept())
+    open_viewer(page, clinic.address("case5"))
+    page.select_option("select.selectBox", "fine")
+    page.click("button[title='Run Segmentation']")
+    page.wait_for_selector("iopfl-card .work:has-text('passes')")
+    assert re.search(r"fine: \d+ of \d{4,} passes \(\d+ %\), \d+ s so far, about \d+ (s|min) in all", notes(page))
+    page.click("iopfl-card button:has-text('Stop')")
+    page.wait_for_selector("iopfl-card .problem:has-text('stopped; nothing of this image was kept')")
+    await_rest(clinic.server)
+    assert not page.is_visible("iopfl-card button:has-text('Stop')") and not read_mask(page).any()
+    run(page, "nodule")
 
 
 def test_a_segmentation_of_the_pacs_opens_with_names_and_colors_and_can_be_corrected(clinic, page, nodule, colors):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from dicomio.phantoms import series_uid
+
+from .clinic import await_rest
 
 PACS = "iopfl/labels"
 
@@ -102,3 +105,18 @@ def test_where_the_experts_disagree_is_shown_when_asked_for_and_given_to_take_aw
     page.uncheck("#heat")
     page.wait_for_selector(f"#figures img[src='{plain}']")
     assert not page.is_visible("#legend") and visit.errors == []
+
+
+def test_a_long_answer_says_what_it_takes_and_is_stopped(clinic, page):
+    image = series_uid("case7")
+    page.goto(f"{clinic.server.url}/?task=fine&image={image}&model=global&beside=")
+    page.wait_for_selector("#passes:has-text('passes')")
+    said = page.inner_text("#passes")
+    assert re.fullmatch(r"\d+ of \d{4,} passes \(\d+ %\), \d+ s so far, about \d+ (s|min) in all", said)
+    page.click("#stop")
+    page.wait_for_selector("#problem:has-text('stopped; nothing of this image was kept')")
+    await_rest(clinic.server)
+    assert not page.is_visible("#stop")
+    page.select_option("#task", "nodule")
+    page.wait_for_selector("#result dt:has-text('From file to mask')")
+    assert not page.is_visible("#problem")

@@ -273,7 +273,7 @@ async function watchWork(mine) {
     const expected = found.expected == null ? "" : `, about ${duration(found.expected)} in all`;
     find("passes").textContent = found.passes
       ? `${found.done} of ${found.passes} passes (${Math.floor(found.percent)} %), ${duration(found.elapsed)} so far${expected}`
-      : `waiting for its turn, ${duration(found.elapsed)} so far`;
+      : `waiting for its turn, or reading the image, ${duration(found.elapsed)} so far`;
     find("stop").onclick = () => load(`work/${found.id}`, {}, { method: "DELETE" }).catch(tell);
   }
 }

@@ -15,7 +15,7 @@ export async function follow(model, image, promise) {
     const expected = found.expected == null ? '' : `, about ${duration(found.expected)} in all`;
     const work = found.passes
       ? `${model}: ${found.done} of ${found.passes} passes (${Math.floor(found.percent)} %), ${duration(found.elapsed)} so far${expected}`
-      : `${model}: waiting for its turn, ${duration(found.elapsed)} so far`;
+      : `${model}: waiting for its turn, or reading the image, ${duration(found.elapsed)} so far`;
     update({ work, stop: () => request('DELETE', `/iopfl/work/${found.id}`).catch((problem) => update({ problem: problem.message })) });
   }, MILLISECONDS);
   let isOver = false;
