@@ -287,6 +287,38 @@ def test_what_is_said_of_a_label_is_its_annotators_to_say_and_has_an_end(guarded
         assert ask(guarded, tokens[role], "PUT", path, data={"info": json.dumps({"0": ""})}).ok
 
 
+def test_who_takes_an_image_picture_by_picture_stands_in_the_log_once(guarded, tokens, home):
+    """Not at all, where the answer or the metadata were never asked for, as the page and OHIF do."""
+    log, other = AuditLog(home / "state" / "audit"), sign_in(guarded, "another-annotator")
+    series = "/proxy/dicom/wado/studies/1.2/series/1.3"
+
+    def taken(*paths: str) -> list[tuple[str, str, str]]:
+        before = sum(1 for _ in log.entries())
+        for path in paths:
+            ask(guarded, other, "GET", path)
+        lines = [(entry.what, dict(entry.about)) for entry in list(log.entries())[before:]]
+        return [(what, about.get("image") or about["series"], about["status"]) for what, about in lines]
+
+    page = "/iopfl/overlay.png?task=spot&model=global&image="
+    overlay, eyes = "GET /iopfl/overlay.png", [log.pseudonym(f"eye{number}") for number in range(3)]
+    assert taken(f"{page}eye2&slice=9", f"{page}eye2", f"{page}eye2&slice=0", f"{page}eye1") == [
+        (overlay, eyes[2], "400"),  # took nothing
+        (overlay, eyes[2], "200"),
+        (overlay, eyes[1], "200"),
+    ]
+    assert taken("/iopfl/answer?task=spot&model=global&image=eye0", f"{page}eye0") == [
+        ("GET /iopfl/answer", eyes[0], "200")
+    ]
+    for path in (
+        "rendered",
+        "thumbnail",
+        "instances/1.4/frames/1,2",
+        "instances/1.4/pixeldata",
+        "instances/1.4/bulk/x",
+    ):
+        assert len(taken(f"{series}/{path}")) == 1, path
+
+
 def test_a_label_is_recorded_with_who_sent_it_and_what(guarded, tokens, home):
     answer = ask(guarded, tokens["reviewer"], "POST", "/infer/spot?image=eye0&output=image")
     label = answer.content

@@ -13,6 +13,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable
+from datetime import UTC, date, datetime
 from typing import Any
 
 import anyio
@@ -40,8 +41,14 @@ TAKEN = re.compile(
 """Reading these takes something of a patient's or of the site's away.
 
 A browser that opens an image asks for `/iopfl/answer` or for a series' metadata; that it then reads hundreds of
-frames is not recorded once more.
+frames (`LOOKED_AT`) is not recorded once more.
 """
+
+LOOKED_AT = re.compile(
+    r"/iopfl/overlay\.png|/proxy/dicom/wado/studies/.+/(frames/[^/]+|rendered|thumbnail|pixeldata|bulk(data)?(/.*)?)"
+)
+"""Reading these takes a part of an image: of each, the first one that somebody reads on a day is recorded."""
+_MOST_LOOKED_AT = 20_000
 
 _SIGNING_IN = {("POST", "/auth/token"), ("POST", "/iopfl/signin"), ("GET", "/iopfl/signin/callback")}
 _CHANGES = {"PUT", "POST", "DELETE", "PATCH"}
@@ -71,6 +78,7 @@ class Auditing:
         self._app = app
         self._access = access
         self._owed: list[tuple[str, str, dict[str, str], str]] = []
+        self._taken: set[tuple[str, str, date]] = set()
         self._lock = threading.Lock()
         self._threads = CapacityLimiter(4)  # of its own: endpoints may keep all of FastAPI's
 
@@ -116,12 +124,23 @@ class Auditing:
         if not is_known:
             return
         about = {} if signing_in else _describe(Request(scope), status)
+        if scope["method"] == "GET" and status < 400 and not self._is_first(scope, who, about):
+            return
         about |= {"status": str(status), **scope.get(ABOUT, {})}
         # What a form holds when somebody signs in is a password.
         line = (who, f"{scope['method']} {_name_route(scope)}", about, "" if signing_in else digest)
         with self._lock:
             self._owed.append(line)
         self._pay()
+
+    def _is_first(self, scope: Scope, who: str, about: dict[str, str]) -> bool:
+        """Whether a part of an image is the first of it that somebody took today; what else is taken always counts."""
+        key = (who, about.get("image") or about.get("series") or about.get("study", ""), datetime.now(UTC).date())
+        is_new = key not in self._taken
+        if len(self._taken) >= _MOST_LOOKED_AT:
+            self._taken.clear()
+        self._taken.add(key)
+        return is_new or LOOKED_AT.fullmatch(find_path(scope)) is None
 
     def _pay(self) -> bool:
         """Write what is to be written; whether nothing is left. As long as something is, no change is let in."""
@@ -140,7 +159,7 @@ def _is_recorded(scope: Scope) -> bool:
     method, path = scope["method"], find_path(scope)
     if method in _CHANGES or (method, path) in _SIGNING_IN:
         return True
-    return method == "GET" and TAKEN.fullmatch(path) is not None
+    return method == "GET" and (TAKEN.fullmatch(path) or LOOKED_AT.fullmatch(path)) is not None
 
 
 def _name_route(scope: Scope) -> str:
