@@ -64,7 +64,8 @@ def pull_bank(
                 return False
             if response.status_code != requests.codes.ok:
                 raise ConfigError(
-                    f"{url}: expected a bank, the server answers {response.status_code} {_detail(response)}"
+                    f"{url}: expected a bank, the server answers {response.status_code} {_detail(response)}: "
+                    "check the address, and whether it asks for a --token-file"
                 )
             with Scratch(folder) as staging:
                 file = staging / f"{folder.name}{SUFFIX}"

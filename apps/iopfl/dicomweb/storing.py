@@ -11,6 +11,7 @@ from pydicom import Dataset, dcmwrite
 from iopfl.base.errors import PACSAwayError, PACSError
 from iopfl.dicomweb.answers import Item, find_items, first_value
 from iopfl.dicomweb.asking import Asking, RefusedError
+from iopfl.dicomweb.retrieving import SOP_INSTANCE
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def find(asking: Asking, ds: Dataset) -> bool | None:
             raise
         except PACSError:  # it has no such search, or nothing of that series
             continue
-        return any(str(first_value(item, "00080018")).strip() == uid for item in found)
+        return any(str(first_value(item, SOP_INSTANCE)).strip() == uid for item in found)
     return None
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from iopfl.base.private_files import write_private
+from iopfl.core import work
 
-Tell = Callable[[int, int, float | None], None]
-"""Told passes done, passes in all and the seconds that all take (None = unknown)."""
+Tell = work.Progress
 
 WORK = "work"
 """Folder of the service in which the work at hand is."""

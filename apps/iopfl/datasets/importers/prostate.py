@@ -140,7 +140,10 @@ def _read(path: Path) -> nib.Nifti1Image:
     try:
         header = read_header(path)
         if header.stored_bytes > memory.limit():
-            raise DatasetError(f"{path} holds {header.stored_bytes / 1e9:.1f} GB, more than the memory there is for it")
+            raise DatasetError(
+                f"{path} holds {header.stored_bytes / 1e9:.1f} GB, more than the memory there is for it "
+                f"({memory.limit() / 1e9:.1f} GB): get it anew, or import it on a larger machine"
+            )
         volume = open_nifti(path)
         data = np.asanyarray(volume.dataobj)
     except (*_DAMAGE, SeriesError) as error:
