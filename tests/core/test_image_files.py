@@ -341,3 +341,11 @@ def test_an_ending_is_read_however_it_is_spelled(tmp_path, suffix, spell):
     found = read_voxels(other)
     assert torch.equal(found.as_tensor(), expected.as_tensor()) and torch.equal(found.affine, expected.affine)
     assert np.array_equal(place_in_itk(found), place_in_itk(expected)) or find_suffix(other.name) == ".nii"
+
+
+def test_a_picture_of_too_many_pixels_is_refused_with_figures_before_it_is_decoded(tmp_path):
+    Image.new("1", (15_000, 12_000)).save(tmp_path / "huge.png")
+    words = r"at most 178\.96 megapixels, this one has 180\.00 \(15000 x 12000\)"
+    with pytest.raises(SeriesError, match=words) as refused:
+        read_voxels(tmp_path / "huge.png")
+    assert "whole PNG" not in str(refused.value), "nothing is wrong with the file"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,7 @@ from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import EnsureChannelFirst
 from nibabel.fileholders import FileHolder
 from nibabel.openers import ImageOpener
+from PIL import Image
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
@@ -93,6 +95,8 @@ def read_voxels(
     """
     header = read_header(path)
     check(header)
+    if is_picture(path):
+        _check_pixels(path.name, header.shape)
     with telling(path, header.format):
         array, meta = _READERS[header.format](path, header, colors)
         image = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array.astype(np.float32), meta))
@@ -151,6 +155,16 @@ def telling(path: Path, expected: str) -> Iterator[None]:
             f"{path.name}: cannot be read as an image ({type(cause).__name__}: "
             f"{reason[-1] if reason else 'damaged'}); expected a whole {expected} file"
         ) from error
+
+
+def _check_pixels(name: str, shape: Sequence[int]) -> None:
+    """Check that Pillow takes a picture; of one with more pixels it says that it might be an attack."""
+    limit, given = 2 * (Image.MAX_IMAGE_PIXELS or math.inf), math.prod(shape)
+    if given > limit:
+        raise SeriesError(
+            f"{name}: expected a picture of at most {limit / 1e6:.2f} megapixels, this one has {given / 1e6:.2f} "
+            f"({' x '.join(map(str, shape))}): give a part of it, or make it smaller"
+        )
 
 
 def _check_place(name: str, image: MetaTensor) -> None:
