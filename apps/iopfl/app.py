@@ -18,6 +18,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from iopfl import __version__
 from iopfl.base.allocation import keep_blocks
 from iopfl.base.errors import ConfigError, LeaseError
+from iopfl.base.names import ROUTED, task_of
 from iopfl.core.sites import IMAGE_SUFFIXES
 from iopfl.core.task import Task
 from iopfl.dicomio.result_kinds import KINDS
@@ -78,7 +79,7 @@ class IOPFLApp(MONAILabelApp):
         infers: dict[str, InferTask] = {}
         for name, task in self.models.tasks.items():
             infers[name] = SiteSegmentation(self.models, task)
-            infers[f"{name}_routed"] = RoutedSegmentation(self.models, task)
+            infers[name + ROUTED] = RoutedSegmentation(self.models, task)
         return infers
 
     def init_trainers(self) -> dict[str, TrainTask]:
@@ -140,7 +141,7 @@ class IOPFLApp(MONAILabelApp):
         A label that comes back may have started from it.
         """
         result = super().infer(request, datastore)
-        task = self.models.tasks.get(str(request.get("model")).removesuffix("_routed"))
+        task = self.models.tasks.get(task_of(request.get("model")))
         warning = find_warning(self.datastore(), task, str(request.get("image"))) if task else ""
         if warning:
             result["params"] = {**(result.get("params") or {}), "warning": warning}
@@ -149,7 +150,7 @@ class IOPFLApp(MONAILabelApp):
 
     def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
         """Segment many images: those that are listed by name, or of `all`, `labeled` or `unlabeled` the task's."""
-        task = self.models.tasks.get(str(request.get("model")).removesuffix("_routed"))
+        task = self.models.tasks.get(task_of(request.get("model")))
         store = self.datastore()
         if not isinstance(request.get("images"), list):
             for image in store.list_images():

@@ -9,9 +9,20 @@ from iopfl.base.errors import ConfigError
 LONGEST = 80
 LONGEST_TAG = 40
 _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST}}}")
-
-
 _TAG = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,{LONGEST_TAG - 1}}}")
+
+
+ROUTED = "_routed"
+"""Behind a task's name: the model that mixes the bank's experts."""
+
+
+def task_of(model: object) -> str:
+    """Name of the task that a model of the label server, or a rule's answer, is for.
+
+    >>> task_of("vessel_routed"), task_of("vessel"), task_of(None)
+    ('vessel', 'vessel', '')
+    """
+    return str(model or "").removesuffix(ROUTED)
 
 
 def is_tag(value: object) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iopfl.base.errors import ConfigError
+from iopfl.base.names import ROUTED, task_of
 from iopfl.cli.dicom_options import Add, add_aet, add_timeouts, add_tls, build_timeouts, build_tls, print_table
 
 if TYPE_CHECKING:
@@ -173,7 +174,6 @@ def build_answer(models: SiteModels) -> Answer:
     """What segments an image file, from the models of a site; the same that its label server answers with."""
     from iopfl.dicomio.segmentation import Origin, segments_of
     from iopfl.dimse.listening import Answered
-    from iopfl.dimse.rules import ROUTED
 
     def answer(
         name: str,
@@ -182,7 +182,7 @@ def build_answer(models: SiteModels) -> Answer:
         with_disagreement: bool = False,
         progress: Tell | None = None,
     ) -> Answered:
-        task_name = name.removesuffix(ROUTED)
+        task_name = task_of(name)
         with models.lock(task_name):
             predictor = models.predictor(task_name)
             result = predictor.segment(

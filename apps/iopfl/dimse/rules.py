@@ -34,15 +34,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from iopfl.base.errors import ConfigError
+from iopfl.base.names import ROUTED, task_of
 from iopfl.core.criteria import ImageFacts, find_mismatch
 from iopfl.core.settings_files import read_settings
 from iopfl.core.task import Task
 from iopfl.dicomio.result_kinds import DISAGREEMENT, KINDS, check_kinds
 from iopfl.dicomio.showing import show_code
 from iopfl.dimse.peers import TLS, Peer
-
-ROUTED = "_routed"
-"""Behind a task's name: answered by the mixture of the bank's experts."""
 
 _CODES = ("modality", "body_part", "orientation")
 _PATTERNS = (*_CODES, "description", "calling", "called")
@@ -188,7 +186,7 @@ class Rules:
         ConfigError: a rule asks where the experts disagree of a task whose bank has one; `count` says how many.
         """
         for rule in self.rules:
-            if DISAGREEMENT in rule.results and count(rule.answer.removesuffix(ROUTED)) < 2:
+            if DISAGREEMENT in rule.results and count(task_of(rule.answer)) < 2:
                 raise ConfigError(f"rule {rule.name}: {DISAGREEMENT} takes a bank of several models, this has one")
 
     def for_tasks(self, tasks: Iterable[Task]) -> Rules:

@@ -22,7 +22,7 @@ from iopfl.base.errors import (
     StorageError,
     TooFewLabelsError,
 )
-from iopfl.base.names import check_tag
+from iopfl.base.names import check_tag, task_of
 from iopfl.core.sites import Case, find_stem, find_suffix, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
@@ -194,7 +194,7 @@ class CheckedDatastore(SelectingDatastore):
             StorageError: there is no room to write it with the task's values.
         """
         image = Path(self.get_image_uri(image_id))
-        meant = {str(info.get("model") or "").removesuffix("_routed"), origin.get("task")}
+        meant = {task_of(info.get("model")), origin.get("task")}
         own = self.tasks_for(image_id)
         tasks = [task for task in self._tasks if task in own or task.name in meant]  # somebody may know better
         with telling_clients():

@@ -36,6 +36,7 @@ class FolderNames:
         self._changed = -1  # modification time (ns) that was seen
         self._is_settled = False
         self._look_at = 0.0
+        self._took = 0.0  # seconds to list the folder
 
     def look(self) -> tuple[set[str], set[str]]:
         """Find out what was added and what was removed since the last time; one `stat` where nothing was."""
@@ -56,8 +57,6 @@ class FolderNames:
         self.names -= set(removed)
         self._changed, self._is_settled = self._find_time(), False
         self._look_at = time.monotonic() + max(PATIENCE_SECONDS, _REST * self._took)
-
-    _took = 0.0
 
     def _find_time(self) -> int:
         try:

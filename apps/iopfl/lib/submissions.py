@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
+from iopfl.base.names import task_of
 from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.image_files import is_picture
 from iopfl.core.label_names import find_label, has_names, names_in
@@ -23,7 +24,6 @@ from iopfl.core.writers import write_mask
 logger = logging.getLogger(__name__)
 
 LEFT_OUT = "left_out"
-_ROUTED = "_routed"
 NO_TASK = "expected a task to label this image for, this server has none: give it a bank"
 
 
@@ -71,11 +71,10 @@ def take_submission(
         SeriesError: it fits no task, or not the one that was meant; the message is of that one.
     """
     said = info.get("label_info")
-    asked = str(info.get("model") or "").removesuffix(_ROUTED)
+    asked = task_of(info.get("model"))
     meant = next((name for name in (asked, str(origin.get("task"))) if name in {task.name for task in tasks}), "")
-    fitting: dict[str, tuple[Task, LabelFile, Tensor]] = {}
+    fitting: dict[str, tuple[Task, Tensor, LabelFile, Tensor]] = {}
     problems = [((False, -1), SeriesError(NO_TASK))]
-    likes: list[Tensor] = []
     for task in tasks:
         rank = (task.name == meant, 0)  # whether it was meant, and how near it is
         try:
@@ -85,20 +84,18 @@ def take_submission(
         except SeriesError as error:
             problems.append((rank, error))
         else:
-            likes.append(like)
-            fitting[task.name] = (task, read, _to_values(read, task))
+            fitting[task.name] = (task, like, read, _to_values(read, task))
     is_refused = bool(meant) and asked == meant and meant not in fitting and not has_names(said)
     if not fitting or is_refused:
         closest = max(rank for rank, _ in problems)
         raise join_problems([error for rank, error in problems if rank == closest])
     first = meant if meant in fitting else next(iter(fitting))
-    task, read, mask = fitting[first]
-    same = [name for name, (_, _, other) in fitting.items() if torch.equal(other, mask)]
+    task, like, read, mask = fitting[first]
+    same = [name for name, (*_, other) in fitting.items() if torch.equal(other, mask)]
     chosen = _narrow(same, [entry[0] for entry in fitting.values()], said, meant)
     if read.is_as_stored:
         return Submission(label, chosen)
     target = folder / f"label{_plain_suffix(label)}"
-    like = likes[list(fitting).index(first)]
     write_mask(target, Segmentation(mask, like, Answer(task.name, "", "", 0.0)))  # type: ignore[arg-type]
     return Submission(target, chosen, read.beside)
 
