@@ -87,6 +87,22 @@ def test_slabs_give_what_whole_volumes_give(task, affine):
             assert not wrong.any() or (top - second)[wrong].max() < 1e-4
 
 
+@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_a_mask_of_few_regions_is_the_one_that_is_interpolated_everywhere(task, affine, monkeypatch):
+    """Voxels are interpolated one by one where classes meet, and nowhere else."""
+    grid = Grid((23, 19, 11), affine, task)
+    places = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, edge) for edge in grid.size], indexing="ij"))
+    regions = torch.stack([0.6 - 4 * (places - shift).square().sum(0) for shift in (0.2, -0.3)])
+    logits = torch.cat([torch.zeros(1, *grid.size), 8 * regions])
+    logits += 0.1 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))
+    slabs = logits.softmax(0).split(4, dim=3)
+    monkeypatch.setattr(grids, "_MOST_OPEN", 1.0)
+    mask = grid.to_mask(slabs, (0, 7, 255))
+    monkeypatch.setattr(grids, "_MOST_OPEN", -1.0)
+    assert mask.any() and torch.equal(mask, grid.to_mask(slabs, (0, 7, 255)))
+
+
 def test_a_photograph_costs_the_same_in_whatever_order_its_file_has_it(monkeypatch):
     """Pillow gives a pixel's colors side by side, which made smoothing twelve times as slow."""
     monkeypatch.undo()

@@ -24,6 +24,10 @@ from iopfl.core.task import Task
 
 _ELEMENTS = 1 << 23
 """Floats of a slab; one that fits the cache is faster than a larger one."""
+_OPEN = 255
+"""Of a voxel whose neighbors on the network's grid are of several classes."""
+_MOST_OPEN = 0.2
+"""Share of such voxels in a slab, beyond which all of it is interpolated: they take so much longer one by one."""
 _SAME = 1e-3
 """Difference of two affines that MONAI takes for none."""
 _NO_SHEAR = 1e-4
@@ -98,25 +102,21 @@ class Grid:
         lookup = torch.tensor(values, dtype=torch.uint8)
         mask = torch.empty(self._back.shape, dtype=torch.uint8)
         start = 0
-        for slab in self._to_image(slabs):
-            mask[..., start : start + slab.shape[3]] = lookup[slab.max(0).indices]  # several times as fast as argmax
-            start += slab.shape[3]
+        for classes in self._to_image(slabs):
+            mask[..., start : start + classes.shape[2]] = lookup[classes]
+            start += classes.shape[2]
         return mask.flip(self._flipped).permute(*np.argsort(self._axes).tolist()).contiguous()
 
     def _to_image(self, slabs: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Slabs of the network's grid, (K, X', Y', d), as slabs of the image's, turned to RAS."""
-        pending: Iterator[tuple[int, int]] | None = None
-        held, begin = None, 0  # slices that are needed still, and where they begin
-        wanted: tuple[int, int] | None = None
+        """Slabs of the network's grid, (K, X', Y', d), as classes (X, Y, d) of the image's, turned to RAS."""
+        held, begin, start = None, 0, 0  # slices that are needed still, where they begin, and what comes next
         for slab in slabs:
             held = slab if held is None or not held.shape[3] else torch.cat([held, slab], dim=3)
-            if pending is None:
-                pending = self._back.slabs(len(slab))
-                wanted = next(pending, None)
-            while wanted is not None and self._back.span(*wanted)[1] <= begin + held.shape[3]:
-                yield self._back(held, *wanted, begin)
-                wanted = next(pending, None)
-            first = begin + held.shape[3] if wanted is None else min(self._back.span(*wanted)[0], begin + held.shape[3])
+            end = begin + held.shape[3]
+            while (stop := self._back.reach(start, end, len(slab))) > start:
+                yield self._back.find_classes(held, start, stop, begin)
+                start = stop
+            first = end if start == self._back.shape[2] else min(self._back.span(start, start + 1)[0], end)
             held, begin = held[..., first - begin :], first
 
 
@@ -141,6 +141,13 @@ class _Taps:
         """First input that the outputs `start` to `stop` need, and the one after the last."""
         columns = self.columns[start:stop]
         return int(columns.min()), int(columns.max()) + 1
+
+    def agree(self, classes: Tensor, axis: int) -> Tensor:
+        """Along an axis, the class that all inputs of an output are of; `_OPEN` where they differ."""
+        first, *others = (classes.index_select(axis, column) for column in self.columns.T)
+        for other in others:
+            first.masked_fill_(first != other, _OPEN)
+        return first
 
     def __call__(self, images: Tensor, axis: int, start: int, stop: int, begin: int) -> Tensor:
         """Outputs `start` to `stop` along an axis of (C, X, Y, Z), whose first input there has index `begin`."""
@@ -185,9 +192,19 @@ class _Way:
 
     def slabs(self, channels: int) -> Iterator[tuple[int, int]]:
         """First slice of each slab along Z, and the one after its last."""
-        step = max(1, _ELEMENTS // (channels * self.shape[0] * self.shape[1]))
+        step = self._step(channels)
         for start in range(0, self.shape[2], step):
             yield start, min(start + step, self.shape[2])
+
+    def reach(self, start: int, end: int, channels: int) -> int:
+        """How far a slab that begins at `start` can go by the input's slices before `end`: to `start` if nowhere."""
+        stop = min(start + self._step(channels), self.shape[2])
+        while stop > start and self.span(start, stop)[1] > end:
+            stop -= 1
+        return stop
+
+    def _step(self, channels: int) -> int:
+        return max(1, _ELEMENTS // (channels * self.shape[0] * self.shape[1]))
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
         """First slice of the input that outputs `start` to `stop` along Z need, and the one after the last."""
@@ -213,6 +230,46 @@ class _Way:
             elif not taps.is_nothing:
                 images = taps(images, axis + 1, 0, self.shape[axis], 0)
         return images
+
+    def find_classes(self, images: Tensor, start: int, stop: int, begin: int) -> Tensor:
+        """The most probable class of outputs, (X, Y, stop - start) int64, of probabilities (K, X', Y', d).
+
+        Where all voxels around are of one class, so is what lies between them; the others are interpolated.
+        """
+        if self._taps is None or len(images) > _OPEN:
+            return self(images, start, stop, begin).max(0).indices  # several times as fast as argmax
+        first, last = self._taps[2].span(start, stop)
+        held, lines = images[..., first - begin : last - begin], []
+        for axis, taps in enumerate(self._taps):
+            ours = slice(start, stop) if axis == 2 else slice(None)
+            used, columns = (taps.columns[ours] - (first if axis == 2 else 0)).unique(return_inverse=True)
+            if len(used) < held.shape[axis + 1]:
+                held = held.index_select(axis + 1, used)
+            lines.append(_Taps(columns, taps.weights[ours]))
+        classes = held.max(0).indices
+        moved = [axis for axis, line in enumerate(lines) if not line.is_nothing]
+        if not moved:
+            return classes
+        found = classes.to(torch.uint8)
+        for axis in moved:
+            found = lines[axis].agree(found, axis)
+        unsure = found == _OPEN
+        if unsure.count_nonzero() > _MOST_OPEN * unsure.numel():
+            return self(images, start, stop, begin).max(0).indices
+        classes, places = found.long(), unsure.nonzero().T
+        sizes = [edge / max(1, high - low) for edge, (low, high) in zip(self.shape, self._box, strict=True)]
+        moved.sort(key=lambda axis: sizes[axis])  # as above: the same to the last digit
+
+        def interpolate(axes: Sequence[int], at: list[Tensor]) -> Tensor:
+            if not axes:
+                return held[:, at[0], at[1], at[2]]
+            *others, axis = axes
+            line, index = lines[axis], places[axis]
+            parts = [interpolate(others, [*at[:axis], column[index], *at[axis + 1 :]]) for column in line.columns.T]
+            return parts[0] if len(parts) == 1 else torch.lerp(*parts, line.weights[index, 1])
+
+        classes[unsure] = interpolate(moved, list(places)).max(0).indices
+        return classes
 
     def _sample(self, images: Tensor, start: int, stop: int, begin: int) -> Tensor:
         """The same where the axes are not at right angles: a tilted gantry."""
