@@ -314,8 +314,9 @@ def to_instances(volume: Tensor, task: Task, positions: Tensor | None = None) ->
     depth, reach = volume.shape[-1], task.slices // 2
     positions = torch.arange(depth) if positions is None else positions
     neighbors = (positions[:, None] + torch.arange(-reach, reach + 1)).clamp(0, depth - 1)  # (N, slices)
-    stacked = volume[..., neighbors]  # (C, X, Y, N, slices)
-    return stacked.permute(3, 4, 0, 1, 2).flatten(1, 2).contiguous()  # (N, slices * C, X, Y)
+    used, places = neighbors.unique(return_inverse=True)
+    once = torch.stack([volume[..., index] for index in used.tolist()])  # slices lie far apart in memory: read once
+    return once[places].flatten(1, 2)  # (N, slices * C, X, Y)
 
 
 def to_windows(instances: Tensor, task: Task) -> Tensor:
