@@ -2,8 +2,9 @@
 
     python benchmarks/large_volumes.py --slices 600
 
-A CT of 512 x 512 voxels of 0.8 mm a slice, five labels and a bank of four random experts, through a 2.5D network (the
-prostate's) and a 3D one (the hippocampus's, at 1 mm), by one model and by the mixture. A row is the peak memory and the
+A CT of 512 x 512 voxels of 0.8 mm a slice, five labels and a bank of four experts, through a 2.5D network (the
+prostate's) and a 3D one (the hippocampus's, at 1 mm), by one model and by the mixture. The image is noise with five
+bright ellipsoids, and the networks find them, so that a mask is as large as people's. A row is the peak memory and the
 CPU seconds of the process that answered, from its start or the first instance to the mask or the segmentation; beside
 them stand the model's own passes, some of which are timed in a process of their own, and what the answer took beyond
 those. Rows that are there are kept: interrupted, the same command goes on.
@@ -38,14 +39,18 @@ import psutil  # noqa: E402
 import requests  # noqa: E402
 import torch  # noqa: E402
 
-from app.site import APP, conf_of, make_site_bank  # noqa: E402
-from dimse.nodes import HERE, make_slices, storage_peer  # noqa: E402
+from app.site import APP, conf_of  # noqa: E402
+from dicomio.phantoms import build_slices  # noqa: E402
+from dimse.nodes import HERE, storage_peer  # noqa: E402
 from iopfl.base.allocation import keep_blocks  # noqa: E402
+from iopfl.core.bank import Model, Role, save_bank  # noqa: E402
 from iopfl.core.inference import count_windows  # noqa: E402
 from iopfl.core.networks import build_network  # noqa: E402
 from iopfl.core.planning import count_views  # noqa: E402
+from iopfl.core.signing import Keyring  # noqa: E402
 from iopfl.core.task import Task, read_task  # noqa: E402
 from iopfl.core.transforms import Preprocessing, read_image  # noqa: E402
+from iopfl.core.weights import snapshot  # noqa: E402
 from iopfl.dimse.peers import Peer  # noqa: E402
 from iopfl.dimse.queue import State, list_jobs  # noqa: E402
 from iopfl.dimse.scu import Caller, list_instances, send  # noqa: E402
@@ -57,6 +62,16 @@ BASES = {"2.5D": "prostate", "3D": "hippocampus"}
 SITES = ("site_a", "site_b", "site_c")
 WAYS = ("command", "server", "listener")
 SPACING = (0.8, 0.8, 1.0)
+ORGANS = {
+    300: (0.3, 0.3, 0.35),
+    600: (0.7, 0.3, 0.4),
+    900: (0.5, 0.5, 0.5),
+    1200: (0.3, 0.7, 0.6),
+    1500: (0.7, 0.7, 0.65),
+}
+"""How much brighter they are than the rest, and where, in shares of the edges."""
+SHIFT = 4.0
+"""Keeps brightness, normalized, above 0 through ReLUs."""
 TIMED = 24
 """Passes that are measured, of which the first are not counted: caches fill."""
 LONGEST = 4 * 3600.0
@@ -117,14 +132,14 @@ def _measure(
     if thin > 1:
         features = [max(1, width // thin) for width in task.network.args["features"]]
         task = replace(task, network=replace(task.network, args={**task.network.args, "features": features}))
-    bank = make_site_bank(folder / "bank", task, sites=SITES)
     studies = folder / "studies"
     studies.mkdir()
     image = studies / "abdomen.nii.gz"
     _write_volume(image, shape)
+    volume = Preprocessing(task)(read_image(image, task))
+    bank = _make_bank(folder / "bank", task, volume)
     run: Callable[..., Any] = {"command": _by_command, "server": _by_server, "listener": _by_listener}[way]
     cost = run(folder, stack, bank, image, task, "routed" if model == "routed" else "global", shape)
-    volume = Preprocessing(task)(read_image(image, task))
     windows = count_windows(volume, task)
     passes = windows * (count_views(task.adaptation.effective, windows) if model == "routed" else 1)
     if model == "routed":  # the experts' votes
@@ -144,14 +159,60 @@ def _have_timed(folder: Path, task: Task, threads: int) -> Any:
     return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
-def _write_volume(path: Path, shape: list[int]) -> None:
-    """Noise of Hounsfield units around 40, in each slice the same, moved on."""
+def _make_bank(folder: Path, task: Task, volume: torch.Tensor) -> Any:
+    """Experts that find the organs, and differ by a hundredth in every weight, as those of one federation do."""
+    whole = _find_organs(task, volume)
+    models = [Model("", Role.GLOBAL, 2, 30, {}, whole)]
+    for seed, site in enumerate(SITES):
+        random = torch.Generator().manual_seed(seed)
+        own = {
+            key: value * (1 + 0.01 * torch.randn(value.shape, generator=random)) if value.is_floating_point() else value
+            for key, value in whole.items()
+        }
+        models.append(Model(site, Role.PERSONALIZED, 2, 10, {"dice": 0.5, "dice_global": 0.4}, own))
+    return save_bank(folder, models, task=task, federation="benchmark", keys=Keyring(folder.parent / "keys"))
+
+
+def _find_organs(task: Task, volume: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Weights by which a voxel is of the organ that is closest in brightness, after smoothing; the rest is random.
+
+    Noise in every slice, as random networks give it, makes a segmentation several times as large as people's.
+    """
+    network = build_network(task, seed=0)
+    weights = snapshot(network)
+    box = 3.0**-task.spatial_dims
+    for block in ("conv_0", "upcat_1.convs"):
+        for number in (0, 1):
+            kernel = weights[f"{block}.conv_{number}.conv.weight"]
+            kernel[0] = 0
+            kernel[0, kernel.shape[1] // 2 if (block, number) == ("conv_0", 0) else 0] = box
+            weights[f"{block}.conv_{number}.conv.bias"][0] = 0
+    weights["conv_0.conv_0.conv.bias"][0] = SHIFT
+    sizes = volume.shape[1:]
+    shares = [[0.5, 0.95, 0.5], *([1 - place for place in where[:2]] + [where[2]] for where in ORGANS.values())]
+    places = [[round(share * edge) for share, edge in zip(each, sizes, strict=True)] for each in shares]
+    parts = [volume[0, x - 2 : x + 3, y - 2 : y + 3, z - 2 : z + 3] for x, y, z in places]
+    levels = torch.stack([part.median() for part in parts]) + SHIFT
+    weights["final_conv.weight"].zero_()[:, 0] = 20 * levels.view(-1, *[1] * task.spatial_dims)
+    weights["final_conv.bias"][:] = -10 * levels.square()
+    return weights
+
+
+def _draw_volume(shape: list[int]) -> np.ndarray:
+    """Noise of Hounsfield units around 40, in each slice the same, moved on; and the organs, a percent each."""
     noise = np.random.default_rng(0).normal(40, 30, shape[:2]).astype(np.int16)
     voxels = np.empty(shape, np.int16, order="F")
+    x, y = np.ogrid[: shape[0], : shape[1]]
     for z in range(shape[2]):
         voxels[..., z] = np.roll(noise, z * 37)
-    affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1])
-    nib.save(nib.Nifti1Image(voxels, affine), path)
+        for brightness, (left, back, low) in ORGANS.items():
+            squares = ((x / shape[0] - left) / 0.09) ** 2 + ((y / shape[1] - back) / 0.09) ** 2
+            voxels[squares + ((z / shape[2] - low) / 0.3) ** 2 < 1, z] += brightness
+    return voxels
+
+
+def _write_volume(path: Path, shape: list[int]) -> None:
+    nib.save(nib.Nifti1Image(_draw_volume(shape), np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1])), path)
 
 
 def _time_passes(task: Task) -> dict[str, float]:
@@ -228,7 +289,7 @@ def _by_listener(folder: Path, stack: ExitStack, bank: Any, image: Path, task: T
     before, started = process.cpu_times(), time.monotonic()
     files = []
     (folder / "series").mkdir()
-    for number, ds in enumerate(make_slices(shape[2], size=shape[0])):
+    for number, ds in enumerate(build_slices(_draw_volume(shape) + 1024, spacing=SPACING)):
         files.append(folder / "series" / f"{number:04d}.dcm")
         ds.RescaleSlope, ds.RescaleIntercept, ds.Modality = 1, -1024, "CT"
         ds.save_as(files[-1], enforce_file_format=True)
