@@ -59,6 +59,7 @@ def test_ten_thousand_requests_harm_nothing(schema, site, tmp_path: Path):
     users.add("root", "admin", "four words nobody guesses")
     users.add("bridge", "federation", None)
     tokens = {"": users.make_token("root", 1), "/iopfl/federations/": users.make_token("bridge", 1)}
+    tokens["/iopfl/signout"] = users.make_token("root", 1)  # which ends it, and no other
     (tmp_path / "secret").write_bytes(SECRET)
     (state / "tmp").mkdir()
     own = (folder, state)
