@@ -79,6 +79,18 @@ def test_masks_of_the_experts_take_memory_too(tmp_path, monkeypatch):
     predictor.check_disagreement(image)
 
 
+def test_a_picture_of_thousands_of_scans_is_not_decoded(tmp_path):
+    """Each takes the time of a whole picture: an upload of less than a megabyte kept a thread for minutes."""
+    file = tmp_path / "a.jpg"
+    Image.new("L", (64, 64)).save(file, progressive=True)
+    read_image(file, DISK)
+    content = file.read_bytes()
+    start = content.rindex(b"\xff\xda")
+    file.write_bytes(content[:start] + content[start:-2] * 3000 + content[-2:])
+    with pytest.raises(SeriesError, match="more than 200 scans"):
+        read_image(file, DISK)
+
+
 def test_a_picture_that_unpacks_to_too_much_is_not_decoded(tmp_path):
     Image.new("1", (16_000, 16_000)).save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size < 100_000

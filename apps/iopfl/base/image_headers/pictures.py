@@ -12,6 +12,8 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """JPEG's markers of a frame header (ITU-T T.81, table B.1)."""
+_MAX_SCANS = 200
+"""Of a JPEG: progressive ones have some ten."""
 _BARE = frozenset({0x01, *range(0xD0, 0xD8)})
 """Markers that nothing follows."""
 _MAX_SEGMENTS = 10_000
@@ -50,10 +52,20 @@ def read_jpeg(file: BinaryIO) -> ImageHeader:
         check(length >= 2, "it has a segment of no length")
         if marker in _FRAMES:
             precision, height, width, components = struct.unpack(">BHHB", _read(file, 6))
+            check(_count_scans(file) <= _MAX_SCANS, f"it has more than {_MAX_SCANS} scans")
             return ImageHeader("JPEG", check_sizes((width, height)), components, -(-precision // 8))
         check(marker not in (0xD9, 0xDA), "it has no frame")
         file.seek(length - 2, 1)
     raise HeaderError("it has no frame")
+
+
+def _count_scans(file: BinaryIO) -> int:
+    """Starts of scans in what follows; each goes over the whole picture, and an empty one is a few bytes."""
+    count, last = 0, b""
+    while count <= _MAX_SCANS and (piece := file.read(2**20)):
+        count += (last + piece).count(b"\xff\xda")
+        last = piece[-1:] if piece.endswith(b"\xff") else b""
+    return count
 
 
 def _read_marker(file: BinaryIO) -> int:
