@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import nibabel as nib
 import nrrd
@@ -209,7 +209,7 @@ def _read_nifti(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarr
     return array, place(meta)
 
 
-def read_to_end(file: IO[bytes]) -> None:
+def read_to_end(file: Any) -> None:
     """Read what follows an image's voxels, so that gzip compares the checksum at the end.
 
     Raises:
