@@ -230,6 +230,13 @@ def test_a_metaimage_is_read_as_itk_reads_it(kind, is_packed, tmp_path):
         np.testing.assert_allclose((read.affine.numpy() @ [*index, 1])[:3], place, atol=1e-5)
 
 
+def test_a_metaimages_data_are_its_last_bytes_where_it_says_so(tmp_path):
+    path = tmp_path / "padded.mha"
+    path.write_bytes(mha("LOCAL", "HeaderSize = -1", data=bytes(9) + SECRET))
+    expected = itk.array_from_image(itk.imread(str(path))).T
+    np.testing.assert_array_equal(read_voxels(path)[0].numpy(), expected)
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("MET_LONG", np.int32), ("MET_ULONG", np.uint32), ("MET_LONG_LONG", np.int64)]
 )

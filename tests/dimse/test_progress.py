@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from iopfl.cli import main
+from iopfl.dimse.progress import read_progress
 from iopfl.dimse.queue import State
 
 from .nodes import eventually, make_slices, send_plainly, storage_peer
@@ -35,3 +38,12 @@ def test_the_queue_says_how_far_the_series_at_work_is_and_nothing_afterwards(tmp
     assert main(["dicom", "queue", "--state", str(tmp_path), "--json"]) == 0
     [job] = json.loads(capsys.readouterr().out)
     assert (job["state"], job["progress"]) == ("done", None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[1]", '["1.2", 0, 0, null]', '["1.2", 5, 4, null]', '["1.2", 1, Infinity, 2]', '["1.2", 1, 2, NaN]'],
+)
+def test_a_damaged_file_of_progress_says_nothing(content, tmp_path):
+    (tmp_path / "progress.json").write_text(content)
+    assert read_progress(tmp_path) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -68,6 +69,8 @@ def read_progress(folder: Path) -> Progress | None:
     """What was last taken down in a folder of work; None = nothing is being segmented."""
     try:
         series, done, passes, expected = json.loads((folder / _FILE).read_bytes())
-        return Progress(str(series), int(done), int(passes), None if expected is None else float(expected))
-    except (OSError, ValueError, TypeError):
+        found = Progress(str(series), int(done), int(passes), None if expected is None else float(expected))
+    except (OSError, ValueError, TypeError, OverflowError):
         return None
+    is_sound = 0 <= found.done <= found.passes > 0 and (found.expected is None or math.isfinite(found.expected))
+    return found if is_sound else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -77,14 +78,18 @@ def read_metaimage(file: BinaryIO) -> MetaImageHeader:
     matrix = _numbers(fields, ("TransformMatrix", "Rotation", "Orientation"), count * count)
     rows = [tuple(matrix[axis * count : (axis + 1) * count]) for axis in range(count)]
     straight = [tuple(float(axis == other) for other in range(count)) for axis in range(count)]
+    start, is_packed = file.tell(), _yes(fields, "CompressedData")
+    if fields.get("HeaderSize") == "-1" and not is_packed:  # the data are the last bytes, wherever the header ends
+        start = max(start, file.seek(0, 2) - math.prod(sizes) * channels * int(kind[1]))
+        file.seek(start)
     return MetaImageHeader(
         format="MetaImage",
         shape=sizes,
         channels=channels,
         value_bytes=int(kind[1]),
         dtype=(">" if is_big else "<") + kind,
-        is_packed=_yes(fields, "CompressedData"),
-        start=file.tell(),
+        is_packed=is_packed,
+        start=start,
         spacing=_numbers(fields, ("ElementSpacing", "ElementSize"), count) or (1.0,) * count,
         directions=tuple(rows if matrix else straight),
         origin=_numbers(fields, ("Offset", "Position", "Origin"), count) or (0.0,) * count,
