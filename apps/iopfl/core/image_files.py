@@ -188,25 +188,29 @@ def open_nifti(path: Path) -> Any:
     return kind.from_file_map({"image": FileHolder(str(path))})
 
 
+@contextlib.contextmanager
+def whole_nifti(path: Path) -> Iterator[Any]:
+    """nibabel's image of a NIfTI, whose voxels are read within; they count once it is left.
+
+    nibabel stops at the last voxel, before gzip's checksum: a flipped bit would become other voxels without a word.
+    """
+    if find_suffix(path.name) != ".nii.gz":
+        yield open_nifti(path)
+        return
+    with gzip.open(path) as file:
+        yield type(open_nifti(path)).from_file_map({"image": FileHolder(fileobj=file)})
+        read_to_end(file)
+
+
 def _read_nifti(path: Path, header: ImageHeader, colors: bool) -> tuple[np.ndarray, dict[str, Any]]:
     reader = NibabelReader()
     reader.filenames = [str(path)]  # what its `read` would set
-    image = correct_nifti_header_if_necessary(open_nifti(path))
+    with whole_nifti(path) as opened:
+        image = correct_nifti_header_if_necessary(opened)
+        array, meta = reader.get_data(image)
     unit = millimeters(image.header)
     added = {"filename_or_obj": str(path), _NOTES: FileNotes.of(image.header.extensions)}  # MONAI leaves both out
-
-    def place(meta: dict[str, Any]) -> dict[str, Any]:
-        return {**meta, **added, "affine": np.diag([unit, unit, unit, 1.0]) @ meta["affine"]}
-
-    if find_suffix(path.name) != ".nii.gz":
-        array, meta = reader.get_data(image)
-        return array, place(meta)
-    # nibabel stops at the last voxel, before the checksum: a flipped bit would become other voxels without a word.
-    with gzip.open(path) as file:
-        image = correct_nifti_header_if_necessary(type(image).from_file_map({"image": FileHolder(fileobj=file)}))
-        array, meta = reader.get_data(image)
-        read_to_end(file)
-    return array, place(meta)
+    return array, {**meta, **added, "affine": np.diag([unit, unit, unit, 1.0]) @ meta["affine"]}
 
 
 def read_to_end(file: Any) -> None:
@@ -285,14 +289,18 @@ def _read_picture(path: Path, header: ImageHeader, colors: bool) -> tuple[np.nda
         return upright.convert("RGB") if colors and upright.mode in known else upright
 
     if header.format == "PNG":
-        _check_png(path)
+        check_png(path)
     reader = PILReader(converter=convert, formats=(header.format,))  # Pillow would go by content
     array, meta = reader.get_data(reader.read(path))
     return array, {**meta, "filename_or_obj": str(path), exif.KEY: sum(said)}
 
 
-def _check_png(path: Path) -> None:
-    """Compare the checksums of a PNG's chunks, which Pillow passes over."""
+def check_png(path: Path) -> None:
+    """Compare the checksums of a PNG's chunks, which Pillow passes over.
+
+    Raises:
+        SeriesError: one does not fit.
+    """
     with path.open("rb") as file:
         file.seek(8)
         while head := file.read(8):

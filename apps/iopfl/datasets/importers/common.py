@@ -16,12 +16,15 @@ from PIL import Image
 
 from iopfl.base.errors import DatasetError, SeriesError
 from iopfl.core import exif
+from iopfl.core.image_files import check_png
 
 _NAMES_SHOWN = 5
 """How many names of missing files a message lists."""
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM")
 """In which pictures of data sets come. Of others that Pillow knows, some run programs or follow what they name."""
+
+_PNG = b"\x89PNG"
 
 _MAX_UNPACKED = 2**29
 """Bytes of a gzipped picture; Pillow itself refuses one of more pixels than that."""
@@ -175,6 +178,8 @@ def _read_picture(path: Path, mode: str) -> tuple[np.ndarray, int]:
         if path.suffix.lower() == ".gz":
             with gzip.open(io.BytesIO(content)) as packed:
                 content = packed.read(_MAX_UNPACKED)
+        if content.startswith(_PNG) and path.suffix.lower() != ".gz":
+            check_png(path)
         with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
             exif.check_readers_agree(picture)
             upright, said = exif.show_upright(picture)

@@ -22,7 +22,7 @@ from nibabel.wrapstruct import WrapStructError
 from iopfl.base.errors import DatasetError, SeriesError
 from iopfl.base.image_headers import read_header
 from iopfl.core import memory
-from iopfl.core.image_files import millimeters, open_nifti
+from iopfl.core.image_files import millimeters, whole_nifti
 from iopfl.datasets.importers.common import (
     Case,
     Importer,
@@ -144,8 +144,8 @@ def _read(path: Path) -> nib.Nifti1Image:
                 f"{path} holds {header.stored_bytes / 1e9:.1f} GB, more than the memory there is for it "
                 f"({memory.limit() / 1e9:.1f} GB): get it anew, or import it on a larger machine"
             )
-        volume = open_nifti(path)
-        data = np.asanyarray(volume.dataobj)
+        with whole_nifti(path) as volume:
+            data = np.asanyarray(volume.dataobj)
     except (*_DAMAGE, SeriesError) as error:
         raise DatasetError(f"{path} cannot be read as NIfTI: download it again") from error
     unit = millimeters(volume.header)
