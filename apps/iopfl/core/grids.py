@@ -266,7 +266,7 @@ class _Way:
             *others, axis = axes
             line, index = lines[axis], places[axis]
             parts = [interpolate(others, [*at[:axis], column[index], *at[axis + 1 :]]) for column in line.columns.T]
-            return parts[0] if len(parts) == 1 else torch.lerp(*parts, line.weights[index, 1])
+            return parts[0] if len(parts) == 1 else torch.lerp(parts[0], parts[1], line.weights[index, 1])
 
         classes[unsure] = interpolate(moved, list(places)).max(0).indices
         return classes
