@@ -103,6 +103,20 @@ def test_a_palettes_indices_are_values_if_they_can_be(tmp_path):
     check(read(palette(1 - classes, [(255, 0, 0), (0, 0, 0)]), ONE, tmp_path), classes, is_as_stored=False)
 
 
+def test_a_palette_that_shows_one_label_in_anothers_color_is_refused(tmp_path):
+    colors = [(9, 9, 9)] * 256
+    shown = [tuple(bytes.fromhex(color[1:])) for color in label_colors(TWO).values()]
+    for number, is_refused in [((3, 5), False), ((5, 3), True)]:
+        for value, color in zip(number, shown, strict=True):
+            colors[value] = color
+        image = palette(np.array([0, 3, 5])[CLASSES], colors)
+        if not is_refused:
+            check(read(image, TWO, tmp_path), CLASSES, is_as_stored=True)
+            continue
+        with pytest.raises(SeriesError, match="its palette shows value 3, rim, in #E69F00, the color of cup"):
+            read(image, TWO, tmp_path)
+
+
 def test_an_empty_mask_is_empty_and_a_jpeg_is_none(tmp_path):
     for channels in (3, 4):
         empty = np.zeros((5, 7, channels))

@@ -70,6 +70,30 @@ def find_values(mask: Tensor, task: Task, file: str) -> Tensor:
     return values
 
 
+def check_palette(values: Tensor, colors: Tensor, task: Task, file: str) -> None:
+    """Check that a palette does not show one label's value in the color of another: either could be meant.
+
+    Args:
+        values: (1, X, Y, Z), indices of the palette, all of them the task's values.
+        colors: (C, X, Y, Z), what it shows.
+        task: has the labels.
+        file: for messages.
+
+    Raises:
+        SeriesError: it does.
+    """
+    known = _known_colors(task, len(colors))
+    names = {value: name for name, value in task.labels.items()}
+    for value in set(values.unique().tolist()) - {0}:
+        color = colors[:, values[0] == value][:, 0]
+        told = known.get(tuple(color.tolist()), value)
+        if told != value:
+            raise SeriesError(
+                f"label {file}: its palette shows value {value:g}, {names[value]}, in {_show(color[None])}, the color "
+                f"of {names[told]}; expected one of them: save gray values, or the colors without a palette"
+            )
+
+
 def _split(mask: Tensor) -> tuple[Tensor, Tensor | None]:
     """Colors (C, X, Y, Z), and opacity (X, Y, Z) where it is not the same everywhere."""
     if len(mask) not in (2, 4):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from iopfl.base.errors import SeriesError
 from iopfl.base.image_headers import ImageHeader, read_header
-from iopfl.core.color_masks import find_gray, find_values
+from iopfl.core.color_masks import check_palette, find_gray, find_values
 from iopfl.core.exif import find_orientation, to_stored, to_upright, turn_label
 from iopfl.core.grids import Grid
 from iopfl.core.image_files import find_notes, is_picture, read_voxels
@@ -169,6 +169,8 @@ def _read_colors(path: Path, label: MetaTensor, task: Task, *, is_named: bool) -
         is_swapped = not bool((label.as_tensor()[0] == 0)[(colors == 0).all(0)].all())
         fits = set(_find_values(label.as_tensor())) <= set(task.label_values)
         if not is_swapped and (fits or is_named):
+            if not is_named:
+                check_palette(label.as_tensor(), colors, task, path.name)
             return label, False
     gray = find_gray(colors)
     values = find_values(colors, task, path.name) if gray is None else gray
