@@ -24,19 +24,7 @@ _ACCEPTED = 202  # which promises nothing
 
 
 def store(asking: Asking, ds: Dataset, *, again: bool) -> str:
-    """Store an instance; the same one again is no fault.
-
-    Args:
-        asking: the server.
-        ds: the instance, with its file meta information.
-        again: whether it was sent before: then it is searched for, and sent only if it is not there.
-
-    Returns:
-        The SOP Instance UID that it is stored under, which some servers change.
-
-    Raises:
-        PACSError: it is not stored (`UnansweredError`: as far as is known; `PACSAwayError`: nor was it sent).
-    """
+    """Store an instance, as `DICOMweb.store` says: the UID that it is stored under."""
     uid, name = str(ds.SOPInstanceUID), asking.endpoint.name
     if again and find(asking, ds):
         return uid
