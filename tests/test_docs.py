@@ -11,16 +11,18 @@ import re
 import shlex
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from fl_bridge import cli as bridge_cli
 from iopfl import cli
+from iopfl.core.bank import OWN_SETTINGS
 from iopfl.core.manifest import BankEntry, Manifest, Role
-from iopfl.core.networks import build_network
+from iopfl.core.networks import NETWORKS, build_network
 from iopfl.core.task import builtin_tasks, read_task
+from scripts import task_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -201,18 +203,37 @@ def test_every_page_of_docs_is_linked_from_another():
     ET.parse(ROOT / "docs" / "overview.svg")
 
 
-def test_the_readmes_task_is_one(tmp_path):
-    (example,) = blocks(TEXT[ROOT / "README.md"], "yaml")
-    file = tmp_path / "example.yaml"
-    file.write_text(example, encoding="utf-8")
-    task = read_task(file)
-    build_network(task)
-    assert f"--task {task.name}.yaml" in TEXT[ROOT / "README.md"]
-    assert [name for name in builtin_tasks() if f"`{name}`" not in TEXT[ROOT / "README.md"]] == []
+def test_a_newcomer_sees_both_commands_first_and_reads_no_more_than_a_page():
+    lines = TEXT[ROOT / "README.md"].splitlines()
+    assert len(lines) <= 100
+    assert {"make demo", "make test"} <= set(lines[:16])
+    picture = ROOT / "docs" / "pictures" / "page.png"
+    assert picture.stat().st_size < 200_000 and f"({picture.relative_to(ROOT)})" in TEXT[ROOT / "README.md"]
 
 
-def test_the_readmes_map_from_paper_to_code_resolves():
-    _, _, table = TEXT[ROOT / "README.md"].partition("| paper | module | function |")
+def test_the_tasks_in_the_examples_are_tasks(tmp_path):
+    page = TEXT[ROOT / "docs" / "tasks.md"]
+    whole, based = blocks(page, "yaml")
+    for number, example in enumerate((whole, based)):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(example, encoding="utf-8")
+        build_network(read_task(file))
+    assert f"--task {read_task(tmp_path / '0.yaml').name}.yaml" in page
+    assert [name for name in builtin_tasks() if f"`{name}`" not in page] == []
+
+
+def test_the_fields_of_a_task_are_those_of_its_dataclass():
+    """Otherwise: scripts/task_fields.py."""
+    page = TEXT[ROOT / "docs" / "tasks.md"]
+    assert task_fields.fill(page) == page
+    for key, settings in task_fields.SETTINGS.items():
+        assert f"<!-- fields: {key} -->" in page
+        assert [*task_fields.read_attributes(settings)] == [field.name for field in fields(settings)]
+    assert [name for name in NETWORKS if f"`{name}`" not in page] == []
+
+
+def test_the_map_from_paper_to_code_resolves():
+    _, _, table = TEXT[ROOT / "docs" / "algorithm.md"].partition("| paper | module | function |")
     rows = re.findall(r"^\| [^|`]+ \| `([\w.]+)` \| `([\w.]+)` \|$", table, flags=re.MULTILINE)
     assert len(rows) > 10
     for module, name in rows:
@@ -220,7 +241,8 @@ def test_the_readmes_map_from_paper_to_code_resolves():
 
 
 def test_the_names_on_the_algorithms_page_resolve():
-    names = [code for code in inline(TEXT[ROOT / "docs" / "algorithm.md"]) if re.fullmatch(r"[a-z_]+(\.\w+)*", code)]
+    text, _, _ = TEXT[ROOT / "docs" / "algorithm.md"].partition("## From the paper to the code")
+    names = [code for code in inline(text) if re.fullmatch(r"[a-z_]+(\.\w+)*", code)]
     assert len(names) > 20
     for name in names:
         resolve(name if name.startswith(("iopfl", "fl_bridge")) else f"iopfl.core.{name}")
@@ -237,14 +259,16 @@ def test_the_settings_that_the_algorithms_page_gives_are_the_defaults():
 
 
 def test_the_banks_format_names_every_field():
-    _, _, section = TEXT[ROOT / "README.md"].partition("## Bank format")
+    section = TEXT[ROOT / "docs" / "bank-format.md"]
+    _, _, own = section.partition("differs in anything but ")
+    assert tuple(re.findall(r"`(\w+)`", own.partition("\n")[0])) == OWN_SETTINGS
     entry = BankEntry("a", Role.PERSONALIZED, 0, 1, {}, "a.safetensors", "0" * 64)
     manifest = Manifest(1, "2026-01-01T00:00:00+00:00", "f", read_task("vessel"), (entry,), "\u00e9", "s")
     values = json.loads(manifest.to_json())
     for key in [*values, *values["entries"][0]]:
         assert f"`{key}`" in section, key
     signature = values.pop("signature")
-    # Rule 8, as somebody would write it who has read nothing but the README.
+    # Rule 8, as somebody would write it who has read nothing but that page.
     assert (
         json.dumps(values, sort_keys=True, separators=(", ", ": "), ensure_ascii=True).encode()
         == manifest.signed_content()

@@ -42,6 +42,9 @@ from iopfl.core.weights import Weights, average, check_weights, read_weights, se
 
 __all__ = ["BankEntry", "Model", "ModelBank", "Role", "check_same_task", "save_bank"]
 
+OWN_SETTINGS = ("training", "adaptation", "description", "subject", "codes", "images")
+"""Fields of a task that a site may choose for itself; in all others it must have the bank's."""
+
 
 class ModelBank:
     """A verified version of a bank, opened for reading.
@@ -135,9 +138,8 @@ def check_same_task(bank_task: Task, task: Task, what: str) -> None:
     Raises:
         BankMismatchError: names the fields that differ.
     """
-    own = ("training", "adaptation", "description", "subject", "codes", "images")
     theirs, ours = bank_task.to_dict(), task.to_dict()
-    differing = [key for key in theirs if key not in own and theirs[key] != ours.get(key)]
+    differing = [key for key in theirs if key not in OWN_SETTINGS and theirs[key] != ours.get(key)]
     if differing:
         details = "; ".join(f"{key}: bank {theirs[key]!r}, task {ours[key]!r}" for key in differing)
         raise BankMismatchError(f"{what} is for another task ({details}): give the bank's task, or this task's bank")

@@ -39,13 +39,14 @@ class Criteria:
     Attributes:
         body_parts: patterns of DICOM Body Part Examined, such as `*PROSTAT*`; one must match, in any case.
         description: regular expression found in the Series Description, in any case.
-        orientations: of the slices, among axial, sagittal and coronal; volumes of nearly cubic voxels have none.
-        kind: `volume` or `picture`, a photograph without a place in the patient.
-        min_slices: of a volume, at least.
-        max_slices: at most; 0 = any number.
-        min_edge: of rows and columns, each, at least.
-        max_edge: at most; 0 = any number.
-        required: of `SAID`, what an image must say; without it, it is none of the task's.
+        orientations: how the slices may lie: axial, sagittal or coronal. Volumes of nearly cubic voxels have none.
+        kind: `volume`, or `picture`, a photograph without a place in the patient.
+        min_slices: smallest number of slices in a volume.
+        max_slices: largest number of slices; 0 = any.
+        min_edge: smallest number of rows, and of columns.
+        max_edge: largest number of rows, and of columns; 0 = any.
+        required: what an image must say, among modality, body_part, description and orientation; without it, it is
+            none of the task's.
     """
 
     body_parts: tuple[str, ...] = ()

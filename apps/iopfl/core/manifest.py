@@ -1,6 +1,6 @@
 """A bank's manifest: what is in it, who made it, for which task.
 
-The README specifies the format; `bank` opens and writes whole banks.
+`docs/bank-format.md` specifies the format; `bank` opens and writes whole banks.
 """
 
 from __future__ import annotations

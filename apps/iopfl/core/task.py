@@ -31,7 +31,7 @@ class Network:
     """A network of `monai.networks.nets`, by name.
 
     Attributes:
-        name: class name, e.g. `BasicUNet`; one of `networks.NETWORKS`.
+        name: the class, e.g. `BasicUNet`; one of `networks.NETWORKS`.
         args: its keyword arguments, without dimensions and channels, which follow from the task.
     """
 
@@ -44,14 +44,14 @@ class Training:
     """Local training of one round.
 
     Attributes:
-        local_steps: optimizer steps a round; 0 = as many as cover the site's training images once.
-        batch_size: instances a step.
-        learning_rate: of Adam (amsgrad), as published.
+        local_steps: optimizer steps in a round; 0 = as many as cover the site's training images once.
+        batch_size: instances in a step.
+        learning_rate: what Adam (amsgrad) starts from, as published.
         alpha: weight of the history in the personalized model, alpha in the paper.
-        fine_tune_epochs: of the personalized model at its site before it is shared; 0 = as published.
+        fine_tune_epochs: epochs of fine-tuning a personalized model before it is shared; 0 = none, as published.
         min_labels: labeled images below which a site does not train.
         validation_share: share of a site's training subjects that only validates.
-        augment: random affine, contrast and noise besides the task's symmetries.
+        augment: whether random affine changes, contrast and noise are added to the task's symmetries.
     """
 
     local_steps: int = 0
@@ -70,19 +70,18 @@ class Adaptation:
 
     Attributes:
         shares: candidate shares of the series' own normalization statistics, each in [0, 1].
-        zooms: magnifications of the image, from 1: of an edge in 2D; in 3D its 2/3 power, at the same cost. For
-            tasks without `spacing` alone, whose images do not say how large things are.
-        tolerance: difference of the experts' agreement up to which two ways to see the series are as good.
+        zooms: magnifications of the image, from 1: how many times an edge grows in 2D; in 3D its 2/3 power, at the
+            same cost. Only for tasks without `spacing`, whose images do not say how large things are.
+        tolerance: difference of the experts' agreement up to which two ways to see the series are equally good.
         evidence: agreement below which the experts tell nothing, and the global model answers as it is.
         temperature: difference of an expert's agreement that changes its routing weight by a factor e.
-        max_voters: experts that vote, the first of the bank; the others count as the mean of those. So the cost
-            stays flat when the bank grows.
+        max_voters: experts that vote, the first of the bank; the others count as their mean. The cost stays flat so.
         max_instances: instances (slices, or windows of a volume) that the experts look at.
-        max_views: views of the final prediction, at most all the task's symmetries give.
-        max_passes: of the final prediction, over a slice or a window each; a large series gets fewer views.
-        seconds: time budget of adaptation; when it is spent, what was found by then is used.
-        fast: a third of the passes: two voters, no magnification, five views.
-        seed: of the published baseline's dropout and noise; the default has nothing random.
+        max_views: views in the final prediction, at most all that the task's symmetries give.
+        max_passes: passes of the final prediction, over a slice or a window each; a large series gets fewer views.
+        seconds: time that adaptation may take; when it is spent, what was found by then is used.
+        fast: whether to take a third of the passes: two voters, no magnification, five views.
+        seed: seed of the published baseline's dropout and noise; the default has nothing random.
     """
 
     shares: tuple[float, ...] = (0.0, 1.0)
@@ -113,24 +112,25 @@ class Task:
 
     Attributes:
         name: lower-case identifier; the label server's infer and train tasks carry it.
-        labels: name -> value in the label image, without background (0); in the order of values, which is the classes'.
-        spatial_dims: 2 or 3, of the network.
+        labels: each label's name and its value in the label image, without background (0); values order the classes.
+        spatial_dims: dimensions of the network, 2 or 3.
+        description: what is segmented, in words for people.
         modality: DICOM modality of the images, e.g. MR or OP.
-        channels: of an image: 1, or 3 for color.
-        slices: neighboring slices given as channels to a 2D network (2.5D in the paper); odd.
-        size: the network's window in pixels, `spatial_dims` long. Without `spacing` images are
-            resized to it; with it they are resampled and seen through a window of this size.
-        spacing: in mm, `spatial_dims` long, or None.
-        intensity: `zscore` (of the series, each channel), or `percentile` (clipped to the 0.5th and
-            99.5th, then z-scored).
-        flips: spatial axes along which the anatomy may be mirrored: augmentation and views.
-        rotations: whether in-plane quarter turns are harmless too.
-        codes: label -> (code value, coding scheme, meaning) of what it is, as a DICOM SEG says it (PS3.3, C.8.20.4);
-            a label without one is written as tissue.
-        regions: what is scored, name -> label names taken together; empty = each label.
-        subject: regular expression whose first group finds the subject in a file name; empty = one
-            subject a file.
+        channels: channels of an image: 1, or 3 for color.
+        slices: neighboring slices given as channels to a 2D network (2.5D in the paper); an odd number.
+        size: the network's window in pixels: `spatial_dims` numbers. Without `spacing` images are resized to it; with
+            `spacing` they are resampled and seen through it.
+        spacing: the distance of pixels in mm: `spatial_dims` numbers, or none.
+        intensity: `zscore`, each channel by itself, or `percentile`, the same after clipping to the 0.5th and 99.5th.
+        flips: spatial axes along which the anatomy may be mirrored, in augmentation and views.
+        rotations: whether quarter turns in the plane are harmless too.
+        codes: what each label is, by code value, coding scheme and meaning (PS3.3, C.8.20.4); tissue without one.
+        regions: what is scored: names, and the labels taken together under each; empty = each label.
+        subject: regular expression whose first group is the subject in a file name; empty = each file is a subject.
         images: which images are the task's, besides their modality.
+        network: the network that each expert is.
+        training: how a site trains.
+        adaptation: how a series is adapted to.
     """
 
     name: str
