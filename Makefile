@@ -33,7 +33,7 @@ lint: tools ## ruff and mypy
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
-lock: tools ## requirements.txt and requirements-dev.txt anew, of setup.py and pyproject.toml; versions there stay
+lock: tools ## requirements.txt and requirements-dev.txt anew, of pyproject.toml; versions there stay
 	@scripts/lock.sh
 
 sbom: tools ## sbom.json, a CycloneDX list of what runs

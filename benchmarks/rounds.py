@@ -4,7 +4,7 @@
     python benchmarks/rounds.py production       the same over mutual TLS, through a label server at each site
     python benchmarks/rounds.py aggregation      4 to 32 sites: seconds and memory of checking, keeping, combining
     python benchmarks/rounds.py growth           4 to 32 sites with a small network in the simulator
-    python benchmarks/rounds.py encryption       homomorphic encryption, FLARE's settings; `pip install tenseal` first
+    python benchmarks/rounds.py encryption       homomorphic encryption, FLARE's settings
 
 All but `growth` use a network of 31 MB and tiny images, so that training is next to nothing. A round's overhead is its
 wall time less that of the slowest site's training; the first round, which starts processes, is shown apart.

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Write requirements.txt (what runs: setup.py) and requirements-dev.txt (what tests, lints and locks: pyproject.toml),
-# every package and all it needs, with the hashes of its files. A version that is listed stays: to renew one, delete
-# its lines first; to renew all, both files.
+# Write requirements.txt (what runs) and requirements-dev.txt (the group `dev`) of what pyproject.toml declares: every
+# package and all it needs, with the hashes of its files. A version that is listed stays: to renew one, delete its lines
+# first; to renew all, both files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 export UV_CUSTOM_COMPILE_COMMAND="make lock"
 compile=(.venv/bin/uv pip compile --quiet --generate-hashes --python-version 3.11)
-"${compile[@]}" setup.py --output-file requirements.txt
+"${compile[@]}" pyproject.toml --output-file requirements.txt
 "${compile[@]}" --no-config --group dev --constraints requirements.txt --output-file requirements-dev.txt

@@ -6,13 +6,13 @@ cd "$(dirname "$0")/.."
 
 lists=(requirements.txt)
 [ "${1:-}" != tools ] || lists+=(requirements-dev.txt)
-stamp=.venv/.ready-${#lists[@]}-$(cat "${lists[@]}" setup.py | sha256sum | cut -c1-16)
+stamp=.venv/.ready-${#lists[@]}-$(cat "${lists[@]}" pyproject.toml | sha256sum | cut -c1-16)
 [ -e "$stamp" ] && exit 0
 
 python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null || python=python3
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
-  echo "setup: Python 3.11 is needed, $python is $("$python" --version 2>&1): install it, or run make with PYTHON=/path/to/python3.11" >&2
+  echo "setup: Python 3.11 is needed, since MONAI Label 0.8.5 imports what 3.12 no longer has; $python is $("$python" --version 2>&1): install it, or run make with PYTHON=/path/to/python3.11" >&2
   exit 2
 }
 "$python" -c 'import ensurepip' 2>/dev/null || {

@@ -16,11 +16,11 @@ from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import StateMachine
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
-SETUP = Path(__file__).parents[2] / "setup.py"
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def test_its_version_is_bounded():
-    assert '"pynetdicom>=3.0.4,<3.1"' in SETUP.read_text()
+    assert '"pynetdicom>=3.0.4,<3.1"' in PROJECT.read_text()
     assert version("pynetdicom").startswith("3.0.")
 
 

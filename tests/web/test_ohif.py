@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 
 import pytest
 from fastapi import FastAPI
@@ -89,5 +90,5 @@ def test_modules_import_each_other_alone(client, name):
 
 
 def test_the_wheel_takes_our_files_along():
-    setup = (ohif.ADDED.parents[4] / "setup.py").read_text()
-    assert '"static/ohif/*"' in setup
+    project = tomllib.loads((ohif.ADDED.parents[4] / "pyproject.toml").read_text())
+    assert "static/ohif/*" in project["tool"]["setuptools"]["package-data"]["iopfl.web"]

@@ -7,8 +7,8 @@ Here small segments leave at once, received ones are acknowledged at once, and
 the loops wake up for what they wait for. What a peer can make this side hold is
 bounded: bytes of a PDU and of a message, seconds of a PDU.
 
-This, `messages` and `acceptor` rest on what pynetdicom does not promise; `setup.py` bounds
-its version, and a test names what is used.
+This, `messages` and `acceptor` rest on what pynetdicom does not promise;
+`pyproject.toml` bounds its version, and a test names what is used.
 """
 
 from __future__ import annotations
