@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 PIP_SECONDS = 120
@@ -65,6 +67,16 @@ def test_the_wheel_has_both_commands(wheel):
         text = archive.read(entry).decode()
     assert "iopfl = iopfl.cli:main" in text
     assert "fl-bridge = fl_bridge.cli:main" in text
+
+
+def test_the_citation_is_of_this_version_and_names_the_paper():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert citation["title"].startswith(f"{project['name']}: ")
+    (paper,) = citation["references"]
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert paper["doi"] in readme and paper["title"] in readme
 
 
 def test_what_is_installed_from_the_wheel_works_alone(wheel, tmp_path):
