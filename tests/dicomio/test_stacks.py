@@ -119,17 +119,48 @@ def test_an_enhanced_instance_is_told_from_its_scout(tmp_path):
         (lambda: [*build(4), *beside(count=4)], "4 of 8 slices lie where another does"),
         (lambda: [*build(3), *edited(beside(count=3), ImageType=LOCALIZER)], "3 of 6 instances: it is a localizer"),
         (lambda: edited(build(), ImagePositionPatient=None), "ImagePositionPatient of every slice"),
+        (lambda: edited(build(), ImagePositionPatient=[0, 0, 0]), "all 8 slices lie at one: .* lost where they lie"),
         (lambda: build()[:3] + build()[4:], r"1 slice is missing, between 36\.00 and 42\.00"),
         (lambda: build()[:6] + build()[7:], r"1 slice is missing, between 45\.00 and 51\.00"),
         (
             lambda: [*build()[:3], *edited(build()[3:4], ImageType=LOCALIZER), *build()[4:]],
-            r"1 slice is missing.*left out before that: instance 4: a localizer",
+            r"1 slice is missing.*since these do not fit the others: instance 4: a localizer .*; correct them",
         ),
     ],
 )
 def test_a_series_whose_stack_is_not_clear_or_not_whole_is_refused(tmp_path, datasets, reason):
     with pytest.raises(SeriesError, match=reason):
         read_series(phantoms.write(datasets(), tmp_path))
+
+
+def test_a_slice_that_says_no_frame_of_reference_lies_in_that_of_the_others(tmp_path):
+    for number in (0, 4):  # the first speaks for a series elsewhere
+        datasets = build()
+        datasets[number].FrameOfReferenceUID = ""
+        series = read_series(phantoms.write(datasets, tmp_path / str(number)))
+        assert series.left_out == () and series.shape == (13, 11, 8)
+        assert {ds.FrameOfReferenceUID for ds in series.datasets} == {datasets[1].FrameOfReferenceUID}
+        seg = build_segmentation(phantoms.mask_in(series.shape), series, SEGMENTS, Origin("test"))
+        assert seg.FrameOfReferenceUID == datasets[1].FrameOfReferenceUID
+    datasets = build()
+    del datasets[0].FrameOfReferenceUID
+    mixed = [*datasets, *edited(beside(count=2, directions=SAGITTAL), FrameOfReferenceUID="1.2.3")]
+    assert len(read_series(phantoms.write(mixed, tmp_path / "mixed")).left_out) == 1
+
+
+def test_an_inverted_slice_among_others_is_read_by_its_meaning(tmp_path):
+    shade = np.tile(np.arange(13, dtype=np.int16)[:, None, None] * 50, (1, 11, 8))
+    datasets = phantoms.build_slices(shade)
+    plain = read_series(phantoms.write(datasets, tmp_path / "plain")).array
+    for number in (0, 3):
+        datasets = phantoms.build_slices(shade)
+        datasets[number].PhotometricInterpretation = "MONOCHROME1"
+        false = phantoms.write(datasets, tmp_path / f"false{number}")
+        with pytest.raises(SeriesError, match="each other's negatives: correct Photometric Interpretation"):
+            read_series(false)
+        datasets[number].PixelData = (-1 - np.frombuffer(datasets[number].PixelData, np.int16)).tobytes()
+        series = read_series(phantoms.write(datasets, tmp_path / f"true{number}"))
+        assert series.left_out == () and np.array_equal(series.array, plain)
 
 
 @pytest.mark.parametrize("spacing", [0.45, 0.5, 0.625, 0.875, 1.25])

@@ -41,6 +41,18 @@ class SharedPositionError(SeriesError):
     """Several slices lie at one position: there are several volumes."""
 
 
+class GapError(SeriesError):
+    """Slices do not lie evenly.
+
+    Attributes:
+        what: is the matter, without what to do, which depends on whether slices were left out.
+    """
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what}; {advice}")
+        self.what = what
+
+
 @dataclass(frozen=True)
 class Plane:
     """A slice in the patient.
@@ -109,6 +121,11 @@ def order_slices(planes: Sequence[Plane]) -> list[int]:
     along = _along(planes)
     order = [int(index) for index in np.argsort(along, kind="stable")]
     shared = int((np.diff(along[order]) < _SAME_POSITION).sum())
+    if shared and shared == len(planes) - 1:
+        raise SharedPositionError(
+            f"expected each position once, but all {len(planes)} slices lie at one: one slice many times over, or "
+            "an export that lost where they lie; give a series of slices with positions of their own"
+        )
     if shared:
         raise SharedPositionError(
             f"expected each position once, but {shared} of {len(planes)} slices lie where another does; "
@@ -207,13 +224,13 @@ def _find_step(planes: Sequence[Plane]) -> np.ndarray:
         apart = np.diff(_along(planes))
         has_gap = apart.max() > (1 + 2 * _LEAST_ROUNDED) * np.median(apart)
         if has_gap or not is_close(positions - (first + np.arange(count)[:, None] * step), distance):
-            raise SeriesError(_describe_gaps(planes))
+            raise _describe_gaps(planes)
     if np.linalg.norm(step - planes[0].normal * distance) > distance:
         raise SeriesError("expected slices on top of each other, but they shift sideways by more than their distance")
     return step
 
 
-def _describe_gaps(planes: Sequence[Plane]) -> str:
+def _describe_gaps(planes: Sequence[Plane]) -> GapError:
     along = _along(planes)
     distances = np.diff(along)
     usual = float(np.median(distances))
@@ -224,13 +241,14 @@ def _describe_gaps(planes: Sequence[Plane]) -> str:
     missing = round(sum(distances[index] / usual - 1 for index in wide))
     if wide and missing and np.abs(distances / usual - np.round(distances / usual)).max() <= tolerance:
         slices = "slice is" if missing == 1 else "slices are"
-        what = f"{missing} {slices} missing, between {', '.join(gaps)} mm{more} along the normal; send the whole series"
+        what = f"{missing} {slices} missing, between {', '.join(gaps)} mm{more} along the normal"
+        advice = "send the whole series"
     else:
         what = f"the distances range from {distances.min():.2f} to {distances.max():.2f} mm" + (
             f", widest between {', '.join(gaps)} mm{more} along the normal" if gaps else ", or slices shift sideways"
         )
-        what += "; give a series that is evenly spaced"
-    return f"expected evenly spaced slices, here one every {usual:.2f} mm, but {what}"
+        advice = "give a series that is evenly spaced"
+    return GapError(f"expected evenly spaced slices, here one every {usual:.2f} mm, but {what}", advice)
 
 
 def _along(planes: Sequence[Plane]) -> np.ndarray:

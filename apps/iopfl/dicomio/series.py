@@ -20,7 +20,7 @@ from iopfl.core.sites import find_suffix
 from iopfl.core.straightening import Stack, straighten
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.frames import count_frames, find_plane, find_thickness
-from iopfl.dicomio.geometry import build_affine
+from iopfl.dicomio.geometry import GapError, build_affine
 from iopfl.dicomio.padding import choose_value
 from iopfl.dicomio.pixels import MAX_SERIES_BYTES
 from iopfl.dicomio.refusals import PICTURES, VOLUMES, find_refusal, is_other_object
@@ -129,6 +129,13 @@ def read_series(source: Path | Sequence[Path]) -> Series:
         chosen = choose_stack(instances)
         try:
             return _build(chosen)
+        except GapError as error:
+            if not chosen.left_out:
+                raise
+            raise SeriesError(
+                f"{error.what}, since these do not fit the others: {'; '.join(chosen.left_out)}; correct them, or "
+                "export the series anew"
+            ) from error
         except SeriesError as error:
             if not chosen.left_out:
                 raise

@@ -15,6 +15,7 @@ from pydicom import Dataset
 from iopfl.base.errors import SeriesError
 from iopfl.dicomio.frames import count_frames, find_plane
 from iopfl.dicomio.geometry import Plane, SharedPositionError, find_stray, have_same_spacing, order_slices
+from iopfl.dicomio.pixels import GRAYS
 from iopfl.dicomio.refusals import PICTURES, VOLUMES, find_refusal, find_series_refusal
 from iopfl.dicomio.volumes import Slice
 
@@ -25,6 +26,7 @@ _SAME = {
     "PhotometricInterpretation": "other colors",
     "FrameOfReferenceUID": "another frame of reference",
 }
+_FRAME_OF_REFERENCE = "FrameOfReferenceUID"
 _VOLUMES_DIFFER_IN = (
     "ImageType",
     "EchoTime",
@@ -61,6 +63,7 @@ class _Group:
     first: Dataset
     plane: Plane | SeriesError | None
     members: list[Dataset] = field(default_factory=list)
+    frame_of_reference: str = ""
 
     @property
     def frames(self) -> int:
@@ -85,6 +88,9 @@ def choose_stack(instances: Sequence[Dataset]) -> Chosen:
     if stack.frames < _TIMES * sum(group.frames for group in beside):
         raise _tell_apart(groups)
     why |= {id(ds): _find_difference(group.first, group.plane, stack) for group in beside for ds in group.members}
+    if stack.frame_of_reference:
+        for ds in stack.members:
+            ds.FrameOfReferenceUID = stack.frame_of_reference  # of those that left it empty too
     return Chosen(stack.members, _say(instances, why))
 
 
@@ -127,14 +133,19 @@ def _add(ds: Dataset, groups: list[_Group]) -> None:
     for group in groups:
         if not _find_difference(ds, plane, group):
             group.members.append(ds)
+            group.frame_of_reference = group.frame_of_reference or _read(ds, _FRAME_OF_REFERENCE)
             return
-    groups.append(_Group(ds, plane, [ds]))
+    groups.append(_Group(ds, plane, [ds], _read(ds, _FRAME_OF_REFERENCE)))
 
 
 def _find_difference(ds: Dataset, plane: Plane | SeriesError | None, group: _Group) -> str:
     """In what an instance differs from others; "" = it fits."""
     for keyword, difference in _SAME.items():
-        if str(ds.get(keyword, "")) != str(group.first.get(keyword, "")):
+        mine, theirs = _read(ds, keyword), _read(group.first, keyword)
+        if keyword == _FRAME_OF_REFERENCE:  # an empty one among others is an omission, not another place
+            theirs = group.frame_of_reference or mine
+            mine = mine or theirs
+        if mine != theirs:
             return difference
     if _kind(ds) != _kind(group.first):
         return "another kind of image (SOP Class)"
@@ -148,6 +159,12 @@ def _find_difference(ds: Dataset, plane: Plane | SeriesError | None, group: _Gro
     return ""
 
 
+def _read(ds: Dataset, keyword: str) -> str:
+    """What an instance says, by its meaning: both gray scales come out of decoding with high values bright."""
+    said = str(ds.get(keyword) or "")
+    return GRAYS[0] if said in GRAYS else said
+
+
 def _kind(ds: Dataset) -> tuple[bool, bool]:
     return ds.SOPClassUID in PICTURES, ds.SOPClassUID in VOLUMES or count_frames(ds) > 1
 
@@ -155,7 +172,7 @@ def _kind(ds: Dataset) -> tuple[bool, bool]:
 def _tell_apart(groups: Sequence[_Group]) -> SeriesError:
     """Why no stack can be chosen."""
     for keyword in _SAME:
-        values = {str(group.first.get(keyword, "")) for group in groups}
+        values = {_read(group.first, keyword) for group in groups}
         if len(values) > 1:
             return SeriesError(f"expected one {keyword} in a series, given {len(values)}; send one stack a series")
     planes = [group.plane for group in groups]

@@ -15,6 +15,9 @@ from iopfl.dicomio.padding import choose_value
 from iopfl.dicomio.pixels import MAX_SERIES_BYTES, decode_frames, decoded_dtype, is_color
 from iopfl.dicomio.showing import AT_SOURCE
 
+_ALIKE = 0.5
+"""Correlation from which two neighboring slices show the same, or one the other's negative."""
+
 
 class Slice(NamedTuple):
     """One slice: a frame (from 0) of an instance."""
@@ -57,8 +60,27 @@ def decode_volume(slices: Sequence[Slice]) -> tuple[np.ndarray, float | None]:
             del ds.PixelData
     if decoded < len(slices):
         raise SeriesError(f"expected {len(slices)} frames, given {decoded}; send the series again")
+    _check_inversion(volume, slices)
     volume, value = _fill(volume, padding)
     return volume.swapaxes(0, 2), value  # (X, Y, Z[, 3]), in the order of memory that NIfTI has
+
+
+def _check_inversion(volume: np.ndarray, slices: Sequence[Slice]) -> None:
+    """Check that slices that said that they are inverted, among others that did not, now look like those.
+
+    Raises:
+        SeriesError: they are negatives of them: then one of both says so falsely.
+    """
+    inverted = [str(piece.ds.PhotometricInterpretation) == "MONOCHROME1" for piece in slices]
+    for z in range(1, len(slices)):
+        if inverted[z - 1] == inverted[z]:
+            continue
+        pair = np.stack([volume[z - 1].ravel(), volume[z].ravel()]).astype(np.float64)
+        if pair.std(axis=1).min() > 0 and np.corrcoef(pair)[0, 1] < -_ALIKE:
+            raise SeriesError(
+                "expected slices of one gray scale, but some say MONOCHROME1 and others MONOCHROME2, and by that they "
+                "are each other's negatives: correct Photometric Interpretation, or export the series anew"
+            )
 
 
 def _fill(volume: np.ndarray, padding: Mapping[int, np.ndarray]) -> tuple[np.ndarray, float | None]:
