@@ -17,8 +17,8 @@ import numpy as np
 from monai.transforms import AdjustContrast, Compose, GaussianSmooth, RandBiasField, RandRicianNoise, ScaleIntensity
 from tqdm import tqdm
 
-from iopfl.core.image_files import read_voxels
 from iopfl.core.sites import LABEL_FOLDER, find_cases, labeled
+from iopfl.images.files import read_voxels
 
 SCANNERS = {
     "plain": [],

@@ -116,8 +116,8 @@ def test_what_is_no_image_is_not_listed(tmp_path):
 
 
 def test_the_server_takes_the_files_that_the_commands_take(tmp_path):
-    from iopfl.base.image_headers import IMAGE_SUFFIXES
     from iopfl.core.sites import find_cases
+    from iopfl.images.headers import IMAGE_SUFFIXES
     from iopfl.lib.folder import FolderDatastore
 
     folder, labels = tmp_path, tmp_path / "labels" / "final"

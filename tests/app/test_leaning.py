@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from iopfl.core.places import find_stack
+from iopfl.images.places import find_stack
 
 from .site import oblique_affine
 

@@ -20,9 +20,9 @@ from pydicom import dcmread
 from dicomio.phantoms import build_slices, series_uid, volume, write
 from dicomweb.odd_server import FAILED, JSON, OddServer, encode, multipart, odd_server, receipt
 from iopfl.base.errors import PACSError
-from iopfl.core.image_files import find_notes, read_voxels
 from iopfl.dicomio.segmentation import Origin, build_segmentation, segments_of
 from iopfl.dicomio.series import read_series
+from iopfl.images.files import find_notes, read_voxels
 from iopfl.lib import pacs_outbox
 
 from .archive import SERIES, SHAPE, TASK, columns_of, draw, until

@@ -10,18 +10,18 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
+from images.test_places import LPS, affine_of, turn
 from iopfl.base.errors import SeriesError
 from iopfl.core import memory
 from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.disagreement import CHECK_HERE
-from iopfl.core.file_notes import FileNotes
 from iopfl.core.handing_out import to_straight, write_straight_image, write_straight_label
-from iopfl.core.places import find_stack
-from iopfl.core.segment_files import read_segmentation
 from iopfl.core.transforms import open_label, read_image, read_label
 from iopfl.core.writers import write_disagreement, write_mask, write_regions
+from iopfl.images.notes import FileNotes
+from iopfl.images.places import find_stack
+from iopfl.images.segment_files import read_segmentation
 
-from .test_places import LPS, affine_of, turn
 from .tiny import BALL
 
 SHAPE = (9, 8, 7)

@@ -11,11 +11,11 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from iopfl.core.answers import Answer, Segmentation
-from iopfl.core.image_files import read_voxels
-from iopfl.core.places import place_in_itk
 from iopfl.core.task import read_task
 from iopfl.core.transforms import read_label
 from iopfl.core.writers import write_mask
+from iopfl.images.files import read_voxels
+from iopfl.images.places import place_in_itk
 
 
 @pytest.mark.parametrize("dpi", [None, (300, 150)])

@@ -18,10 +18,10 @@ from dicomio import phantoms
 from dicomio.test_pixels import LOSSLESS
 from iopfl.base.errors import SeriesError
 from iopfl.core.agreement import expert_agreement, hide
-from iopfl.core.image_files import find_notes
 from iopfl.core.predictor import Predictor
 from iopfl.core.transforms import Preprocessing, read_image
 from iopfl.dicomio.series import Series, read_series, write_nifti
+from iopfl.images.files import find_notes
 
 SHAPE = (24, 22, 12)
 VALUE, LIMIT = 0x00280120, 0x00280121

@@ -13,10 +13,10 @@ from core.tiny import BALL, make_bank
 from dicomio import phantoms
 from iopfl.base.errors import SeriesError
 from iopfl.cli import main
-from iopfl.core.image_files import find_notes
 from iopfl.core.transforms import read_image
 from iopfl.dicomio.segmentation import Origin, Segment, build_segmentation, read_segmentation
 from iopfl.dicomio.series import Series, read_series, write_nifti
+from iopfl.images.files import find_notes
 
 SEGMENTS = [Segment(1, "gland", "#ff0000"), Segment(2, "lesion", "#00ff00")]
 SAGITTAL = ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0))

@@ -98,7 +98,7 @@ def _place_maps(asked: Path | None, targets: Sequence[Path]) -> list[Path | None
     Raises:
         ConfigError: a file for several images, or over a mask.
     """
-    from iopfl.core.sites import find_suffix
+    from iopfl.images.names import find_suffix
 
     if asked is None:
         return [None] * len(targets)

@@ -32,10 +32,10 @@ from fastapi import HTTPException
 from pydantic import ValidationError
 
 from iopfl.base.errors import SeriesError, StorageError
-from iopfl.base.image_headers import IMAGE_SUFFIXES, read_header
 from iopfl.base.names import check_tag
 from iopfl.compat._archives import check_room, unpack
 from iopfl.compat._patching import guard, once
+from iopfl.images.headers import IMAGE_SUFFIXES, read_header
 
 NAMES = ("image", "id", "label", "tag", "model", "method", "strategy", "session_id")
 """Arguments of endpoints that name something."""

@@ -27,8 +27,8 @@ def apply() -> None:
 
     from iopfl.base.errors import SeriesError
     from iopfl.core.handing_out import write_straight_image, write_straight_label
-    from iopfl.core.places import find_stack, is_opened_by_itk, write_upright
-    from iopfl.core.sites import find_suffix
+    from iopfl.images.names import find_suffix
+    from iopfl.images.places import find_stack, is_opened_by_itk, write_upright
 
     def send(answer: Any, write: Callable[[Path, Path], bool]) -> Any:
         if not isinstance(answer, FileResponse):

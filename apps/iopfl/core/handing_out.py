@@ -18,13 +18,13 @@ from nibabel.fileholders import FileHolder
 from torch import Tensor
 
 from iopfl.core.answers import Answer, Segmentation
-from iopfl.core.file_notes import FileNotes
-from iopfl.core.image_files import is_picture, millimeters, open_nifti, read_to_end, read_voxels, telling
 from iopfl.core.memory import check_volume
-from iopfl.core.places import find_stack, source_of
-from iopfl.core.segment_files import is_segmentation
-from iopfl.core.straightening import Stack
 from iopfl.core.writers import write_mask
+from iopfl.images.files import is_picture, millimeters, open_nifti, read_to_end, read_voxels, telling
+from iopfl.images.notes import FileNotes
+from iopfl.images.places import find_stack, source_of
+from iopfl.images.segment_files import is_segmentation
+from iopfl.images.straightening import Stack
 
 _ALIGNED = 2
 """Code of a NIfTI's form that says of what it is."""

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from iopfl.base.errors import SeriesError
-from iopfl.base.image_headers import read_header
-from iopfl.base.image_headers.metaimage import MetaImageHeader
 from iopfl.core.criteria import PICTURE, ImageFacts, describe_volume
-from iopfl.core.image_files import is_picture, open_nifti, read_nrrd_fields
-from iopfl.core.sites import find_suffix
+from iopfl.images.files import is_picture, open_nifti, read_nrrd_fields
+from iopfl.images.headers import read_header
+from iopfl.images.headers.metaimage import MetaImageHeader
+from iopfl.images.names import find_suffix
 
 
 def read_facts(path: Path) -> ImageFacts:

@@ -24,12 +24,10 @@ from iopfl.core.agreement import expert_agreement, hide
 from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.bank import ModelBank
 from iopfl.core.disagreement import find_disagreement
-from iopfl.core.image_files import find_notes
 from iopfl.core.inference import count_windows, predict_instances, predict_slabs
 from iopfl.core.measuring import find_affine, measure
 from iopfl.core.memory import check_room
 from iopfl.core.networks import build_network
-from iopfl.core.places import source_of
 from iopfl.core.planning import Paces
 from iopfl.core.published import adapt_published, predict_published
 from iopfl.core.routing import RoutedNetwork, route_network
@@ -38,6 +36,8 @@ from iopfl.core.task import Task
 from iopfl.core.transforms import Preprocessing, read_image
 from iopfl.core.weights import Weights, hash_weights
 from iopfl.core.work import Progress, Work
+from iopfl.images.files import find_notes
+from iopfl.images.places import source_of
 
 KINDS = ("global", "personalized", "local", "average", "published", "routed")
 """Models that can answer. `average` is the uniform average of the bank; `local` a site's own training."""

@@ -20,19 +20,19 @@ from monai.data.utils import dense_patch_slices
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
-from iopfl.base.image_headers import ImageHeader, read_header
 from iopfl.core.color_masks import check_palette, find_gray, find_values
-from iopfl.core.exif import find_orientation, to_stored, to_upright, turn_label
 from iopfl.core.grids import Grid
-from iopfl.core.image_files import find_notes, is_picture, read_voxels
-from iopfl.core.label_grids import check_same_place, find_most, is_straight, lay_slices, refuse_grid, take_slices
 from iopfl.core.label_names import has_names, merge, name_values
 from iopfl.core.memory import check_room
-from iopfl.core.places import find_stack, place_in_itk, source_of
-from iopfl.core.segment_files import is_segmentation, place_segments, read_segmentation
-from iopfl.core.sites import find_suffix
-from iopfl.core.straightening import find_plane
 from iopfl.core.task import Task
+from iopfl.images.exif import find_orientation, to_stored, to_upright, turn_label
+from iopfl.images.files import find_notes, is_picture, read_voxels
+from iopfl.images.headers import ImageHeader, read_header
+from iopfl.images.label_grids import check_same_place, find_most, is_straight, lay_slices, refuse_grid, take_slices
+from iopfl.images.names import find_suffix
+from iopfl.images.places import find_stack, place_in_itk, source_of
+from iopfl.images.segment_files import is_segmentation, place_segments, read_segmentation
+from iopfl.images.straightening import find_plane
 
 _MAX_LAYERS = 64
 _PERCENTILES = (0.5, 99.5)  # beyond which intensities are cut off

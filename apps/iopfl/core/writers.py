@@ -15,17 +15,17 @@ from torch import Tensor
 
 from iopfl.base.errors import ConfigError
 from iopfl.base.files import replacing
-from iopfl.base.image_headers import read_header
 from iopfl.core.answers import Segmentation
 from iopfl.core.disagreement import CHECK_COLOR, CHECK_HERE, find_regions
-from iopfl.core.exif import TAG, find_orientation, is_turned, to_stored
-from iopfl.core.image_files import is_picture, millimeters
 from iopfl.core.measuring import find_affine
-from iopfl.core.places import is_opened_by_itk, place_in_itk, read_nifti_header, source_of
 from iopfl.core.segment_writer import SUFFIX, write_segmentation
-from iopfl.core.sites import find_suffix
-from iopfl.core.straightening import upright
 from iopfl.core.task import Task
+from iopfl.images.exif import TAG, find_orientation, is_turned, to_stored
+from iopfl.images.files import is_picture, millimeters
+from iopfl.images.headers import read_header
+from iopfl.images.names import find_suffix
+from iopfl.images.places import is_opened_by_itk, place_in_itk, read_nifti_header, source_of
+from iopfl.images.straightening import upright
 
 _LOSSY = (".jpg", ".jpeg")
 _SERVED = (".nii.gz", ".nii", ".nrrd", SUFFIX, ".mha", ".png", ".tif", ".bmp")

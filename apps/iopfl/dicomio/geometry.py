@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from iopfl.base.errors import SeriesError
-from iopfl.core.straightening import orthonormalize
 from iopfl.dicomio.showing import AT_SOURCE
+from iopfl.images.straightening import orthonormalize
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Its own inverse."""

@@ -14,10 +14,7 @@ from pydicom import Dataset
 
 from iopfl.base.errors import ConfigError, SeriesError
 from iopfl.base.files import replacing
-from iopfl.core.file_notes import FileNotes
 from iopfl.core.memory import check_volume
-from iopfl.core.sites import find_suffix
-from iopfl.core.straightening import Stack, straighten
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.frames import count_frames, find_plane, find_thickness
 from iopfl.dicomio.geometry import GapError, build_affine
@@ -27,6 +24,9 @@ from iopfl.dicomio.refusals import PICTURES, VOLUMES, find_refusal, is_other_obj
 from iopfl.dicomio.showing import AT_SOURCE, is_uid, show_code
 from iopfl.dicomio.stacks import Chosen, choose_stack, order_stack
 from iopfl.dicomio.volumes import Slice, decode_volume
+from iopfl.images.names import find_suffix
+from iopfl.images.notes import FileNotes
+from iopfl.images.straightening import Stack, straighten
 
 
 @dataclass(frozen=True, eq=False, repr=False)

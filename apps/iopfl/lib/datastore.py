@@ -23,9 +23,10 @@ from iopfl.base.errors import (
     TooFewLabelsError,
 )
 from iopfl.base.names import check_tag, task_of
-from iopfl.core.sites import Case, find_stem, find_suffix, split_cases
+from iopfl.core.sites import Case, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
+from iopfl.images.names import find_stem, find_suffix
 from iopfl.lib.annotators import find_annotator, find_user
 from iopfl.lib.folder import FINAL
 from iopfl.lib.folder_files import plain_tag

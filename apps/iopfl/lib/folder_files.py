@@ -14,7 +14,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from iopfl.base.files import replacing
 from iopfl.base.names import is_tag
 from iopfl.core.segment_writer import SUFFIX as _SEGMENTATION
-from iopfl.core.sites import rank_ending
+from iopfl.images.names import rank_ending
 from iopfl.lib.folder_names import FolderNames
 from iopfl.lib.index_file import IndexFile, Item
 

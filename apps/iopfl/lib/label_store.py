@@ -20,7 +20,7 @@ from typing import Any
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
 
 from iopfl.base.errors import IOPFLError, LabelVersionError, StorageError
-from iopfl.core.sites import find_stem, find_suffix
+from iopfl.images.names import find_stem, find_suffix
 from iopfl.lib.annotators import RecentAnswers, find_annotator
 from iopfl.lib.consensus import make_consensus
 from iopfl.lib.datastore import FINAL, CheckedDatastore

@@ -14,8 +14,6 @@ from monai.data import MetaTensor
 from pydicom import Dataset
 
 from iopfl.base.errors import SeriesError
-from iopfl.core.file_notes import FileNotes
-from iopfl.core.image_files import open_nifti, read_voxels
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_label
 from iopfl.dicomio.files import read_dataset, reading
@@ -23,6 +21,8 @@ from iopfl.dicomio.result_kinds import KINDS
 from iopfl.dicomio.results import build_results
 from iopfl.dicomio.segmentation import Label, Origin, read_segmentation, segments_of
 from iopfl.dicomio.series import Series
+from iopfl.images.files import open_nifti, read_voxels
+from iopfl.images.notes import FileNotes
 from iopfl.lib.label_log import LabelVersion
 from iopfl.lib.submissions import Submission
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from iopfl.core.criteria import PICTURE, VOLUME, Criteria, ImageFacts, describe_mismatch, find_mismatch
 from iopfl.core.image_facts import read_facts
-from iopfl.core.image_files import is_picture
 from iopfl.core.task import Task
+from iopfl.images.files import is_picture
 from iopfl.lib.folder import FolderDatastore
 
 _LOOK_SECONDS = 0.02

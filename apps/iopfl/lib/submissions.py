@@ -14,12 +14,12 @@ from torch import Tensor
 from iopfl.base.errors import SeriesError
 from iopfl.base.names import task_of
 from iopfl.core.answers import Answer, Segmentation
-from iopfl.core.image_files import is_picture
 from iopfl.core.label_names import find_label, has_names, names_in
-from iopfl.core.sites import find_suffix
 from iopfl.core.task import Task
 from iopfl.core.transforms import LabelFile, open_label, read_image
 from iopfl.core.writers import write_mask
+from iopfl.images.files import is_picture
+from iopfl.images.names import find_suffix
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from iopfl.base.errors import LabelVersionError
 from iopfl.base.files import create, set_aside
-from iopfl.core.sites import find_suffix
+from iopfl.images.names import find_suffix
 from iopfl.lib.label_log import (
     DAMAGED,
     FOLDER,

@@ -15,8 +15,8 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from iopfl.base.errors import DatasetError, SeriesError
-from iopfl.core import exif
-from iopfl.core.image_files import check_png
+from iopfl.images import exif
+from iopfl.images.files import check_png
 
 _NAMES_SHOWN = 5
 """How many names of missing files a message lists."""

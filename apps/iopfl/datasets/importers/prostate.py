@@ -20,9 +20,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from iopfl.base.errors import DatasetError, SeriesError
-from iopfl.base.image_headers import read_header
 from iopfl.core import memory
-from iopfl.core.image_files import millimeters, whole_nifti
 from iopfl.datasets.importers.common import (
     Case,
     Importer,
@@ -33,6 +31,8 @@ from iopfl.datasets.importers.common import (
     find_files,
 )
 from iopfl.datasets.site_folders import make_volume
+from iopfl.images.files import millimeters, whole_nifti
+from iopfl.images.headers import read_header
 
 SITE_FOLDERS = {
     "BIDMC": "BIDMC",

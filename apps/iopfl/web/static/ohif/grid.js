@@ -1,6 +1,6 @@
 // Where a series' slices lie in the patient, as the server sees it (iopfl/dicomio/geometry.py): x along a row, y down
 // a column, z along their normal. Where slices shift sideways, its masks lie on a straight grid that holds them all
-// (iopfl/core/straightening.py).
+// (iopfl/images/straightening.py).
 
 import { Refused } from './server.js';
 

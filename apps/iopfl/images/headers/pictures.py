@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
-from iopfl.base.image_headers.header import HeaderError, ImageHeader, check, check_sizes
+from iopfl.images.headers.header import HeaderError, ImageHeader, check, check_sizes
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 """By color type; a palette becomes colors."""

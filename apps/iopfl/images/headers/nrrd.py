@@ -8,7 +8,7 @@ import re
 import zlib
 from typing import BinaryIO
 
-from iopfl.base.image_headers.header import HeaderError, ImageHeader, check, check_sizes, read_integer
+from iopfl.images.headers.header import HeaderError, ImageHeader, check, check_sizes, read_integer
 
 _VALUE_BYTES = {
     1: "signed char|int8|int8_t|uchar|unsigned char|uint8|uint8_t",

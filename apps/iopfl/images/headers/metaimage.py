@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from iopfl.base.image_headers.header import HeaderError, ImageHeader, check, check_sizes, read_integer
+from iopfl.images.headers.header import HeaderError, ImageHeader, check, check_sizes, read_integer
 
 _TYPES = {
     "MET_CHAR": "i1",

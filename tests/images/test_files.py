@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 
 from iopfl.base.errors import SeriesError
-from iopfl.base.image_headers import IMAGE_SUFFIXES, read_header
-from iopfl.core.image_files import read_voxels
-from iopfl.core.places import place_in_itk
-from iopfl.core.sites import find_suffix
+from iopfl.images.files import read_voxels
+from iopfl.images.headers import IMAGE_SUFFIXES, read_header
+from iopfl.images.names import find_suffix
+from iopfl.images.places import place_in_itk
 
 SHAPE = (6, 5, 4)
 SECRET = bytes(range(120))

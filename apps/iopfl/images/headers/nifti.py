@@ -7,7 +7,7 @@ import math
 import struct
 from typing import BinaryIO
 
-from iopfl.base.image_headers.header import HeaderError, ImageHeader, check, check_sizes
+from iopfl.images.headers.header import HeaderError, ImageHeader, check, check_sizes
 
 _VALUE_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}
 """Of the data types that are numbers; complex numbers, long doubles and colors are none that a network takes."""

@@ -11,13 +11,12 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from PIL import Image, ImageOps
 
+from core.tiny import DISK
 from iopfl.base.errors import SeriesError
-from iopfl.core.exif import to_stored, to_upright
 from iopfl.core.predictor import Answer, Segmentation
 from iopfl.core.transforms import open_label, read_image, read_label
 from iopfl.core.writers import write_mask
-
-from .tiny import DISK
+from iopfl.images.exif import to_stored, to_upright
 
 EYE = replace(DISK, channels=3)
 TURNS = range(1, 9)

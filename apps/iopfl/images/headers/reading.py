@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from iopfl.base.errors import SeriesError
-from iopfl.base.image_headers import pictures
-from iopfl.base.image_headers.header import HeaderError, ImageHeader
-from iopfl.base.image_headers.metaimage import read_metaimage
-from iopfl.base.image_headers.nifti import read_nifti, read_packed_nifti
-from iopfl.base.image_headers.nrrd import read_nrrd
+from iopfl.images.headers import pictures
+from iopfl.images.headers.header import HeaderError, ImageHeader
+from iopfl.images.headers.metaimage import read_metaimage
+from iopfl.images.headers.nifti import read_nifti, read_packed_nifti
+from iopfl.images.headers.nrrd import read_nrrd
 
 _READERS: dict[str, tuple[str, Callable[[BinaryIO], ImageHeader]]] = {
     ".nii.gz": ("gzipped NIfTI", read_packed_nifti),

@@ -13,15 +13,14 @@ import pytest
 import SimpleITK
 import torch
 
+from core.segmentations import save_segmentation
+from core.test_transforms import AFFINES, save_volume
+from core.tiny import BALL, DISK
 from iopfl.base.errors import SeriesError
 from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.colors import label_colors
 from iopfl.core.transforms import open_label, read_image, read_label
 from iopfl.core.writers import write_mask
-
-from .segmentations import save_segmentation
-from .test_transforms import AFFINES, save_volume
-from .tiny import BALL, DISK
 
 TASK = replace(
     BALL,

@@ -30,11 +30,11 @@ from PIL import Image
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
-from iopfl.base.image_headers import ImageHeader, read_header
-from iopfl.base.image_headers.metaimage import read_metaimage
-from iopfl.core import exif
-from iopfl.core.file_notes import FileNotes
-from iopfl.core.sites import find_suffix
+from iopfl.images import exif
+from iopfl.images.headers import ImageHeader, read_header
+from iopfl.images.headers.metaimage import read_metaimage
+from iopfl.images.names import find_suffix
+from iopfl.images.notes import FileNotes
 
 _NOTES = "notes"
 """Key of an image's `FileNotes` in its `meta`."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
-from iopfl.core.image_files import find_flips, read_nrrd, read_nrrd_fields
+from iopfl.images.files import find_flips, read_nrrd, read_nrrd_fields
 
 _ALIGNED = 0.1
 """Voxels by which a segmentation's grid may lie beside the image's: headers are rounded."""

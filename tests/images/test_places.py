@@ -12,16 +12,15 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
+from core.tiny import BALL, DISK
 from iopfl.base.errors import SeriesError
 from iopfl.core.handing_out import to_straight, write_straight_image
-from iopfl.core.image_files import read_voxels
 from iopfl.core.measuring import measure
-from iopfl.core.places import find_stack, is_opened_by_itk, place_in_itk, write_upright
 from iopfl.core.predictor import Answer, Segmentation
 from iopfl.core.transforms import read_image, read_label
 from iopfl.core.writers import write_mask
-
-from .tiny import BALL, DISK
+from iopfl.images.files import read_voxels
+from iopfl.images.places import find_stack, is_opened_by_itk, place_in_itk, write_upright
 
 SHAPE = (9, 8, 7)
 SPOT = (slice(4, 7), slice(2, 5), slice(1, 3))

@@ -15,9 +15,9 @@ import numpy as np
 from monai.data import MetaTensor
 
 from iopfl.base.errors import SeriesError
-from iopfl.base.image_headers import read_header
-from iopfl.core.image_files import is_picture, millimeters, open_nifti
-from iopfl.core.straightening import Stack, straighten, upright
+from iopfl.images.files import is_picture, millimeters, open_nifti
+from iopfl.images.headers import read_header
+from iopfl.images.straightening import Stack, straighten, upright
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _READERS = {

@@ -13,8 +13,8 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
-from iopfl.core.places import find_stack, place_in_itk, source_of
-from iopfl.core.straightening import Stack, straighten
+from iopfl.images.places import find_stack, place_in_itk, source_of
+from iopfl.images.straightening import Stack, straighten
 
 _SAME_PLACE = 0.5
 """Voxels by which a label may lie beside the image: its middle along each axis, its corners along the longest edge."""

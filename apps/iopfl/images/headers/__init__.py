@@ -6,7 +6,7 @@ says and follow that. What passes here is whole in itself, and of the format tha
 
 from __future__ import annotations
 
-from iopfl.base.image_headers.header import ImageHeader
-from iopfl.base.image_headers.reading import IMAGE_SUFFIXES, read_header
+from iopfl.images.headers.header import ImageHeader
+from iopfl.images.headers.reading import IMAGE_SUFFIXES, read_header
 
 __all__ = ["IMAGE_SUFFIXES", "ImageHeader", "read_header"]
