@@ -43,11 +43,11 @@ from app.site import APP, conf_of  # noqa: E402
 from dicomio.phantoms import build_slices  # noqa: E402
 from dimse.nodes import HERE, storage_peer  # noqa: E402
 from iopfl.base.allocation import keep_blocks  # noqa: E402
-from iopfl.core.bank import Model, Role, save_bank  # noqa: E402
+from iopfl.core.bank.bank import Model, Role, save_bank  # noqa: E402
+from iopfl.core.bank.signing import Keyring  # noqa: E402
 from iopfl.core.inference import count_windows  # noqa: E402
 from iopfl.core.networks import build_network  # noqa: E402
 from iopfl.core.planning import count_views  # noqa: E402
-from iopfl.core.signing import Keyring  # noqa: E402
 from iopfl.core.task import Task, read_task  # noqa: E402
 from iopfl.core.transforms import Preprocessing, read_image  # noqa: E402
 from iopfl.core.weights import snapshot  # noqa: E402

@@ -12,9 +12,9 @@ from torch import Tensor
 from fl_bridge.persistor import FederationState
 from fl_bridge.spool import Spool
 from iopfl.base.errors import BankError
-from iopfl.core.bank import Model, ModelBank, Role, save_bank
+from iopfl.core.bank.bank import Model, ModelBank, Role, save_bank
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.order import Order
-from iopfl.core.signing import Keyring
 from iopfl.core.weights import complete
 
 SHARED, KEPT = "shared", "kept"

@@ -43,9 +43,9 @@ from iopfl.base.errors import IOPFLError, TrainingError, WeightsError
 from iopfl.base.files import Scratch
 from iopfl.base.locks import try_hold
 from iopfl.base.reasons import Reason
-from iopfl.core.bank_exchange import export_bank
+from iopfl.core.bank.exchange import export_bank
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.order import Order
-from iopfl.core.signing import Keyring
 from iopfl.core.weights import Weights, floating
 
 AVERAGED, REFUSED, SAT_OUT, FAILED, SILENT = "averaged", "refused", "sat out", "failed", "silent"

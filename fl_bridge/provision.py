@@ -32,7 +32,7 @@ from fl_bridge.server_kit import ADMIN, ADMIN_FOLDER, SETTINGS, STATE, read_sett
 from fl_bridge.site_policy import SitePolicy, agree
 from iopfl.base.errors import ConfigError
 from iopfl.base.private_files import make_private, protect
-from iopfl.core.signing import Keyring
+from iopfl.core.bank.signing import Keyring
 
 SERVER_FOLDER = "server"
 _ORGANIZATION = "consortium"

@@ -32,9 +32,9 @@ from fl_bridge.trainer import InProcessTrainer, SiteTrainer
 from iopfl.base.errors import BankError, ConfigError, DatasetError, TrainingError
 from iopfl.base.files import Scratch, sweep
 from iopfl.base.locks import try_hold
-from iopfl.core.bank import ModelBank
+from iopfl.core.bank.bank import ModelBank
+from iopfl.core.bank.signing import default_keys
 from iopfl.core.round_files import LOCAL
-from iopfl.core.signing import default_keys
 from iopfl.core.sites import find_cases, find_sites, labeled, split_cases
 from iopfl.core.task import Task
 

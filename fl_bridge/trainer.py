@@ -10,7 +10,7 @@ from typing import Protocol
 from fl_bridge.site_policy import SitePolicy
 from iopfl.base.allocation import keep_blocks
 from iopfl.core.order import Order, SharedModel, SiteUpdate
-from iopfl.core.rounds import SiteRounds
+from iopfl.core.site_rounds import SiteRounds
 from iopfl.core.sites import Case, find_cases, split_cases
 from iopfl.core.task import Task, read_task
 from iopfl.core.weights import Weights

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from fl_bridge.simulate import Simulation, simulate
 from iopfl.base.errors import ConfigError, IOPFLError
-from iopfl.core.bank import ModelBank
+from iopfl.core.bank.bank import ModelBank
 from iopfl.core.evaluation import Evaluation, evaluate, score_case, select_cases
 from iopfl.core.predictor import LocalModel, Predictor
 from iopfl.core.sites import Case, find_cases, find_sites, labeled, split_cases

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from iopfl.core.bank import Model, ModelBank, Role, save_bank
+from iopfl.core.bank.bank import Model, ModelBank, Role, save_bank
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.networks import build_network
-from iopfl.core.signing import Keyring
 from iopfl.core.sites import Case, find_cases, labeled
 from iopfl.core.task import Network, Training, read_task
 from iopfl.core.training import LabeledImages, train, validate

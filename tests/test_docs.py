@@ -18,8 +18,8 @@ import pytest
 
 from fl_bridge import cli as bridge_cli
 from iopfl import cli
-from iopfl.core.bank import OWN_SETTINGS
-from iopfl.core.manifest import BankEntry, Manifest, Role
+from iopfl.core.bank.bank import OWN_SETTINGS
+from iopfl.core.bank.manifest import BankEntry, Manifest, Role
 from iopfl.core.networks import NETWORKS, build_network
 from iopfl.core.task import builtin_tasks, read_task
 from scripts import task_fields

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from iopfl.base.locks import try_hold
-from iopfl.core.manifest import Manifest, serve_manifest
-from iopfl.core.signing import Keyring
+from iopfl.core.bank.manifest import Manifest, serve_manifest
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.task import read_task
 from label_server import PACKAGES
 

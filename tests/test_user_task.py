@@ -15,8 +15,8 @@ from PIL import Image
 
 from core.tiny import make_models
 from iopfl.cli import main
-from iopfl.core.bank import save_bank
-from iopfl.core.signing import Keyring
+from iopfl.core.bank.bank import save_bank
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.task import read_task
 from label_server import running_server
 

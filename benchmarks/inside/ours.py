@@ -1,6 +1,6 @@
 """Ours: the accumulated model, fine-tuned at its site, if the site's own validation labels favor it.
 
-As `core.rounds.SiteRounds` shares it, and as `core.predictor.Predictor` chooses between it and the global model.
+As `core.site_rounds.SiteRounds` shares it, and as `core.predictor.Predictor` chooses between it and the global model.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from iopfl.core.bank import ModelBank
+from iopfl.core.bank.bank import ModelBank
 from iopfl.core.task import Task
 from label_server import LabelServer
 from orthanc import Orthanc, running_orthanc

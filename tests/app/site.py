@@ -14,8 +14,8 @@ import requests
 from PIL import Image
 
 from core.tiny import DISK, make_models
-from iopfl.core.bank import ModelBank, save_bank
-from iopfl.core.signing import Keyring
+from iopfl.core.bank.bank import ModelBank, save_bank
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.task import Task, Training
 from label_server import PACKAGES, LabelServer, running_server, wait_until
 

@@ -34,8 +34,8 @@ def home(tmp_path_factory):
 def start(home, tmp_path):
     """Open the app, as a server does when it starts."""
     from iopfl.app import IOPFLApp
-    from iopfl.core.bank import ModelBank
-    from iopfl.core.signing import Keyring
+    from iopfl.core.bank.bank import ModelBank
+    from iopfl.core.bank.signing import Keyring
 
     bank = ModelBank.open(home / "bank", keys=Keyring(home / "keys"))
 

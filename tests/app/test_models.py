@@ -12,7 +12,7 @@ import pytest
 
 from core.tiny import UNET
 from iopfl.base.errors import BankMismatchError, ConfigError
-from iopfl.core.bank import ModelBank
+from iopfl.core.bank.bank import ModelBank
 from iopfl.core.predictor import LocalModel
 
 from .site import GLAND, SPOT, conf_of, make_site_bank, write_scans

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iopfl.core.bank import ModelBank
+from iopfl.core.bank.bank import ModelBank
 from label_server import LabelServer
 
 from .site import SPOT, finish, make_site_bank, read_answer, serving, write_picture

@@ -53,7 +53,7 @@ def home(tmp_path_factory) -> Path:
 def app(home):
     """The app of a server of both tasks."""
     from iopfl.app import IOPFLApp
-    from iopfl.core.bank import ModelBank
+    from iopfl.core.bank.bank import ModelBank
 
     conf = {key: str(value) for key, value in conf_of(ModelBank.open(home / "gland")).items()}
     conf |= {"bank": f"{home / 'gland'},{home / 'eye'}", "state": str(home / "state")}

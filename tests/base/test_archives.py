@@ -15,8 +15,8 @@ from iopfl.base.archives import read_entry
 from iopfl.base.errors import BankError, ConfigError
 from iopfl.compat._archives import unpack
 from iopfl.compat.file_access import BROKEN_ARCHIVE
-from iopfl.core.bank_exchange import import_bank
-from iopfl.core.signing import Keyring
+from iopfl.core.bank.exchange import import_bank
+from iopfl.core.bank.signing import Keyring
 
 HOLDS, SAYS = 2**26, 1000
 METHODS = [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]

@@ -19,7 +19,7 @@ from fl_bridge.federation_file import client_name
 from fl_bridge.persistor import FederationState
 from fl_bridge.record import RECORD
 from fl_bridge.server_kit import STATE
-from iopfl.core.signing import Keyring
+from iopfl.core.bank.signing import Keyring
 from label_server import PACKAGES, LabelServer, running_server, start_process, stop_process, wait_until
 
 BRIDGE = (sys.executable, "-m", "fl_bridge.cli")

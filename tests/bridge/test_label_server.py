@@ -34,12 +34,12 @@ from iopfl.base.errors import (
 from iopfl.base.private_files import write_private
 from iopfl.base.reasons import Reason
 from iopfl.cli.pull import pull_bank
-from iopfl.core.bank import Model, ModelBank, Role, save_bank
-from iopfl.core.bank_exchange import export_bank
+from iopfl.core.bank.bank import Model, ModelBank, Role, save_bank
+from iopfl.core.bank.exchange import export_bank
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
 from iopfl.core.personalization import PersonalizedModel
-from iopfl.core.signing import Keyring
 from iopfl.core.task import read_task
 from iopfl.core.weights import distance, hash_weights, serialize, snapshot
 from label_server import PACKAGES, running_server, wait_until

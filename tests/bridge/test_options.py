@@ -11,7 +11,7 @@ from fl_bridge.job import PACKAGES, JobOptions
 from fl_bridge.persistor import FederationState
 from fl_bridge.simulate import run_federation
 from fl_bridge.trainer import InProcessTrainer
-from iopfl.core.bank import ModelBank
+from iopfl.core.bank.bank import ModelBank
 from iopfl.core.weights import distance, floating
 
 from .conftest import SITES

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from iopfl.base.reasons import Reason
-from iopfl.core.bank import ModelBank
-from iopfl.core.signing import Keyring
+from iopfl.core.bank.bank import ModelBank
+from iopfl.core.bank.signing import Keyring
 
 from .conftest import SITES
 from .production import bridge, production

@@ -22,9 +22,9 @@ from fl_bridge.trainer import InProcessTrainer
 from iopfl.base.errors import ConfigError, DatasetError, TrainingError
 from iopfl.base.locks import try_hold
 from iopfl.base.reasons import Reason
-from iopfl.core.bank import ModelBank, Role
+from iopfl.core.bank.bank import ModelBank, Role
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.order import Order
-from iopfl.core.signing import Keyring
 from iopfl.core.task import read_task
 from iopfl.core.weights import distance, read_weights
 

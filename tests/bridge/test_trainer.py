@@ -10,11 +10,11 @@ import torch
 from fl_bridge.trainer import InProcessTrainer
 from iopfl.base.errors import CancelledError, ConfigError, SitsOutError, TooFewLabelsError, WeightsError
 from iopfl.base.locks import hold_one, try_hold
-from iopfl.core import rounds as rounds_module
+from iopfl.core import site_rounds as rounds_module
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
 from iopfl.core.personalization import PersonalizedModel
-from iopfl.core.rounds import SiteRounds
+from iopfl.core.site_rounds import SiteRounds
 from iopfl.core.weights import distance, hash_weights, read_weights, snapshot
 
 from .conftest import write_site

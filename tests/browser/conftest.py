@@ -14,8 +14,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: m
 from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
 
 from app.site import APP, make_site_bank  # noqa: E402
+from iopfl.core.bank.manifest import read_manifest  # noqa: E402
 from iopfl.core.colors import label_colors  # noqa: E402
-from iopfl.core.manifest import read_manifest  # noqa: E402
 from iopfl.core.task import Task  # noqa: E402
 from label_server import running_server, wait_until  # noqa: E402
 from orthanc import running_orthanc  # noqa: E402

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from iopfl.base.errors import BankError, BankMismatchError, BankTrustError, ConfigError, WeightsError
-from iopfl.core.bank import ModelBank, Role, save_bank
-from iopfl.core.bank_exchange import diff_banks, export_bank, import_bank, rollback_bank
-from iopfl.core.manifest import list_versions, prune_bank, read_manifest, serve_manifest
-from iopfl.core.signing import Keyring
+from iopfl.core.bank.bank import ModelBank, Role, save_bank
+from iopfl.core.bank.exchange import diff_banks, export_bank, import_bank, rollback_bank
+from iopfl.core.bank.manifest import list_versions, prune_bank, read_manifest, serve_manifest
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.task import Network
 from iopfl.core.weights import average, write_weights
 

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from iopfl.base.errors import ConfigError
-from iopfl.core.bank import ModelBank
-from iopfl.core.bank_exchange import diff_banks
+from iopfl.core.bank.bank import ModelBank
+from iopfl.core.bank.exchange import diff_banks
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.criteria import ORIENTATIONS, Criteria, ImageFacts, find_mismatch
 from iopfl.core.image_facts import read_facts
-from iopfl.core.signing import Keyring
 from iopfl.core.task import Task, builtin_tasks, read_task
 
 from .tiny import BALL, STACK, make_bank

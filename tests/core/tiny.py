@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from iopfl.core.bank import Model, ModelBank, Role, save_bank
+from iopfl.core.bank.bank import Model, ModelBank, Role, save_bank
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.networks import build_network
-from iopfl.core.signing import Keyring
 from iopfl.core.task import Adaptation, Network, Task, Training
 from iopfl.core.weights import Weights, snapshot
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from iopfl.core.bank import ModelBank
+from iopfl.core.bank.bank import ModelBank
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = REPOSITORY / ".venv"

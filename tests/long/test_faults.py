@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from app.site import GLAND, await_line, make_site_bank, read_answer, serving, write_scans
-from iopfl.core.bank import ModelBank
-from iopfl.core.signing import Keyring
+from iopfl.core.bank.bank import ModelBank
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.weights import read_weights
 
 pytestmark = pytest.mark.long

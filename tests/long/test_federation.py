@@ -9,8 +9,8 @@ import pytest
 
 from bridge.production import production
 from iopfl.cli.pull import pull_bank
-from iopfl.core.bank import ModelBank
-from iopfl.core.signing import Keyring
+from iopfl.core.bank.bank import ModelBank
+from iopfl.core.bank.signing import Keyring
 from label_server import PACKAGES, running_server
 
 INSIDE, OUTSIDE, ROUNDS = ("DRIVE", "HRF", "STARE"), "CHASE_DB1", 3

@@ -13,7 +13,7 @@ import pytest
 from bridge import hostile_peer
 from bridge.conftest import SITES, TASK, write_site
 from bridge.production import PATH, production
-from iopfl.core.bank import ModelBank
+from iopfl.core.bank.bank import ModelBank
 from label_server import start_process, stop_process, wait_until
 
 HOSTILE = SITES[2]

@@ -18,7 +18,7 @@ from bridge.conftest import SITES, TASK, write_site
 from bridge.production import Production, production
 from fl_bridge.aggregation import aggregate, limit_weights
 from fl_bridge.trainer import InProcessTrainer
-from iopfl.core.bank import ModelBank
+from iopfl.core.bank.bank import ModelBank
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
 from iopfl.core.task import read_task

@@ -22,10 +22,10 @@ from iopfl import compat
 compat.apply_early()  # before MONAI Label is imported
 
 from iopfl.base.errors import IOPFLError  # noqa: E402
-from iopfl.core.bank import Model, Role, save_bank  # noqa: E402
+from iopfl.core.bank.bank import Model, Role, save_bank  # noqa: E402
+from iopfl.core.bank.signing import Keyring  # noqa: E402
 from iopfl.core.networks import build_network  # noqa: E402
 from iopfl.core.predictor import Predictor  # noqa: E402
-from iopfl.core.signing import Keyring  # noqa: E402
 from iopfl.core.task import Adaptation, Network, Task  # noqa: E402
 from iopfl.core.weights import snapshot  # noqa: E402
 from iopfl.images.headers import IMAGE_SUFFIXES  # noqa: E402

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iopfl.core.manifest import Manifest
+    from iopfl.core.bank.manifest import Manifest
 
 AddAction = Callable[[str, Callable[[Any], None], str, str], argparse.ArgumentParser]
 
@@ -55,7 +55,7 @@ def add_actions(add: AddAction, add_keys: Callable[[argparse.ArgumentParser], No
 
 
 def _show(arguments: Any) -> None:
-    from iopfl.core.manifest import list_versions, read_manifest
+    from iopfl.core.bank.manifest import list_versions, read_manifest
 
     manifest = read_manifest(arguments.bank)
     if arguments.json:
@@ -75,11 +75,11 @@ def _print_manifest(manifest: Manifest) -> None:
 
 
 def _verify(arguments: Any) -> None:
-    from iopfl.core.manifest import read_manifest
+    from iopfl.core.bank.manifest import read_manifest
 
     read_manifest(arguments.bank)
-    from iopfl.core.bank import ModelBank  # torch, after the mistakes that need no computing to be found
-    from iopfl.core.signing import Keyring
+    from iopfl.core.bank.bank import ModelBank  # torch, after the mistakes that need no computing to be found
+    from iopfl.core.bank.signing import Keyring
 
     bank = ModelBank.open(arguments.bank, keys=Keyring(arguments.keys))
     if arguments.json:
@@ -89,14 +89,14 @@ def _verify(arguments: Any) -> None:
 
 
 def _diff(arguments: Any) -> None:
-    from iopfl.core.manifest import read_manifest
+    from iopfl.core.bank.manifest import read_manifest
 
     versions = arguments.versions or (None, None)
     folders = (arguments.first, arguments.second)
     for folder, version in zip(folders, versions, strict=True):
         read_manifest(folder, version=version)
-    from iopfl.core.bank import ModelBank
-    from iopfl.core.bank_exchange import diff_banks
+    from iopfl.core.bank.bank import ModelBank
+    from iopfl.core.bank.exchange import diff_banks
 
     banks = [ModelBank.open(folder, version=version) for folder, version in zip(folders, versions, strict=True)]
     difference = diff_banks(*banks)
@@ -111,34 +111,34 @@ def _diff(arguments: Any) -> None:
 
 
 def _rollback(arguments: Any) -> None:
-    from iopfl.core.manifest import read_manifest
+    from iopfl.core.bank.manifest import read_manifest
 
     read_manifest(arguments.bank, version=arguments.version)
-    from iopfl.core.bank_exchange import rollback_bank
+    from iopfl.core.bank.exchange import rollback_bank
 
     print(f"serving version {rollback_bank(arguments.bank, arguments.version).label}")
 
 
 def _prune(arguments: Any) -> None:
-    from iopfl.core.manifest import prune_bank
+    from iopfl.core.bank.manifest import prune_bank
 
     deleted = prune_bank(arguments.bank, keep=arguments.keep)
     print(f"deleted versions {', '.join(map(str, deleted)) or 'none'}")
 
 
 def _export(arguments: Any) -> None:
-    from iopfl.core.manifest import read_manifest
+    from iopfl.core.bank.manifest import read_manifest
 
     read_manifest(arguments.bank)
-    from iopfl.core.bank_exchange import export_bank
+    from iopfl.core.bank.exchange import export_bank
 
     bank = export_bank(arguments.bank, arguments.target)
     print(f"{arguments.target}: version {bank.label}; its signer's key is {bank.manifest.signer}")
 
 
 def _import(arguments: Any) -> None:
-    from iopfl.core.bank_exchange import import_bank
-    from iopfl.core.signing import Keyring
+    from iopfl.core.bank.exchange import import_bank
+    from iopfl.core.bank.signing import Keyring
 
     bank = import_bank(arguments.source, arguments.bank, keys=Keyring(arguments.keys))
     print(f"{arguments.bank}: serving version {bank.label} of task {bank.task.name}")
@@ -146,7 +146,7 @@ def _import(arguments: Any) -> None:
 
 def _pull(arguments: Any) -> None:
     from iopfl.cli.pull import pull_bank
-    from iopfl.core.signing import Keyring
+    from iopfl.core.bank.signing import Keyring
     from iopfl.core.task import read_task
 
     task = read_task(arguments.task) if arguments.task else None
@@ -156,13 +156,13 @@ def _pull(arguments: Any) -> None:
 
 
 def _trust(arguments: Any) -> None:
-    from iopfl.core.signing import Keyring
+    from iopfl.core.bank.signing import Keyring
 
     Keyring(arguments.keys).trust(arguments.key, arguments.note)
     print(f"trusting {arguments.key}")
 
 
 def _key(arguments: Any) -> None:
-    from iopfl.core.signing import Keyring
+    from iopfl.core.bank.signing import Keyring
 
     print(Keyring(arguments.keys).public_key)

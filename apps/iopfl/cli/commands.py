@@ -99,8 +99,8 @@ def _add_serve(commands: Any) -> None:
 def _serve(arguments: Any) -> None:
     from dataclasses import replace
 
-    from iopfl.core.manifest import MANIFEST, read_manifest
-    from iopfl.core.signing import Keyring
+    from iopfl.core.bank.manifest import MANIFEST, read_manifest
+    from iopfl.core.bank.signing import Keyring
     from iopfl.core.task import read_task
     from iopfl.server_options import limits_conf, settings_from
 
@@ -112,7 +112,7 @@ def _serve(arguments: Any) -> None:
 
     def check_bank() -> None:
         """Open the bank once, so that what is wrong is said in one line before anything answers."""
-        from iopfl.core.bank import ModelBank
+        from iopfl.core.bank.bank import ModelBank
 
         if not awaited:
             ModelBank.open(arguments.bank, task=task, keys=Keyring(arguments.keys))

@@ -84,7 +84,7 @@ def _check_rules(arguments: Any) -> None:
 
     rules = read_rules(arguments.rules)
     if arguments.bank:
-        from iopfl.core.manifest import read_manifest
+        from iopfl.core.bank.manifest import read_manifest
 
         manifests = {manifest.task.name: manifest for manifest in map(read_manifest, arguments.bank)}
         rules = rules.for_tasks(manifest.task for manifest in manifests.values())

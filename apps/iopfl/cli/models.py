@@ -39,7 +39,7 @@ def add_bank(parser: argparse.ArgumentParser, *, bank: str, site: str) -> None:
 
 def add_keys(parser: argparse.ArgumentParser) -> None:
     """Where the keyring is."""
-    from iopfl.core.signing import default_keys
+    from iopfl.core.bank.signing import default_keys
 
     parser.add_argument(
         "--keys", type=Path, default=default_keys(), help="folder of the keyring (default: %(default)s)"
@@ -53,13 +53,13 @@ def open_predictor(arguments: Any) -> Predictor:
         BankError: it cannot be opened, or is signed by somebody unknown.
         ConfigError: the task or the device is none.
     """
-    from iopfl.core.manifest import read_manifest
-    from iopfl.core.signing import Keyring
+    from iopfl.core.bank.manifest import read_manifest
+    from iopfl.core.bank.signing import Keyring
     from iopfl.core.task import read_task
 
     task = read_task(arguments.task) if arguments.task else None
     read_manifest(arguments.bank)
-    from iopfl.core.bank import ModelBank  # torch, after the mistakes that need no computing to be found
+    from iopfl.core.bank.bank import ModelBank  # torch, after the mistakes that need no computing to be found
     from iopfl.core.memory import limit_to
     from iopfl.core.predictor import Predictor
     from iopfl.lib.settings import check_device

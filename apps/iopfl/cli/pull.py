@@ -13,10 +13,10 @@ from tqdm import tqdm
 from iopfl.base.errors import BankError, ConfigError
 from iopfl.base.files import Scratch, write_bytes
 from iopfl.base.private_files import read_secret
-from iopfl.core.bank import ModelBank
-from iopfl.core.bank_exchange import SUFFIX, import_bank
-from iopfl.core.manifest import MANIFEST
-from iopfl.core.signing import Keyring
+from iopfl.core.bank.bank import ModelBank
+from iopfl.core.bank.exchange import SUFFIX, import_bank
+from iopfl.core.bank.manifest import MANIFEST
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.task import Task
 
 PULLED = ".pulled.json"

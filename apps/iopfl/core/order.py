@@ -1,4 +1,4 @@
-"""What is ordered of a site in a round, and what it answers. Next: `rounds`, which does it."""
+"""What is ordered of a site in a round, and what it answers. Next: `site_rounds`, which does it."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from iopfl.base.errors import ConfigError
 from iopfl.core.adaptation import AdaptedSeries, RoutingAdapter
 from iopfl.core.agreement import expert_agreement, hide
 from iopfl.core.answers import Answer, Segmentation
-from iopfl.core.bank import ModelBank
+from iopfl.core.bank.bank import ModelBank
 from iopfl.core.disagreement import find_disagreement
 from iopfl.core.inference import count_windows, predict_instances, predict_slabs
 from iopfl.core.measuring import find_affine, measure

@@ -1,4 +1,4 @@
-"""The files in which a site keeps its part in a federation, any of which may be damaged. Next: `rounds`."""
+"""The files in which a site keeps its part in a federation, any of which may be damaged. Next: `site_rounds`."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from iopfl.base.errors import BankError, BankMismatchError, ConfigError, IOPFLError, WeightsError
-from iopfl.core.bank import ModelBank
-from iopfl.core.manifest import MANIFEST, read_manifest
+from iopfl.core.bank.bank import ModelBank
+from iopfl.core.bank.manifest import MANIFEST, read_manifest
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.memory import limit_to
 from iopfl.core.predictor import LocalModel, Predictor
-from iopfl.core.signing import Keyring
 from iopfl.core.task import Task
 from iopfl.core.weights import check_weights, read_weights, write_weights
 from iopfl.lib.settings import AppSettings

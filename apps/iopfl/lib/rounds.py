@@ -1,6 +1,6 @@
 """A federation's rounds in the label server: what the bridge puts in, the training of it, and what came of it.
 
-In the state folder, per task and federation: what `core.rounds.SiteRounds` keeps, and of each kind of order
+In the state folder, per task and federation: what `core.site_rounds.SiteRounds` keeps, and of each kind of order
 (`train`, `share`) the global weights given (`train-global.safetensors`) and the refusal or the answer, if any.
 MONAI Label has one training slot. A round takes it when it is free, and gives it up to a clinician.
 """
@@ -26,7 +26,7 @@ from iopfl.base.reasons import Reason, find_reason
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
 from iopfl.core.round_files import LOCAL, PROGRESS, SHARED, federation_folder, read_answer
-from iopfl.core.rounds import SiteRounds
+from iopfl.core.site_rounds import SiteRounds
 from iopfl.core.sites import Case
 from iopfl.core.task import Task
 from iopfl.core.weights import check_weights, floating, read_weights, write_weights

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from iopfl.base.errors import ConfigError
 from iopfl.base.names import check_name
-from iopfl.core.signing import default_keys
+from iopfl.core.bank.signing import default_keys
 from iopfl.core.task import Task, read_task
 from iopfl.dicomio.result_kinds import KINDS, check_kinds
 from iopfl.lib.final_labels import FinalRule

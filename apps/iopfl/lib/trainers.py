@@ -2,7 +2,7 @@
 
 It makes the site's local model from the personalized one, apart from the
 federation: it never enters the accumulation, and it serves only where the
-site's validation labels favor it. A federation's rounds pass through here to `rounds`.
+site's validation labels favor it. A federation's rounds pass through here to `federation_rounds`.
 """
 
 from __future__ import annotations

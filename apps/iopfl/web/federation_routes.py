@@ -20,10 +20,10 @@ from monailabel.interfaces.utils.app import app_instance
 
 from iopfl.access.roles import for_banks, for_federation
 from iopfl.base.digest import content_digest, digest_header
-from iopfl.core.bank_exchange import SUFFIX, export_bank, import_bank
+from iopfl.core.bank.exchange import SUFFIX, export_bank, import_bank
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
-from iopfl.core.signing import Keyring
 from iopfl.core.weights import serialize
 from iopfl.lib.rounds import KINDS, FederationRounds, give_way_to_clinicians
 

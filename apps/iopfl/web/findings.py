@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from iopfl.core.answers import Segmentation
+from iopfl.core.bank.manifest import Manifest
 from iopfl.core.evaluation import CaseScore, Evaluation
-from iopfl.core.manifest import Manifest
 from iopfl.core.task import Task
 
 NOTICEABLE = 0.005

@@ -12,8 +12,8 @@ from iopfl.base.archives import read_entry
 from iopfl.base.errors import BankError
 from iopfl.base.files import Scratch, replacing, write_bytes
 from iopfl.base.locks import hold_folder
-from iopfl.core.bank import ModelBank
-from iopfl.core.manifest import (
+from iopfl.core.bank.bank import ModelBank
+from iopfl.core.bank.manifest import (
     MANIFEST,
     Manifest,
     checked_name,
@@ -21,8 +21,8 @@ from iopfl.core.manifest import (
     read_manifest,
     serve_manifest,
 )
+from iopfl.core.bank.signing import Keyring
 from iopfl.core.networks import build_network
-from iopfl.core.signing import Keyring
 from iopfl.core.task import Task
 from iopfl.core.weights import serialize
 

@@ -6,7 +6,7 @@ A folder:
     versions/000001.json     every version written, until pruned
     <first 32 digits of its SHA-256>.safetensors   an entry; versions share those they have in common
 
-or one `.iopfl` zip of a single version (`bank_exchange`). A version becomes
+or one `.iopfl` zip of a single version (`exchange`). A version becomes
 the served one by one rename of `manifest.json`. Nothing is ever unpickled.
 Next: `routing` mixes what is in here.
 """
@@ -24,7 +24,7 @@ from torch import nn
 
 from iopfl.base.errors import BankError, BankMismatchError, WeightsError
 from iopfl.base.files import write_bytes
-from iopfl.core.manifest import (
+from iopfl.core.bank.manifest import (
     BankEntry,
     Manifest,
     Model,
@@ -35,8 +35,8 @@ from iopfl.core.manifest import (
     serve_manifest,
     version_file,
 )
+from iopfl.core.bank.signing import Keyring, check_signature
 from iopfl.core.networks import build_network
-from iopfl.core.signing import Keyring, check_signature
 from iopfl.core.task import Task
 from iopfl.core.weights import Weights, average, check_weights, read_weights, serialize
 
