@@ -60,10 +60,10 @@ def measure(action: Callable[[], object], repeats: int = _REPEATS) -> float:
 def run(count: int, seed: int) -> dict[str, float]:
     """Seconds of each request in a folder of so many images."""
     from iopfl.core.task import Task
+    from iopfl.labels.datastore import VersionedDatastore
+    from iopfl.labels.final_rule import FinalRule
+    from iopfl.labels.leases import LeaseStore, Offered
     from iopfl.lib.activelearning import RandomImage
-    from iopfl.lib.final_labels import FinalRule
-    from iopfl.lib.label_store import VersionedDatastore
-    from iopfl.lib.leases import LeaseStore, Offered
 
     network = {"name": "UNet", "args": {"channels": [4, 8], "strides": [2], "norm": "batch"}}
     task = Task.from_dict(

@@ -16,38 +16,29 @@ MAX_LINES = 350
 CORE_NEEDS = {"torch", "monai", "numpy", "nibabel", "nrrd", "PIL", "safetensors", "scipy", "SimpleITK", "yaml"} | {
     "cryptography"
 }
-MONAILABEL_USERS = {"lib", "app", "server", "access", "web", "compat"}
+MONAILABEL_USERS = {"labels", "lib", "app", "server", "access", "web", "compat"}
 # Part of iopfl -> the parts it may import, besides itself:
-# main > app > lib, web > dicomio > core > images > base.
+# main > app > web > lib > labels > core > images > base.
+ALGORITHM = {"base", "images", "core"}
+LABEL_SERVER = ALGORITHM | {"dicomio", "labels", "lib", "access", "web"}
 MAY_IMPORT = {
     "base": set(),
     "images": {"base"},
     "core": {"base", "images"},
-    "datasets": {"base", "images", "core"},
-    "dicomio": {"base", "images", "core"},
+    "datasets": ALGORITHM,
+    "dicomio": ALGORITHM,
     "dicomweb": {"base"},
-    "dimse": {"base", "images", "core", "dicomio", "dicomweb"},
-    "compat": {"base", "images", "core"},
-    "lib": {"base", "images", "core", "dicomio", "dicomweb"},
+    "dimse": ALGORITHM | {"dicomio", "dicomweb"},
+    "compat": ALGORITHM,
+    "labels": ALGORITHM,
+    "lib": ALGORITHM | {"dicomio", "dicomweb", "labels"},
     "access": {"base"},
-    "web": {"base", "images", "core", "dicomio", "lib", "access"},
-    "app": {"base", "images", "core", "dicomio", "compat", "lib", "access", "web"},
+    "web": ALGORITHM | {"dicomio", "labels", "lib", "access"},
+    "app": LABEL_SERVER | {"compat"},
     "server_options": {"access"},
-    "server": {"server_options", "base", "images", "core", "dicomio", "compat", "lib", "access", "web", "app"},
+    "server": LABEL_SERVER | {"server_options", "compat", "app"},
     "main": {"app", "compat"},
-    "cli": {
-        "base",
-        "images",
-        "core",
-        "dicomio",
-        "dimse",
-        "datasets",
-        "lib",
-        "access",
-        "web",
-        "server",
-        "server_options",
-    },
+    "cli": LABEL_SERVER | {"dimse", "datasets", "server", "server_options"},
 }
 
 

@@ -22,22 +22,22 @@ from iopfl.base.names import ROUTED, task_of
 from iopfl.core.sites import IMAGE_SUFFIXES
 from iopfl.core.task import Task
 from iopfl.dicomio.result_kinds import KINDS
+from iopfl.labels.annotators import find_annotator
+from iopfl.labels.checked import FINAL
+from iopfl.labels.datastore import VersionedDatastore
+from iopfl.labels.leases import LeaseStore, Offered
+from iopfl.labels.selecting import find_warning
+from iopfl.labels.submissions import LEFT_OUT
 from iopfl.lib.activelearning import ExpertDisagreement, RandomImage
-from iopfl.lib.annotators import find_annotator
-from iopfl.lib.datastore import FINAL
 from iopfl.lib.dicomweb import PACSDatastore
 from iopfl.lib.infers import RoutedSegmentation, SiteSegmentation
-from iopfl.lib.label_store import VersionedDatastore
-from iopfl.lib.leases import LeaseStore, Offered
 from iopfl.lib.leftovers import sweep_leftovers
 from iopfl.lib.models import SiteModels
 from iopfl.lib.pacs import PACSAccess
 from iopfl.lib.pacs_results import Results
 from iopfl.lib.scoring import ExpertAgreement, SubmittedDice
-from iopfl.lib.selecting import find_warning
 from iopfl.lib.sessions import OwnedSessions
 from iopfl.lib.settings import AppSettings
-from iopfl.lib.submissions import LEFT_OUT
 from iopfl.lib.trainers import LocalTraining
 
 _DEFAULT_FILTER = type(monailabel).model_fields["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"].default

@@ -82,8 +82,8 @@ def open_store(tmp_path) -> Callable:
     from iopfl.compat import apply_tasks
 
     apply_tasks()
+    from iopfl.labels.final_rule import FinalRule
     from iopfl.lib.dicomweb import PACSDatastore
-    from iopfl.lib.final_labels import FinalRule
     from iopfl.lib.pacs import PACSAccess
 
     def open_store(url: str, *, task: Task = TASK, rule: str = "newest", state: str = "state", **options):

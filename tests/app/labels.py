@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from iopfl.lib.final_labels import FinalRule
+from iopfl.labels.final_rule import FinalRule
 
 from .site import GLAND, oblique_affine
 
@@ -19,7 +19,7 @@ def open_store(
     studies: Path, rule: str = "newest", *, task=GLAND, more=(), extensions: tuple[str, ...] = ("*.nii.gz", "*.png")
 ):
     """The datastore as a server opens it."""
-    from iopfl.lib.label_store import VersionedDatastore
+    from iopfl.labels.datastore import VersionedDatastore
 
     return VersionedDatastore(
         str(studies),

@@ -34,7 +34,7 @@ def used(tmp_path_factory) -> Path:
 
     apply_tasks()
     from iopfl.core.predictor import LocalModel
-    from iopfl.lib.used_labels import describe_used, write_used
+    from iopfl.labels.used import describe_used, write_used
 
     home = tmp_path_factory.mktemp("used")
     write_scans(home / "site_a", labeled=2, unlabeled=4)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from iopfl.base.errors import LabelVersionError, StorageError
-from iopfl.lib.final_labels import MAJORITY
-from iopfl.lib.label_log import DAMAGED, LOG, RECOVERED
+from iopfl.labels.final_rule import MAJORITY
+from iopfl.labels.log import DAMAGED, LOG, RECOVERED
 
 from .labels import IMAGE, columns_of, draw, final, open_store, submit
 
@@ -113,7 +113,7 @@ def test_a_crash_between_a_file_and_its_line_counts_it_once(studies, folder, tmp
         raise Crash
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr("iopfl.lib.versions.write_line", crash)
+        patch.setattr("iopfl.labels.versions.write_line", crash)
         submit(store, label, "joe")
     again = open_store(studies)
     again.start()

@@ -22,7 +22,7 @@ from .archive import CT, SERIES, SHAPE, TASK, columns_of, draw, find_id, send, u
 
 
 def test_series_of_the_tasks_modality_are_the_images(pacs, open_store, tmp_path):
-    from iopfl.lib.leases import Offered
+    from iopfl.labels.leases import Offered
 
     send(pacs, tmp_path, "computed", Modality="CT")
     store = open_store(pacs.dicomweb_url)
@@ -101,7 +101,7 @@ def test_no_patient_is_named(pacs, open_store, tmp_path, caplog):
 
 
 def test_images_of_one_patient_never_train_and_test(pacs, open_store, tmp_path):
-    from iopfl.lib.datastore import split_labeled
+    from iopfl.labels.checked import split_labeled
 
     store = open_store(pacs.dicomweb_url)
     for number in range(6):

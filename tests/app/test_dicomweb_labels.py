@@ -17,7 +17,7 @@ from iopfl.base.errors import PACSAwayError, SeriesError
 from iopfl.core.predictor import Predictor
 from iopfl.dicomio.segmentation import read_segmentation, segments_of
 from iopfl.dicomio.series import read_series
-from iopfl.lib.label_log import LOG
+from iopfl.labels.log import LOG
 
 from .archive import (
     SERIES,

@@ -24,7 +24,7 @@ def _importable() -> None:
 
 def open_folder(folder: Path, count: int = 0):
     """A datastore of empty files."""
-    from iopfl.lib.folder import FolderDatastore
+    from iopfl.labels.folder import FolderDatastore
 
     folder.mkdir(exist_ok=True)
     for number in range(count):
@@ -118,7 +118,7 @@ def test_what_is_no_image_is_not_listed(tmp_path):
 def test_the_server_takes_the_files_that_the_commands_take(tmp_path):
     from iopfl.core.sites import find_cases
     from iopfl.images.headers import IMAGE_SUFFIXES
-    from iopfl.lib.folder import FolderDatastore
+    from iopfl.labels.folder import FolderDatastore
 
     folder, labels = tmp_path, tmp_path / "labels" / "final"
     extensions = [f"*{suffix}" for suffix in IMAGE_SUFFIXES]
@@ -202,7 +202,7 @@ def test_changes_that_were_cut_off_cost_no_more_than_themselves(tmp_path):
 
 
 def test_many_changes_become_one_index(tmp_path, monkeypatch):
-    monkeypatch.setattr("iopfl.lib.index_file._SPARE_BYTES", 1000)
+    monkeypatch.setattr("iopfl.labels.index_file._SPARE_BYTES", 1000)
     store, other = open_folder(tmp_path, 2), open_folder(tmp_path)
     sizes = []
     for number in range(40):
@@ -234,7 +234,7 @@ def test_no_request_costs_more_in_a_larger_folder(tmp_path, monkeypatch, label):
     """By calls of the system: none looks at each image, and no folder is listed for a change of our own."""
     from iopfl.lib.activelearning import RandomImage
 
-    monkeypatch.setattr("iopfl.lib.folder_names.PATIENCE_SECONDS", 3600.0)
+    monkeypatch.setattr("iopfl.labels.folder_names.PATIENCE_SECONDS", 3600.0)
     found = []
     for count in (10, 400):
         images = tmp_path / f"of{count}"
@@ -266,7 +266,7 @@ def test_a_full_disk_refuses_no_request_for_the_index(tmp_path, label):
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("iopfl.lib.index_file.IndexFile._append", full)
+        patch.setattr("iopfl.labels.index_file.IndexFile._append", full)
         store.update_image_info("case0", {"said": 1})
         assert store.get_image_info("case0")["said"] == 1
     assert "said" not in open_folder(tmp_path / "images").get_image_info("case0")

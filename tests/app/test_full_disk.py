@@ -11,8 +11,8 @@ import pytest
 from dicomio.phantoms import series_uid
 from full_disk import SmallDisk, small_disk
 from iopfl.base.errors import StorageError
-from iopfl.lib.final_labels import MAJORITY
-from iopfl.lib.label_log import CONSENSUS
+from iopfl.labels.final_rule import MAJORITY
+from iopfl.labels.log import CONSENSUS
 
 from .archive import TASK
 from .labels import IMAGE, columns_of, draw, final, open_store, submit

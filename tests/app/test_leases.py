@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from iopfl.base.errors import ConfigError, LeaseError
-from iopfl.lib.leases import LeaseStore
+from iopfl.labels.leases import LeaseStore
 
 from .site import APP, GLAND, conf_of, make_site_bank, oblique_affine, write_scans
 
@@ -148,7 +148,7 @@ def test_a_lease_that_cannot_be_written_down_refuses_no_label(tmp_path, monkeypa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("iopfl.lib.leases.write_bytes", full)
+    monkeypatch.setattr("iopfl.labels.leases.write_bytes", full)
     leases.end("case02")
     assert leases.active() == []
 

@@ -41,7 +41,7 @@ def serve(opened: ModelBank, state: Path, **conf: str):
 
 def train(bank: ModelBank, studies: Path, state: Path, **request):
     """Train in this process; returns the train task."""
-    from iopfl.lib.datastore import CheckedDatastore
+    from iopfl.labels.checked import CheckedDatastore
     from iopfl.lib.trainers import LocalTraining
 
     models = serve(bank, state)

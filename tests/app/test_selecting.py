@@ -80,7 +80,7 @@ def test_a_folder_offers_and_counts_what_is_a_tasks(app, home):
 
 @pytest.mark.parametrize("strategy", ["gland_disagreement", "random"])
 def test_next_sample_is_an_image_of_the_task_even_before_it_was_looked_at(app, strategy):
-    from iopfl.lib import selecting
+    from iopfl.labels import selecting
 
     app.datastore()._reasons.clear()
     before, selecting._LOOK_SECONDS = selecting._LOOK_SECONDS, -1.0

@@ -15,8 +15,8 @@ from monailabel.interfaces.exception import MONAILabelException
 
 from iopfl.base.errors import ImageExistsError, StorageError
 from iopfl.compat import apply_tasks
-from iopfl.lib.final_labels import FinalRule
-from iopfl.lib.label_store import VersionedDatastore
+from iopfl.labels.datastore import VersionedDatastore
+from iopfl.labels.final_rule import FinalRule
 from rest_fuzz import tells
 
 from .site import GLAND, oblique_affine

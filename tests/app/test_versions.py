@@ -18,10 +18,10 @@ from PIL import Image
 from core.segmentations import save_segmentation
 from iopfl.base.errors import ConfigError, LabelVersionError, StorageError
 from iopfl.core.transforms import read_image, read_label
-from iopfl.lib.datastore import MAX_TAGS
-from iopfl.lib.final_labels import MAJORITY, STAPLE, FinalRule, find_consensus
-from iopfl.lib.label_log import CONSENSUS, LOG
-from iopfl.lib.versions import VersionStore
+from iopfl.labels.checked import MAX_TAGS
+from iopfl.labels.final_rule import MAJORITY, STAPLE, FinalRule, find_consensus
+from iopfl.labels.log import CONSENSUS, LOG
+from iopfl.labels.versions import VersionStore
 
 from .labels import IMAGE, SHAPE, columns_of, draw, final, open_store, submit
 from .site import GLAND, SPOT, oblique_affine, write_picture
@@ -297,8 +297,8 @@ def test_labels_in_the_folder_become_versions_of_nobody(studies, tmp_path):
 
 
 def test_a_training_says_which_versions_it_uses(studies, tmp_path):
-    from iopfl.lib.datastore import split_labeled
-    from iopfl.lib.used_labels import describe_used, summarize_used
+    from iopfl.labels.checked import split_labeled
+    from iopfl.labels.used import describe_used, summarize_used
 
     store = open_store(studies)
     submit(store, draw(tmp_path / "a.nii.gz", slice(0, 3)), "ann")
@@ -394,8 +394,8 @@ NEWER = [{"what": "praised"}, {"what": "version", "number": 1, "annotator": "ann
 
 @pytest.mark.parametrize("event", NEWER)
 def test_a_log_of_a_newer_iopfl_is_named_and_kept_and_stops_no_other_image(studies, tmp_path, caplog, event):
-    from iopfl.lib.datastore import split_labeled
-    from iopfl.lib.used_labels import describe_used
+    from iopfl.labels.checked import split_labeled
+    from iopfl.labels.used import describe_used
 
     store = open_store(studies)
     label = draw(tmp_path / "a.nii.gz", slice(0, 3))
@@ -513,7 +513,7 @@ def test_whatever_a_client_says_with_a_label_does_no_harm(studies, tmp_path, inf
 
 
 def test_a_label_is_for_the_task_that_its_names_or_its_origin_tell(studies, tmp_path):
-    from iopfl.lib.datastore import split_labeled
+    from iopfl.labels.checked import split_labeled
 
     other = replace(GLAND, name="lesion", labels={"lesion": 2})
     store = open_store(studies, task=GLAND, more={"lesion": other})
@@ -528,7 +528,7 @@ def test_a_label_is_for_the_task_that_its_names_or_its_origin_tell(studies, tmp_
 
 
 def test_a_clients_name_is_kept_short_and_printable():
-    from iopfl.lib.annotators import find_annotator
+    from iopfl.labels.annotators import find_annotator
 
     assert find_annotator({"client_id": "a\nb\x00" + "c" * 100}) == "ab" + "c" * 62
     assert find_annotator({"client_id": None}) == find_annotator(None) == ""

@@ -111,7 +111,7 @@ def test_batch_inference_fails_when_every_image_does():
 
 
 def store_with(folder, count: int):
-    from iopfl.lib.folder import FolderDatastore
+    from iopfl.labels.folder import FolderDatastore
 
     for number in range(count):
         (folder / f"case{number}.nii.gz").write_bytes(b"")

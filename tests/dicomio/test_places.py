@@ -20,9 +20,9 @@ from iopfl.dicomio.captures import build_captures
 from iopfl.dicomio.segmentation import Origin, read_segmentation, segments_of
 from iopfl.dicomio.series import Series, read_series, write_nifti
 from iopfl.dicomio.structures import build_structure_set
-from iopfl.lib.label_log import LabelVersion
+from iopfl.labels.log import LabelVersion
+from iopfl.labels.submissions import Submission
 from iopfl.lib.pacs_segmentations import build_label, count_beside
-from iopfl.lib.submissions import Submission
 
 SHAPE = (14, 12, 7)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -29,7 +29,7 @@ from iopfl.core.predictor import Predictor  # noqa: E402
 from iopfl.core.task import Adaptation, Network, Task  # noqa: E402
 from iopfl.core.weights import snapshot  # noqa: E402
 from iopfl.images.headers import IMAGE_SUFFIXES  # noqa: E402
-from iopfl.lib.selecting import SelectingDatastore  # noqa: E402
+from iopfl.labels.selecting import SelectingDatastore  # noqa: E402
 from iopfl.web import router, routes, size_routes  # noqa: E402
 from iopfl.web.answers import Answers  # noqa: E402
 

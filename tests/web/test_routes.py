@@ -17,8 +17,8 @@ from PIL import Image
 
 from iopfl.core.predictor import Predictor
 from iopfl.core.sites import IMAGE_SUFFIXES
-from iopfl.lib.final_labels import FinalRule
-from iopfl.lib.label_store import VersionedDatastore
+from iopfl.labels.datastore import VersionedDatastore
+from iopfl.labels.final_rule import FinalRule
 from iopfl.web import routes
 from iopfl.web.answers import Answers
 

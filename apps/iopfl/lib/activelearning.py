@@ -13,7 +13,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from iopfl.base.errors import IOPFLError, PACSAwayError
-from iopfl.lib.datastore import CheckedDatastore
+from iopfl.labels.checked import CheckedDatastore
 from iopfl.lib.models import SiteModels
 
 logger = logging.getLogger(__name__)

@@ -22,11 +22,12 @@ from iopfl.base.errors import IOPFLError, PACSAwayError, PACSError, SeriesError
 from iopfl.core.sites import IMAGE_SUFFIXES
 from iopfl.dicomio.files import is_dicom
 from iopfl.dicomio.series import Series
-from iopfl.lib.datastore import FINAL, telling_clients
-from iopfl.lib.folder_files import new_item
-from iopfl.lib.index_file import IndexFile, Item
-from iopfl.lib.label_log import LabelVersion
-from iopfl.lib.label_store import to_info
+from iopfl.labels.checked import FINAL, telling_clients
+from iopfl.labels.datastore import to_info
+from iopfl.labels.folder_files import new_item
+from iopfl.labels.index_file import IndexFile, Item
+from iopfl.labels.log import LabelVersion
+from iopfl.labels.submissions import Submission
 from iopfl.lib.pacs import IMAGE_SUFFIX, OF_STUDY, PACS, FoundSeries, PACSAccess, describe_series
 from iopfl.lib.pacs_cache import SeriesCache
 from iopfl.lib.pacs_labels import MODALITIES as SEGMENTATIONS
@@ -36,7 +37,6 @@ from iopfl.lib.pacs_results import Results
 from iopfl.lib.pacs_segmentations import count_beside, read_segmentation_file, write_label
 from iopfl.lib.pacs_selecting import SelectingPACS
 from iopfl.lib.refreshing import Refreshing
-from iopfl.lib.submissions import Submission
 
 logger = logging.getLogger(__name__)
 

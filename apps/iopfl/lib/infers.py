@@ -16,7 +16,8 @@ from iopfl.core.handing_out import to_straight
 from iopfl.core.label_names import names_by_place
 from iopfl.core.task import Task
 from iopfl.core.writers import mask_suffix, write_mask
-from iopfl.lib.models import SiteModels, as_client_error
+from iopfl.labels.client_errors import as_client_error
+from iopfl.lib.models import SiteModels
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iopfl.base.errors import BankError, BankMismatchError, ConfigError, IOPFLError, WeightsError
+from iopfl.base.errors import BankError, BankMismatchError, ConfigError, WeightsError
 from iopfl.core.bank.bank import ModelBank
 from iopfl.core.bank.manifest import MANIFEST, read_manifest
 from iopfl.core.bank.signing import Keyring
@@ -180,10 +180,3 @@ class SiteModels:
         """Modification times of the manifest and the local model; 0 = not there."""
         paths = (served.folder / MANIFEST, self.local_file(served.task.name))
         return tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in paths)  # type: ignore[return-value]
-
-
-def as_client_error(error: IOPFLError) -> Exception:
-    """An error of ours as MONAI Label's, which its clients show."""
-    from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
-
-    return MONAILabelException(MONAILabelError.INVALID_INPUT, str(error))

@@ -25,11 +25,11 @@ from iopfl.dicomio.derived import equipment
 from iopfl.dicomio.labels import KIND_SEQUENCES, find_label
 from iopfl.dicomio.segmentation import find_time
 from iopfl.dicomio.structures import LABEL as BESIDE
-from iopfl.lib.label_log import FROM_PACS, GONE
+from iopfl.labels.log import FROM_PACS, GONE
+from iopfl.labels.versions import VersionStore
 from iopfl.lib.pacs import PACS, FoundSeries
 from iopfl.lib.pacs_segmentations import UNNAMED
 from iopfl.lib.pacs_sources import find_image
-from iopfl.lib.versions import VersionStore
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from pydicom.uid import UID
 from iopfl.base.errors import IOPFLError, PACSAwayError, PACSError
 from iopfl.base.files import replacing, write_bytes
 from iopfl.dicomweb.client import UnansweredError
-from iopfl.lib.label_log import RECOVERED, SUBMITTED, LabelVersion
+from iopfl.labels.log import RECOVERED, SUBMITTED, LabelVersion
+from iopfl.labels.versions import VersionStore
 from iopfl.lib.pacs import PACS
-from iopfl.lib.versions import VersionStore
 
 logger = logging.getLogger(__name__)
 

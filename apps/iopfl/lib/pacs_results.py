@@ -15,7 +15,7 @@ from iopfl.core.task import Task
 from iopfl.core.transforms import read_image
 from iopfl.dicomio.result_kinds import DISAGREEMENT, KINDS
 from iopfl.dicomio.series import Series
-from iopfl.lib.label_log import LabelVersion
+from iopfl.labels.log import LabelVersion
 from iopfl.lib.models import SiteModels
 from iopfl.lib.pacs_segmentations import build_label
 

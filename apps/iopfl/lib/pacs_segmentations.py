@@ -23,8 +23,8 @@ from iopfl.dicomio.segmentation import Label, Origin, read_segmentation, segment
 from iopfl.dicomio.series import Series
 from iopfl.images.files import open_nifti, read_voxels
 from iopfl.images.notes import FileNotes
-from iopfl.lib.label_log import LabelVersion
-from iopfl.lib.submissions import Submission
+from iopfl.labels.log import LabelVersion
+from iopfl.labels.submissions import Submission
 
 logger = logging.getLogger(__name__)
 

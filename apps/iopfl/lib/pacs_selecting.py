@@ -8,8 +8,8 @@ from typing import Any
 
 from iopfl.base.errors import PACSError
 from iopfl.core.criteria import PICTURE, ImageFacts, find_mismatch
-from iopfl.lib.datastore import FINAL
-from iopfl.lib.label_store import VersionedDatastore
+from iopfl.labels.checked import FINAL
+from iopfl.labels.datastore import VersionedDatastore
 from iopfl.lib.pacs import FoundSeries
 from iopfl.lib.pacs_cache import SeriesCache
 

@@ -30,10 +30,10 @@ from iopfl.core.site_rounds import SiteRounds
 from iopfl.core.sites import Case
 from iopfl.core.task import Task
 from iopfl.core.weights import check_weights, floating, read_weights, write_weights
-from iopfl.lib.datastore import split_labeled
+from iopfl.labels.checked import split_labeled
+from iopfl.labels.used import describe_used, summarize_used, write_used
 from iopfl.lib.federations import check_federation
 from iopfl.lib.models import SiteModels
-from iopfl.lib.used_labels import describe_used, summarize_used, write_used
 
 logger = logging.getLogger(__name__)
 

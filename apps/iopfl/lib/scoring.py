@@ -14,7 +14,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from iopfl.base.errors import IOPFLError
 from iopfl.core.evaluation import score_case
 from iopfl.core.sites import Case
-from iopfl.lib.datastore import FINAL, CheckedDatastore, is_labeled_for
+from iopfl.labels.checked import FINAL, CheckedDatastore, is_labeled_for
 from iopfl.lib.models import SiteModels
 
 logger = logging.getLogger(__name__)

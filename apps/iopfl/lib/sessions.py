@@ -8,7 +8,7 @@ from typing import Any
 from monailabel.config import settings
 from monailabel.utils.sessions import SessionInfo, Sessions
 
-from iopfl.lib.annotators import find_user
+from iopfl.labels.annotators import find_user
 
 logger = logging.getLogger(__name__)
 

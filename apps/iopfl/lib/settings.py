@@ -12,7 +12,7 @@ from iopfl.base.names import check_name
 from iopfl.core.bank.signing import default_keys
 from iopfl.core.task import Task, read_task
 from iopfl.dicomio.result_kinds import KINDS, check_kinds
-from iopfl.lib.final_labels import FinalRule
+from iopfl.labels.final_rule import FinalRule
 
 
 def check_device(name: str) -> str:

@@ -23,11 +23,12 @@ from iopfl.core.predictor import LocalModel
 from iopfl.core.task import Task
 from iopfl.core.training import LabeledImages, train, validate
 from iopfl.core.weights import hash_weights
-from iopfl.lib.datastore import split_labeled
-from iopfl.lib.models import SiteModels, as_client_error
+from iopfl.labels.checked import split_labeled
+from iopfl.labels.client_errors import as_client_error
+from iopfl.labels.used import describe_used, summarize_used, write_used
+from iopfl.lib.models import SiteModels
 from iopfl.lib.rounds import ROUND_KEY, FederationRounds
 from iopfl.lib.settings import check_device
-from iopfl.lib.used_labels import describe_used, summarize_used, write_used
 
 logger = logging.getLogger(__name__)
 

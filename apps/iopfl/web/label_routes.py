@@ -12,10 +12,10 @@ from pydantic import BaseModel, Field
 
 from iopfl.access.roles import for_admin, for_annotator, for_reviewer, for_user
 from iopfl.base.errors import LabelVersionError
-from iopfl.lib.annotators import name_annotator, tell_annotators
+from iopfl.labels.annotators import name_annotator, tell_annotators
+from iopfl.labels.datastore import VersionedDatastore
+from iopfl.labels.log import History, LabelVersion
 from iopfl.lib.dicomweb import PACSDatastore
-from iopfl.lib.label_log import History, LabelVersion
-from iopfl.lib.label_store import VersionedDatastore
 
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 

@@ -18,8 +18,8 @@ from iopfl.base.errors import IOPFLError
 from iopfl.core.measuring import Measurement, find_affine, measure
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
-from iopfl.lib.datastore import FINAL, is_labeled_for
-from iopfl.lib.label_store import VersionedDatastore
+from iopfl.labels.checked import FINAL, is_labeled_for
+from iopfl.labels.datastore import VersionedDatastore
 
 _COLUMNS = ("image", "task", "label", "volume_ml", "long_axis_mm", "pixels", "long_axis_pixels")
 _OF_VERSION = ("model", "bank", "quality", "version", "date", "problem")

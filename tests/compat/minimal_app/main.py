@@ -22,8 +22,8 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType  # noqa: E
 from monailabel.tasks.scoring.dice import Dice  # noqa: E402
 from monailabel.tasks.train.basic_train import BasicTrainTask  # noqa: E402
 
+from iopfl.labels.folder import FolderDatastore  # noqa: E402
 from iopfl.lib.activelearning import RandomImage  # noqa: E402
-from iopfl.lib.folder import FolderDatastore  # noqa: E402
 
 THRESHOLD = 100
 

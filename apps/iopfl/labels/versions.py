@@ -1,9 +1,9 @@
 """Every label that was ever submitted, kept: who drew it, when, and what became of it.
 
-A folder an image: the files of its versions, and the log of what happened to them (`label_log`). A version's file and
+A folder an image: the files of its versions, and the log of what happened to them (`log`). A version's file and
 its line are on the disk before a submission is answered, so that a crash loses no accepted label. No file is ever
 written over: numbers are not used twice, whatever the log has lost. Which version is an image's final label is decided
-elsewhere (`final_labels`) and noted here.
+elsewhere (`final_rule`) and noted here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from iopfl.base.errors import LabelVersionError
 from iopfl.base.files import create, set_aside
 from iopfl.images.names import find_suffix
-from iopfl.lib.label_log import (
+from iopfl.labels.log import (
     DAMAGED,
     FOLDER,
     LOG,

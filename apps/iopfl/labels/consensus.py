@@ -12,9 +12,9 @@ from monailabel.interfaces.exception import MONAILabelException
 from iopfl.core.answers import Answer, Segmentation
 from iopfl.core.transforms import read_image, read_label
 from iopfl.core.writers import mask_name, write_mask
-from iopfl.lib.datastore import CheckedDatastore
-from iopfl.lib.final_labels import common_tasks, find_consensus
-from iopfl.lib.label_log import CONSENSUS, LabelVersion
+from iopfl.labels.checked import CheckedDatastore
+from iopfl.labels.final_rule import common_tasks, find_consensus
+from iopfl.labels.log import CONSENSUS, LabelVersion
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from iopfl.base.files import replacing
 from iopfl.base.names import is_tag
 from iopfl.core.segment_writer import SUFFIX as _SEGMENTATION
 from iopfl.images.names import rank_ending
-from iopfl.lib.folder_names import FolderNames
-from iopfl.lib.index_file import IndexFile, Item
+from iopfl.labels.folder_names import FolderNames
+from iopfl.labels.index_file import IndexFile, Item
 
 _OTHERS = "other_files"
 """In what the index says of an image: names of files of its stem that were not taken for it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iopfl.base.errors import ConfigError
-from iopfl.lib.label_log import History, LabelVersion
+from iopfl.labels.log import History, LabelVersion
 
 MAJORITY, STAPLE = "majority", "staple"
 RULES = ("newest", "reviewer:NAME", MAJORITY, STAPLE)

@@ -11,7 +11,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 
 from iopfl.base.files import write_bytes
-from iopfl.lib.label_store import VersionedDatastore
+from iopfl.labels.datastore import VersionedDatastore
 
 
 def describe_used(datastore: Datastore, images: Iterable[str]) -> list[dict[str, Any]]:

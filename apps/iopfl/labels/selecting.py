@@ -12,7 +12,7 @@ from iopfl.core.criteria import PICTURE, VOLUME, Criteria, ImageFacts, describe_
 from iopfl.core.image_facts import read_facts
 from iopfl.core.task import Task
 from iopfl.images.files import is_picture
-from iopfl.lib.folder import FolderDatastore
+from iopfl.labels.folder import FolderDatastore
 
 _LOOK_SECONDS = 0.02
 """How long a listing looks into files that are new: a large folder is known after a few of them."""

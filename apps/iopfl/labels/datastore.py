@@ -1,6 +1,6 @@
 """A datastore that keeps every label that it took.
 
-`labels/final` holds what the rule makes the final label of an image (`final_labels`): a copy of one of its versions
+`labels/final` holds what the rule makes the final label of an image (`final_rule`): a copy of one of its versions
 in the state folder (`versions`). A file put there by hand becomes a version, one taken away counts as deleted.
 """
 
@@ -21,13 +21,13 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEx
 
 from iopfl.base.errors import IOPFLError, LabelVersionError, StorageError
 from iopfl.images.names import find_stem, find_suffix
-from iopfl.lib.annotators import RecentAnswers, find_annotator
-from iopfl.lib.consensus import make_consensus
-from iopfl.lib.datastore import FINAL, CheckedDatastore
-from iopfl.lib.final_labels import FinalRule, common_tasks
-from iopfl.lib.folder_files import new_item
-from iopfl.lib.label_log import CONSENSUS, DELETED, FOLDER, UNDONE, History, LabelVersion
-from iopfl.lib.versions import VersionStore
+from iopfl.labels.annotators import RecentAnswers, find_annotator
+from iopfl.labels.checked import FINAL, CheckedDatastore
+from iopfl.labels.consensus import make_consensus
+from iopfl.labels.final_rule import FinalRule, common_tasks
+from iopfl.labels.folder_files import new_item
+from iopfl.labels.log import CONSENSUS, DELETED, FOLDER, UNDONE, History, LabelVersion
+from iopfl.labels.versions import VersionStore
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
-from iopfl.lib.folder_files import FolderFiles, new_item, plain_tag
-from iopfl.lib.index_file import Entry, IndexFile, Item
+from iopfl.labels.folder_files import FolderFiles, new_item, plain_tag
+from iopfl.labels.index_file import Entry, IndexFile, Item
 
 FINAL, ORIGINAL = DefaultLabelTag.FINAL.value, DefaultLabelTag.ORIGINAL.value
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from iopfl.base.files import write_bytes
 from iopfl.core.task import Task
-from iopfl.lib.datastore import CheckedDatastore
+from iopfl.labels.checked import CheckedDatastore
 
 logger = logging.getLogger(__name__)
 

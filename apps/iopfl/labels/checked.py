@@ -27,12 +27,12 @@ from iopfl.core.sites import Case, split_cases
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
 from iopfl.images.names import find_stem, find_suffix
-from iopfl.lib.annotators import find_annotator, find_user
-from iopfl.lib.folder import FINAL
-from iopfl.lib.folder_files import plain_tag
-from iopfl.lib.models import as_client_error
-from iopfl.lib.selecting import SelectingDatastore
-from iopfl.lib.submissions import NO_TASK, Submission, join_problems, take_submission
+from iopfl.labels.annotators import find_annotator, find_user
+from iopfl.labels.client_errors import as_client_error
+from iopfl.labels.folder import FINAL
+from iopfl.labels.folder_files import plain_tag
+from iopfl.labels.selecting import SelectingDatastore
+from iopfl.labels.submissions import NO_TASK, Submission, join_problems, take_submission
 
 MAX_TAGS = 20
 """Of labels, final and original among them."""
