@@ -16,11 +16,11 @@ MAX_LINES = 350
 CORE_NEEDS = {"torch", "monai", "numpy", "nibabel", "nrrd", "PIL", "safetensors", "scipy", "SimpleITK", "yaml"} | {
     "cryptography"
 }
-MONAILABEL_USERS = {"labels", "lib", "app", "server", "access", "web", "compat"}
+MONAILABEL_USERS = {"labels", "lib", "pacs", "app", "server", "access", "web", "compat"}
 # Part of iopfl -> the parts it may import, besides itself:
-# main > app > web > lib > labels > core > images > base.
+# main > app > web > pacs > lib > labels > core > images > base.
 ALGORITHM = {"base", "images", "core"}
-LABEL_SERVER = ALGORITHM | {"dicomio", "labels", "lib", "access", "web"}
+LABEL_SERVER = ALGORITHM | {"dicomio", "labels", "lib", "pacs", "access", "web"}
 MAY_IMPORT = {
     "base": set(),
     "images": {"base"},
@@ -31,9 +31,10 @@ MAY_IMPORT = {
     "dimse": ALGORITHM | {"dicomio", "dicomweb"},
     "compat": ALGORITHM,
     "labels": ALGORITHM,
-    "lib": ALGORITHM | {"dicomio", "dicomweb", "labels"},
+    "lib": ALGORITHM | {"dicomio", "labels"},
+    "pacs": ALGORITHM | {"dicomio", "dicomweb", "labels", "lib"},
     "access": {"base"},
-    "web": ALGORITHM | {"dicomio", "labels", "lib", "access"},
+    "web": ALGORITHM | {"dicomio", "labels", "lib", "pacs", "access"},
     "app": LABEL_SERVER | {"compat"},
     "server_options": {"access"},
     "server": LABEL_SERVER | {"server_options", "compat", "app"},

@@ -29,16 +29,16 @@ from iopfl.labels.leases import LeaseStore, Offered
 from iopfl.labels.selecting import find_warning
 from iopfl.labels.submissions import LEFT_OUT
 from iopfl.lib.activelearning import ExpertDisagreement, RandomImage
-from iopfl.lib.dicomweb import PACSDatastore
 from iopfl.lib.infers import RoutedSegmentation, SiteSegmentation
 from iopfl.lib.leftovers import sweep_leftovers
 from iopfl.lib.models import SiteModels
-from iopfl.lib.pacs import PACSAccess
-from iopfl.lib.pacs_results import Results
 from iopfl.lib.scoring import ExpertAgreement, SubmittedDice
 from iopfl.lib.sessions import OwnedSessions
 from iopfl.lib.settings import AppSettings
 from iopfl.lib.trainers import LocalTraining
+from iopfl.pacs.access import PACSAccess
+from iopfl.pacs.datastore import PACSDatastore
+from iopfl.pacs.results import Results
 
 _DEFAULT_FILTER = type(monailabel).model_fields["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"].default
 _DEFAULT_EXTENSIONS = type(monailabel).model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default

@@ -176,7 +176,7 @@ def _check(settings: ServerSettings) -> None:
     if settings.app_dir.resolve() == Path(__file__).resolve().parent:
         app = AppSettings.from_conf(settings.conf, default_state=settings.state)
         if _is_url(settings.studies):
-            from iopfl.lib.pacs import PACSAccess
+            from iopfl.pacs.access import PACSAccess
 
             access = PACSAccess(settings.studies, app.pacs_credentials, app.pacs_ca)
             if access.credentials:

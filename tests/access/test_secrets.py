@@ -25,7 +25,7 @@ from iopfl.access.state import check_state, check_users  # noqa: E402
 from iopfl.access.users import USERS_FILE, Users  # noqa: E402
 from iopfl.base.errors import ConfigError  # noqa: E402
 from iopfl.core.bank.signing import Keyring  # noqa: E402
-from iopfl.lib.pacs_cache import SeriesCache  # noqa: E402
+from iopfl.pacs.cache import SeriesCache  # noqa: E402
 
 PASSWORD = "four words nobody guesses"
 

@@ -83,8 +83,8 @@ def open_store(tmp_path) -> Callable:
 
     apply_tasks()
     from iopfl.labels.final_rule import FinalRule
-    from iopfl.lib.dicomweb import PACSDatastore
-    from iopfl.lib.pacs import PACSAccess
+    from iopfl.pacs.access import PACSAccess
+    from iopfl.pacs.datastore import PACSDatastore
 
     def open_store(url: str, *, task: Task = TASK, rule: str = "newest", state: str = "state", **options):
         folder = tmp_path / state / "pacs" / "here"

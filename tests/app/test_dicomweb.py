@@ -38,7 +38,7 @@ def test_series_of_the_tasks_modality_are_the_images(pacs, open_store, tmp_path)
 
 
 def test_a_pacs_that_ignores_the_modality_has_no_ct_offered_for_an_mr_task(pacs, open_store, tmp_path, monkeypatch):
-    from iopfl.lib.pacs import PACS
+    from iopfl.pacs.access import PACS
 
     send(pacs, tmp_path, "computed", Modality="CT")
     search = PACS.find_series
@@ -133,10 +133,10 @@ def test_a_new_series_is_waited_for_where_a_search_is_slow(pacs, gateway, open_s
     from fastapi import HTTPException
 
     from iopfl.compat import unknown_names
-    from iopfl.lib import dicomweb
+    from iopfl.pacs import datastore
 
-    monkeypatch.setattr(dicomweb, "_GLANCE_SECONDS", 0.05)
-    monkeypatch.setattr(dicomweb, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(datastore, "_GLANCE_SECONDS", 0.05)
+    monkeypatch.setattr(datastore, "_FRESH_SECONDS", 0.0)
     store = open_store(gateway.url)
     monkeypatch.setattr(unknown_names, "_app", lambda: SimpleNamespace(datastore=lambda: store))
     until(lambda: store._list.age < 60 or store._list.refresh(wait=5), "a first list")
@@ -187,7 +187,7 @@ def test_what_is_no_image_is_left_out_with_the_reason(pacs, open_store, tmp_path
 
 
 def test_series_that_cannot_be_looked_at_keep_nobody_from_the_others(pacs, gateway, open_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("iopfl.lib.pacs_cache._CHECKED_AT_ONCE", 1)
+    monkeypatch.setattr("iopfl.pacs.cache._CHECKED_AT_ONCE", 1)
     store = open_store(gateway.url)
     (broken, *_) = store._search(["MR"], {})  # is looked at first
     gateway.refuses = lambda method, path: 404 if broken in path else 0
@@ -251,7 +251,7 @@ def test_a_slow_pacs_keeps_nobody_from_the_status(gateway, open_store):
 
 
 def test_the_cache_keeps_its_bound_and_what_is_in_use(pacs, open_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("iopfl.lib.pacs_cache._LEFT_ALONE_SECONDS", 0.0)
+    monkeypatch.setattr("iopfl.pacs.cache._LEFT_ALONE_SECONDS", 0.0)
     for number in range(4):
         send(pacs, tmp_path, f"more{number}", seed=number)
     store = open_store(pacs.dicomweb_url, cache_bytes=1)

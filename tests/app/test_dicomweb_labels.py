@@ -64,7 +64,7 @@ def test_all_that_is_asked_for_of_a_label_is_stored_with_it_once(pacs, gateway, 
     bank = make_site_bank(tmp_path / "bank", TASK)
     models = SimpleNamespace(lock=lambda name: nullcontext(), predictor=lambda name: Predictor(bank))
     kinds = ("label_map", "report", "captures", "structures", "disagreement")
-    from iopfl.lib.pacs_results import Results
+    from iopfl.pacs.results import Results
 
     store = open_store(gateway.url, results=Results(kinds, models))
     posts = []
@@ -87,7 +87,7 @@ def test_all_that_is_asked_for_of_a_label_is_stored_with_it_once(pacs, gateway, 
 
 
 def test_what_the_pacs_refuses_beside_a_label_does_not_hold_it_up(pacs, gateway, open_store, tmp_path, caplog):
-    from iopfl.lib.pacs_results import Results
+    from iopfl.pacs.results import Results
 
     store = open_store(gateway.url, results=Results(("seg", "report")))
     drawn = draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(SERIES[0]))
@@ -257,7 +257,7 @@ def test_undo_goes_back_to_what_is_in_the_pacs(pacs, open_store, tmp_path):
 
 
 def test_a_label_waits_for_a_pacs_that_does_not_take_it(pacs, gateway, open_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("iopfl.lib.pacs_outbox._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("iopfl.pacs.outbox._RETRY_SECONDS", 0.1)
     store = open_store(gateway.url)
     drawn = draw(tmp_path / "drawn.nii.gz", slice(2, 6), store.get_image_uri(SERIES[0]))
     gateway.refuses = lambda method, path: 500 if method == "POST" else 0
@@ -309,7 +309,7 @@ def test_a_damaged_file_of_the_cache_or_the_outbox_is_made_again(pacs, gateway, 
 def test_a_label_that_cannot_be_stored_is_kept_and_holds_up_no_other(
     pacs, open_store, tmp_path, monkeypatch, caplog, failure
 ):
-    monkeypatch.setattr("iopfl.lib.pacs_outbox._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("iopfl.pacs.outbox._RETRY_SECONDS", 0.1)
     store = open_store(pacs.dicomweb_url)
     build = store.outbox._build
 
@@ -348,7 +348,7 @@ def test_a_label_whose_receipt_was_lost_is_not_stored_twice(pacs, gateway, open_
 
 
 def test_one_log_of_a_newer_iopfl_leaves_its_image_out_and_no_other(pacs, gateway, open_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("iopfl.lib.pacs_outbox._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("iopfl.pacs.outbox._RETRY_SECONDS", 0.1)
     store = open_store(gateway.url)
     gateway.refuses = lambda method, path: 500 if method == "POST" else 0
     for image in SERIES:

@@ -23,7 +23,7 @@ from iopfl.base.errors import PACSError
 from iopfl.dicomio.segmentation import Origin, build_segmentation, segments_of
 from iopfl.dicomio.series import read_series
 from iopfl.images.files import find_notes, read_voxels
-from iopfl.lib import pacs_outbox
+from iopfl.pacs import outbox
 
 from .archive import SERIES, SHAPE, TASK, columns_of, draw, until
 
@@ -39,8 +39,8 @@ def odd() -> Iterator[OddServer]:
 
 @pytest.fixture
 def impatient(monkeypatch) -> None:
-    monkeypatch.setattr(pacs_outbox, "_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(pacs_outbox, "ATTEMPTS", 3)
+    monkeypatch.setattr(outbox, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(outbox, "ATTEMPTS", 3)
 
 
 def refuse(odd: OddServer, *, status: int = 200) -> None:

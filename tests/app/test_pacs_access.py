@@ -15,13 +15,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from iopfl.base.errors import ConfigError, PACSError
-from iopfl.lib.pacs import PACSAccess
+from iopfl.pacs.access import PACSAccess
 
 
 @pytest.mark.parametrize("kind", ["user", "token", "environment"])
 def test_the_server_signs_in(tmp_path, kind, monkeypatch):
     """A PACS that answers only to the right header; the credentials change while the server runs."""
-    from iopfl.lib.pacs import PACS
+    from iopfl.pacs.access import PACS
 
     file = tmp_path / "pacs.yaml"
     texts = {"user": "username: ann\npassword: 'p: w'\n", "token": "token: t0\n"}
@@ -58,7 +58,7 @@ def test_the_server_signs_in(tmp_path, kind, monkeypatch):
 
 def test_the_pacs_certificate_is_checked(tmp_path, monkeypatch):
     """By the authority that was named, and by none that the environment names."""
-    from iopfl.lib.pacs import PACS
+    from iopfl.pacs.access import PACS
 
     key, certificate = make_certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

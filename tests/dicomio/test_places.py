@@ -22,7 +22,7 @@ from iopfl.dicomio.series import Series, read_series, write_nifti
 from iopfl.dicomio.structures import build_structure_set
 from iopfl.labels.log import LabelVersion
 from iopfl.labels.submissions import Submission
-from iopfl.lib.pacs_segmentations import build_label, count_beside
+from iopfl.pacs.segmentations import build_label, count_beside
 
 SHAPE = (14, 12, 7)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

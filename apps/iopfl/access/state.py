@@ -52,7 +52,7 @@ def check_state(state: Path) -> None:
 
 
 def _check_subjects(key: Path) -> None:
-    """Check the key by which a PACS's patients are told apart (`lib.pacs_cache`): those of the tests hang on it."""
+    """Check the key by which a PACS's patients are told apart (`pacs.cache`): those of the tests hang on it."""
     if not (key.exists() or key.with_suffix(".id").exists()):
         return
     try:

@@ -26,7 +26,7 @@ from monailabel.interfaces.utils.app import app_instance
 from starlette.types import Receive, Scope, Send
 
 from iopfl.access.roles import for_annotator, for_user
-from iopfl.lib.pacs import PACSAccess
+from iopfl.pacs.access import PACSAccess
 from iopfl.web.stow import Upload, check_places
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from iopfl.base.errors import LabelVersionError
 from iopfl.labels.annotators import name_annotator, tell_annotators
 from iopfl.labels.datastore import VersionedDatastore
 from iopfl.labels.log import History, LabelVersion
-from iopfl.lib.dicomweb import PACSDatastore
+from iopfl.pacs.datastore import PACSDatastore
 
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 

@@ -17,7 +17,7 @@ from iopfl.dicomio.result_kinds import DISAGREEMENT, KINDS
 from iopfl.dicomio.series import Series
 from iopfl.labels.log import LabelVersion
 from iopfl.lib.models import SiteModels
-from iopfl.lib.pacs_segmentations import build_label
+from iopfl.pacs.segmentations import build_label
 
 logger = logging.getLogger(__name__)
 

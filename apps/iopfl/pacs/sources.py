@@ -12,7 +12,7 @@ from iopfl.base.errors import SeriesError
 from iopfl.dicomio.frames import find_plane
 from iopfl.dicomio.segmentation import SegmentationError
 from iopfl.dicomio.sources import all_referenced_series, referenced_instances
-from iopfl.lib.pacs import PACS, FoundSeries
+from iopfl.pacs.access import PACS, FoundSeries
 
 logger = logging.getLogger(__name__)
 

@@ -27,9 +27,9 @@ from iopfl.dicomio.segmentation import find_time
 from iopfl.dicomio.structures import LABEL as BESIDE
 from iopfl.labels.log import FROM_PACS, GONE
 from iopfl.labels.versions import VersionStore
-from iopfl.lib.pacs import PACS, FoundSeries
-from iopfl.lib.pacs_segmentations import UNNAMED
-from iopfl.lib.pacs_sources import find_image
+from iopfl.pacs.access import PACS, FoundSeries
+from iopfl.pacs.segmentations import UNNAMED
+from iopfl.pacs.sources import find_image
 
 logger = logging.getLogger(__name__)
 

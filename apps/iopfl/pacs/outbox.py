@@ -23,7 +23,7 @@ from iopfl.base.files import replacing, write_bytes
 from iopfl.dicomweb.client import UnansweredError
 from iopfl.labels.log import RECOVERED, SUBMITTED, LabelVersion
 from iopfl.labels.versions import VersionStore
-from iopfl.lib.pacs import PACS
+from iopfl.pacs.access import PACS
 
 logger = logging.getLogger(__name__)
 

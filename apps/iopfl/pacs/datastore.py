@@ -1,7 +1,7 @@
 """A PACS as the datastore: its series are the images, and labels are DICOM SEG, there for everybody who can read them.
 
 All else (training, rounds, strategies, pages) sees a local datastore with NIfTI files that are named by Series
-Instance UID. Images come when somebody needs them (`pacs_cache`). A submitted label is kept as a version first,
+Instance UID. Images come when somebody needs them (`cache`). A submitted label is kept as a version first,
 then stored; while the PACS does not take it, it is offered again and again, and nothing is lost.
 """
 
@@ -28,15 +28,15 @@ from iopfl.labels.folder_files import new_item
 from iopfl.labels.index_file import IndexFile, Item
 from iopfl.labels.log import LabelVersion
 from iopfl.labels.submissions import Submission
-from iopfl.lib.pacs import IMAGE_SUFFIX, OF_STUDY, PACS, FoundSeries, PACSAccess, describe_series
-from iopfl.lib.pacs_cache import SeriesCache
-from iopfl.lib.pacs_labels import MODALITIES as SEGMENTATIONS
-from iopfl.lib.pacs_labels import UNREADABLE, PACSLabels
-from iopfl.lib.pacs_outbox import LabelOutbox
-from iopfl.lib.pacs_results import Results
-from iopfl.lib.pacs_segmentations import count_beside, read_segmentation_file, write_label
-from iopfl.lib.pacs_selecting import SelectingPACS
-from iopfl.lib.refreshing import Refreshing
+from iopfl.pacs.access import IMAGE_SUFFIX, OF_STUDY, PACS, FoundSeries, PACSAccess, describe_series
+from iopfl.pacs.cache import SeriesCache
+from iopfl.pacs.labels import MODALITIES as SEGMENTATIONS
+from iopfl.pacs.labels import UNREADABLE, PACSLabels
+from iopfl.pacs.outbox import LabelOutbox
+from iopfl.pacs.refreshing import Refreshing
+from iopfl.pacs.results import Results
+from iopfl.pacs.segmentations import count_beside, read_segmentation_file, write_label
+from iopfl.pacs.selecting import SelectingPACS
 
 logger = logging.getLogger(__name__)
 

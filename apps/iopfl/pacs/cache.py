@@ -29,7 +29,7 @@ from iopfl.base.private_files import read_or_make_key
 from iopfl.dicomio.facts import find_facts
 from iopfl.dicomio.refusals import choose_header, find_refusal, find_series_refusal
 from iopfl.dicomio.series import Series, read_series, write_nifti
-from iopfl.lib.pacs import PACS, FoundSeries
+from iopfl.pacs.access import PACS, FoundSeries
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from iopfl.base.errors import PACSError
 from iopfl.core.criteria import PICTURE, ImageFacts, find_mismatch
 from iopfl.labels.checked import FINAL
 from iopfl.labels.datastore import VersionedDatastore
-from iopfl.lib.pacs import FoundSeries
-from iopfl.lib.pacs_cache import SeriesCache
+from iopfl.pacs.access import FoundSeries
+from iopfl.pacs.cache import SeriesCache
 
 _FIELDS = {"Modality": "modality", "BodyPartExamined": "body_part", "SeriesDescription": "description"}
 """What the administrator asks for by a filter counts instead of the task's own criterion."""

@@ -1,0 +1,1 @@
+"""A PACS as the label server's datastore: its series are the images, and labels are stored in it."""
