@@ -187,7 +187,7 @@ def server_memory() -> int:
     found = [0]
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "fl_bridge.simulator" in child.cmdline():
+            if "fl_bridge.simulator_process" in child.cmdline():
                 found.append(child.memory_info().rss)
     return max(found)
 

@@ -24,7 +24,7 @@ STARTUP = {SERVER: "fed_server.json", SITE: "fed_client.json"}
 """By which a kit of each role is known, in `startup/`."""
 
 EXECUTOR = "fl_bridge.executor.SiteExecutor"
-TRAINER = "fl_bridge.label_server.LabelServerTrainer"
+TRAINER = "fl_bridge.label_server_trainer.LabelServerTrainer"
 PERCENTILE = "nvflare.app_common.filters.percentile_privacy.PercentilePrivacy"
 QUANTIZER = "nvflare.app_opt.pt.quantization.quantizer.ModelQuantizer"
 DEQUANTIZER = "nvflare.app_opt.pt.quantization.dequantizer.ModelDequantizer"

@@ -23,10 +23,10 @@ import psutil
 import yaml
 
 from fl_bridge.controller import RoundController
-from fl_bridge.following import Follower
 from fl_bridge.job import PACKAGES, JobOptions, build_job, flare_text, write_simulator_policy
 from fl_bridge.persistor import FederationState
 from fl_bridge.process_tree import end_tree
+from fl_bridge.progress import Follower
 from fl_bridge.record import RECORD
 from fl_bridge.trainer import InProcessTrainer, SiteTrainer
 from iopfl.base.errors import BankError, ConfigError, DatasetError, TrainingError
@@ -213,7 +213,14 @@ def run_federation(
 def _start(scratch: Path, clients: Sequence[str], lock: int, log: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Start the simulator in a process group of its own; nothing of it is left afterwards."""
     number = str(len(clients))
-    command = [sys.executable, "-m", "fl_bridge.simulator", str(scratch / "iopfl"), "-w", str(scratch / "workspace")]
+    command = [
+        sys.executable,
+        "-m",
+        "fl_bridge.simulator_process",
+        str(scratch / "iopfl"),
+        "-w",
+        str(scratch / "workspace"),
+    ]
     command += ["-c", ",".join(clients), "-n", number, "-t", number, "--parent", str(os.getpid())]
     temporary = scratch / "tmp"
     temporary.mkdir()

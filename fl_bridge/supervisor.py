@@ -19,10 +19,10 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from fl_bridge.controller import RoundController
 from fl_bridge.federation_file import FederationFile
-from fl_bridge.following import Follower
 from fl_bridge.job import JobOptions, build_job, flare_text
-from fl_bridge.label_server import LabelServerTrainer
+from fl_bridge.label_server_trainer import LabelServerTrainer
 from fl_bridge.persistor import FederationState
+from fl_bridge.progress import Follower
 from fl_bridge.record import RECORD, FederationRecord
 from fl_bridge.server_kit import ADMIN, ADMIN_FOLDER, BANK, KEYS, LOCK, STATE, STOP, read_settings
 from iopfl.base.errors import ConfigError, IOPFLError, TrainingError

@@ -61,7 +61,7 @@ def build_app(access: AccessSettings | None = None) -> FastAPI:
 
     from iopfl.access.gate import install
     from iopfl.access.identity import Access
-    from iopfl.lib.rounds import ROUND_KEY
+    from iopfl.lib.federation_rounds import ROUND_KEY
     from iopfl.web import router
     from iopfl.web.work_routes import Leaving
 

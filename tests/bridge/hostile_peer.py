@@ -16,7 +16,7 @@ from nvflare.app_common.np.np_downloader import ArrayDownloadable
 from nvflare.fuel.f3.streaming.download_service import ProduceRC
 
 from fl_bridge.job_process import run_flare, start_through
-from fl_bridge.label_server import LabelServerTrainer
+from fl_bridge.label_server_trainer import LabelServerTrainer
 from iopfl.core.order import SharedModel, SiteUpdate
 
 ATTACKS = ("packed", "endless", "NaN")

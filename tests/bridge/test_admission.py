@@ -24,12 +24,12 @@ from fl_bridge.admission import CONFIGURATION, check_configuration, check_job, c
 from fl_bridge.controller import RoundController
 from fl_bridge.job import JobOptions, build_job
 from fl_bridge.kit_policy import DEQUANTIZER, QUANTIZER
-from fl_bridge.label_server import LabelServerTrainer
+from fl_bridge.label_server_trainer import LabelServerTrainer
 from fl_bridge.site_process import SiteRequest
 from iopfl.base.errors import ConfigError
 
 JOB_ID = "eaa3c845-1189-4d84-b6b6-dcebfd724820"
-TRAINER = "fl_bridge.label_server.LabelServerTrainer"
+TRAINER = "fl_bridge.label_server_trainer.LabelServerTrainer"
 
 
 @pytest.fixture(scope="module")

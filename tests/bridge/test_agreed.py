@@ -11,7 +11,7 @@ import yaml
 from fl_bridge.cli import main
 from fl_bridge.exchange import BANK_PARAM, TASK_PUBLISH, TASK_SHARE, TASK_TRAIN
 from fl_bridge.federation_file import read_federation
-from fl_bridge.label_server import LabelServerTrainer
+from fl_bridge.label_server_trainer import LabelServerTrainer
 from fl_bridge.provision import provision
 from fl_bridge.server_kit import read_settings
 from fl_bridge.site_policy import SitePolicy

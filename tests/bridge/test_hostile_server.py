@@ -14,7 +14,7 @@ from nvflare.fuel.flare_api.flare_api import new_secure_session
 from fl_bridge.controller import RoundController
 from fl_bridge.federation_file import read_federation
 from fl_bridge.job import build_job
-from fl_bridge.label_server import LabelServerTrainer
+from fl_bridge.label_server_trainer import LabelServerTrainer
 from fl_bridge.provision import provision
 from fl_bridge.server_kit import ADMIN
 from fl_bridge.trainer import InProcessTrainer

@@ -66,7 +66,7 @@ def test_a_site_builds_exact_classes(kits):
     authorizer = ComponentPathAuthorizer()
     for path in CLASSES["site"]:
         authorizer.authorize_component_config({"path": path}, workspace=workspace)
-    for path in ("fl_bridge.trainer.InProcessTrainer", "fl_bridge.label_server.requests.get", "os.system"):
+    for path in ("fl_bridge.trainer.InProcessTrainer", "fl_bridge.label_server_trainer.requests.get", "os.system"):
         with pytest.raises(UnsafeComponentError):
             authorizer.authorize_component_config({"path": path}, workspace=workspace)
 

@@ -83,7 +83,7 @@ def test_killed_after_a_round_it_goes_on_to_the_same_weights_and_a_bank(argument
     state = tmp_path / "the bank.state"
     process = start(arguments)
     family = wait_for_round(state, process)
-    simulator = next(child for child in family if "fl_bridge.simulator" in child.cmdline())
+    simulator = next(child for child in family if "fl_bridge.simulator_process" in child.cmdline())
     os.killpg(simulator.pid, signal.SIGKILL)
     output, log = process.communicate(timeout=60)
     assert process.returncode == 2, log
@@ -261,7 +261,7 @@ def test_a_lost_client_and_a_lost_parent_stop_everything(arguments, tmp_path):
     while not any("simulator_worker" in " ".join(child.cmdline()) for child in family):
         time.sleep(0.5)
         family = psutil.Process(process.pid).children(recursive=True)
-    simulator = next(child for child in family if "fl_bridge.simulator" in child.cmdline())
+    simulator = next(child for child in family if "fl_bridge.simulator_process" in child.cmdline())
     scratch = Path(simulator.cmdline()[3]).parent
     assert scratch.is_dir()
     process.kill()

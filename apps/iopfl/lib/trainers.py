@@ -26,8 +26,8 @@ from iopfl.core.weights import hash_weights
 from iopfl.labels.checked import split_labeled
 from iopfl.labels.client_errors import as_client_error
 from iopfl.labels.used import describe_used, summarize_used, write_used
+from iopfl.lib.federation_rounds import ROUND_KEY, FederationRounds
 from iopfl.lib.models import SiteModels
-from iopfl.lib.rounds import ROUND_KEY, FederationRounds
 from iopfl.lib.settings import check_device
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from iopfl.core.bank.signing import Keyring
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
 from iopfl.core.weights import serialize
-from iopfl.lib.rounds import KINDS, FederationRounds, give_way_to_clinicians
+from iopfl.lib.federation_rounds import KINDS, FederationRounds, give_way_to_clinicians
 
 _HEADERS = {"Cache-Control": "no-store"}
 _HEAD_BYTES = 2**20

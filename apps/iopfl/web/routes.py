@@ -31,7 +31,7 @@ from iopfl.core.metrics import region_dice
 from iopfl.core.task import Task
 from iopfl.core.writers import write_disagreement, write_regions
 from iopfl.labels.selecting import SelectingDatastore, find_warning
-from iopfl.lib.rounds import FederationRounds
+from iopfl.lib.federation_rounds import FederationRounds
 from iopfl.web import pictures
 from iopfl.web.answers import MODELS, Answers, BusyError
 from iopfl.web.dicom_proxy import router as dicom_proxy

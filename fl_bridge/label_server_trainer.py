@@ -1,7 +1,7 @@
 """The trainer of production: a site's own label server, over HTTP.
 
 What is asked is named by its order, so that every request may be sent again: after a lost answer, a restart of the
-label server, or one of the bridge. The label server knows what it has answered (`iopfl.lib.rounds`).
+label server, or one of the bridge. The label server knows what it has answered (`iopfl.lib.federation_rounds`).
 """
 
 from __future__ import annotations

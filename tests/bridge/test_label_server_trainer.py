@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from fl_bridge.exchange import BANK_PARAM, REASON_HEADER, TASK_PUBLISH, TASK_SHARE, TASK_TRAIN, to_params
-from fl_bridge.label_server import LabelServerTrainer
+from fl_bridge.label_server_trainer import LabelServerTrainer
 from fl_bridge.site_policy import SitePolicy
 from fl_bridge.trainer import InProcessTrainer
 from iopfl.base.digest import content_digest

@@ -1,4 +1,4 @@
-"""The process that runs FLARE's simulator; `simulate` starts it as `python -m fl_bridge.simulator`.
+"""The process that runs FLARE's simulator; `simulate` starts it as `python -m fl_bridge.simulator_process`.
 
 It goes when its parent goes, however that ended, and takes its clients and the run directory along.
 """
