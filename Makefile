@@ -18,7 +18,7 @@ tools: ## the same, and the tools of the targets below
 	@scripts/setup.sh tools
 
 demo: env ## a federation, its bank and a label server at an outside site; DATA=folder TASK=task OUTSIDE=site ROUNDS=n
-	@.venv/bin/python scripts/demo.py --folder "$(DEMO)" --data "$(DATA)" --task "$(TASK)" --outside "$(OUTSIDE)" --rounds "$(ROUNDS)"
+	@.venv/bin/python -m scripts.demo --folder "$(DEMO)" --data "$(DATA)" --task "$(TASK)" --outside "$(OUTSIDE)" --rounds "$(ROUNDS)"
 
 test: tools ## all tests of ordinary length, 15 minutes at most
 	@scripts/debian.sh

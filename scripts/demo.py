@@ -31,8 +31,8 @@ from iopfl.core.task import Task, read_task
 from iopfl.core.transforms import read_image, read_label
 from iopfl.core.weights import read_weights
 from iopfl.datasets import write_phantoms
-from iopfl.web.findings import Example, Report, SiteSummary
-from iopfl.web.report import write_report
+from scripts.findings import Example, Report, SiteSummary
+from scripts.report import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 PHANTOM_TASK = ROOT / "sample-datasets" / "prostate_phantom" / "task.yaml"

@@ -62,7 +62,7 @@ def build_app(access: AccessSettings | None = None) -> FastAPI:
     from iopfl.access.gate import install
     from iopfl.access.identity import Access
     from iopfl.lib.federation_rounds import ROUND_KEY
-    from iopfl.web import router
+    from iopfl.web.routes import router
     from iopfl.web.work_routes import Leaving
 
     app.include_router(router)

@@ -77,7 +77,7 @@ def test_the_demo_runs_in_a_clone(clone):
     if not list(ENVIRONMENT.glob(".ready-*")):
         pytest.skip("no environment: make env")
     (clone / ".venv").symlink_to(ENVIRONMENT)
-    output = run(clone, ".venv/bin/python", "scripts/demo.py", "--once", "--rounds", 2, seconds=DEMO_SECONDS)
+    output = run(clone, ".venv/bin/python", "-m", "scripts.demo", "--once", "--rounds", 2, seconds=DEMO_SECONDS)
     check_demo(clone, output)
 
 
@@ -87,5 +87,5 @@ def test_the_demo_runs_in_a_clone(clone):
 )
 def test_the_demo_runs_from_nothing(clone):
     run(clone, "make", "env", seconds=INSTALL_SECONDS)
-    output = run(clone, ".venv/bin/python", "scripts/demo.py", "--once", "--rounds", 2, seconds=DEMO_SECONDS)
+    output = run(clone, ".venv/bin/python", "-m", "scripts.demo", "--once", "--rounds", 2, seconds=DEMO_SECONDS)
     check_demo(clone, output)

@@ -30,8 +30,9 @@ from iopfl.core.task import Adaptation, Network, Task  # noqa: E402
 from iopfl.core.weights import snapshot  # noqa: E402
 from iopfl.images.headers import IMAGE_SUFFIXES  # noqa: E402
 from iopfl.labels.selecting import SelectingDatastore  # noqa: E402
-from iopfl.web import router, routes, size_routes  # noqa: E402
+from iopfl.web import routes, size_routes  # noqa: E402
 from iopfl.web.answers import Answers  # noqa: E402
+from iopfl.web.routes import router  # noqa: E402
 
 NETWORK = Network("BasicUNet", {"features": [4, 4, 8, 8, 8, 4], "norm": "batch"})
 ADAPTATION = Adaptation(zooms=(1.0,), max_instances=2, max_views=2)

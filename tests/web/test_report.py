@@ -10,8 +10,8 @@ import pytest
 from iopfl.core.answers import Answer
 from iopfl.core.evaluation import CaseScore, Evaluation
 from iopfl.core.predictor import Predictor
-from iopfl.web.findings import Example, Report, SiteSummary, compare, summarize
-from iopfl.web.report import render_report, write_report
+from scripts.findings import Example, Report, SiteSummary, compare, summarize
+from scripts.report import render_report, write_report
 
 NAMES = ("global", "north", "south")
 

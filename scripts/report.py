@@ -21,7 +21,7 @@ from iopfl.core.answers import Segmentation
 from iopfl.core.colors import label_colors
 from iopfl.core.evaluation import Evaluation
 from iopfl.web import pictures
-from iopfl.web.findings import KINDS, Example, Report, by_site, mean_dice, summarize
+from scripts.findings import KINDS, Example, Report, by_site, mean_dice, summarize
 
 _METRICS = ("dice", "hd95", "assd")
 _COLORS = {
@@ -33,7 +33,8 @@ _COLORS = {
     "routed": "#009E73",
 }
 _NONE = "n/a"
-_STYLE = Path(__file__).parent / "static"
+_HERE = Path(__file__).parent
+_STYLES = (_HERE.parent / "apps" / "iopfl" / "web" / "static" / "style.css", _HERE / "report.css")
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -52,7 +53,7 @@ def write_report(path: Path, report: Report) -> None:
 
 def render_report(report: Report) -> str:
     """A report as HTML."""
-    style = "\n".join((_STYLE / name).read_text(encoding="utf-8") for name in ("style.css", "report.css"))
+    style = "\n".join(path.read_text(encoding="utf-8") for path in _STYLES)
     sections = (
         _section("In short", _paragraphs(summarize(report)), classes="card short"),
         _section("Outside sites: sites the bank never saw", _outside(report)) if report.outside else "",
