@@ -8,15 +8,40 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
 from pathlib import Path
 
 import psutil
+from nvflare.private.fed.app.simulator import simulator_runner
 from nvflare.private.fed.app.simulator.simulator import define_simulator_parser, run_simulator
 
 from fl_bridge.process_tree import end_family
+
+_reserved: list[socket.socket] = []
+"""Bound for as long as the process lives, and never listening."""
+
+
+def reserve_ports(number: int) -> list[int]:
+    """Free ports that the system gives to nobody else from now on.
+
+    FLARE's own function lets go of a port at once, and the client's process listens there seconds later: what another
+    client or program was given meanwhile is not free any more, and the client is lost. With `SO_REUSEADDR`, which
+    `multiprocessing` sets where it listens, both may be bound.
+
+    Args:
+        number: of ports, for which a `multiprocessing` listener is meant.
+    """
+    ports = []
+    for _ in range(number):
+        reservation = socket.socket()
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.bind(("localhost", 0))
+        _reserved.append(reservation)
+        ports.append(reservation.getsockname()[1])
+    return ports
 
 
 def _end_with(parent: int, scratch: Path) -> None:
@@ -35,6 +60,7 @@ def main() -> int:
     arguments = parser.parse_args()
     watch = threading.Thread(target=_end_with, args=(arguments.parent, Path(arguments.job_folder).parent), daemon=True)
     watch.start()
+    simulator_runner.get_open_ports = reserve_ports
     try:
         return run_simulator(arguments)
     finally:

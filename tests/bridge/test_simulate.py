@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from nvflare.private.fed.app.simulator.simulator_runner import SimulatorClientRunner
 
 from fl_bridge.aggregation import aggregate
 from fl_bridge.cli import main
@@ -18,6 +21,7 @@ from fl_bridge.describing import describe_site
 from fl_bridge.job import JobOptions
 from fl_bridge.persistor import FederationState
 from fl_bridge.simulate import run_federation, simulate
+from fl_bridge.simulator_process import reserve_ports
 from fl_bridge.trainer import InProcessTrainer
 from iopfl.base.errors import ConfigError, DatasetError, TrainingError
 from iopfl.base.locks import try_hold
@@ -214,6 +218,21 @@ def test_bad_input_is_one_plain_line_and_status_2(arguments, change, message, ca
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert captured.err.startswith("fl-bridge: ") and message in captured.err
+
+
+def test_the_port_of_a_clients_process_is_its_alone():
+    # FLARE asks by this name, and its client's process listens seconds later.
+    assert "get_open_ports" in SimulatorClientRunner.do_one_task.__code__.co_names
+    (port,) = reserve_ports(1)
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("", port))
+    with (
+        Listener(("localhost", port)) as listener,
+        Client(("localhost", port)) as client,
+        listener.accept() as accepted,
+    ):
+        client.send("a round")
+        assert accepted.recv() == "a round"
 
 
 def test_sites_without_labels_are_counted(data, task, tmp_path):
