@@ -14,7 +14,8 @@ MODULES = sorted([*(REPOSITORY / "apps").rglob("*.py"), *(REPOSITORY / "fl_bridg
 MAX_LINES = 350
 
 CORE_NEEDS = {"torch", "monai", "numpy", "nibabel", "nrrd", "PIL", "safetensors", "scipy", "SimpleITK", "yaml"} | {
-    "cryptography"
+    "cryptography",
+    "pydicom",  # its table of SNOMED's codes
 }
 MONAILABEL_USERS = {"labels", "lib", "pacs", "app", "server", "access", "web", "compat"}
 # Part of iopfl -> the parts it may import, besides itself:

@@ -311,6 +311,15 @@ def test_older_codes_of_snomed_are_those_of_today(slices, series, mask, value, s
     assert read_segmentation(seg, series, {"leber": 2}, codes=old).mask.any()
 
 
+def test_what_lies_in_an_organ_is_not_that_organ(slices, series, mask):
+    seg = build_foreign(slices, frames_of((mask == 1).astype(np.uint8)), ["Target 1"])
+    (segment,) = seg.SegmentSequence
+    segment.SegmentedPropertyTypeCodeSequence = [code_of("52988006", "SCT", "Lesion")]
+    segment.AnatomicRegionSequence = [code_of("10200004", "SCT", "Liver")]
+    with pytest.raises(SegmentationError, match="expected segments labeled 'liver', given 'Target 1'"):
+        read_segmentation(seg, series, {"liver": 1}, codes={"liver": ("10200004", "SCT", "Liver")})
+
+
 def code_of(value: str, scheme: str, meaning: str) -> Dataset:
     code = Dataset()
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning

@@ -65,14 +65,37 @@ def test_names_decide_in_every_layer_order_and_with_every_value(tmp_path, affine
                 assert read.is_as_stored == is_own
 
 
-def test_a_segment_is_known_by_its_terminology_too(tmp_path):
+def terminology(kind: str, region: str = "^^") -> str:
+    """Of a segment, as 3D Slicer writes it."""
+    return f"TerminologyEntry:Segmentation category and type~SCT^85756007^Tissue~{kind}~^^~Anatomic codes~{region}~^^|"
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        terminology("SCT^41216001^Prostate"),
+        terminology("SRT^T-92000^Prostate"),  # of Slicer's versions before 4.11
+        terminology("99SDM^T-92000^Prostate"),
+        terminology("SCT^113343008^Organ", "SCT^41216001^Prostate"),
+        terminology("SRT^T-D0050^Tissue", "SRT^T-92000^Prostate"),
+    ],
+)
+def test_a_segment_is_known_by_its_terminology_too(tmp_path, tag):
     affine, masks = AFFINES["oblique"], drawn()
-    entry = "TerminologyEntry:Segmentation category and type~SCT^85756007^Tissue~SCT^{}^Organ~^^~Anatomic codes~^^~^^|"
     layers = [{"Prostata": (1, masks["core"]), "RIM ": (2, masks["rim"])}]
-    tags = {"Prostata": entry.format("41216001")}
+    tags = {"Prostata": tag}
     path = save_segmentation(tmp_path / "label.seg.nrrd", layers, affine, tags=tags)
     label = read_label(path, TASK, like=image(tmp_path, affine))
     assert torch.equal(label[0].as_tensor(), expected().float())
+
+
+@pytest.mark.parametrize("kind", ["SCT^52988006^Lesion", "SRT^M-01100^Lesion", "SCT^4147007^Mass"])
+def test_what_lies_in_an_organ_is_not_that_organ(tmp_path, kind):
+    layers = [{"Target 1": (1, drawn()["core"])}]
+    tags = {"Target 1": terminology(kind, "SCT^41216001^Prostate")}
+    path = save_segmentation(tmp_path / "label.seg.nrrd", layers, AFFINES["oblique"], tags=tags)
+    with pytest.raises(SeriesError, match="has the labels core, rim, given 'Target 1'"):
+        read_label(path, TASK, like=image(tmp_path, AFFINES["oblique"]))
 
 
 def test_a_region_leaves_its_rest_to_the_label_that_is_not_drawn(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
+from iopfl.images.codes import normalize_code
 from iopfl.core.task import Task
 
 _BACKGROUND = "background"
@@ -20,19 +21,21 @@ Drawn = Sequence[tuple[str, Tensor]]
 """Names of segments, and where each is: (X, Y, Z) bool."""
 
 
-def find_label(name: str, task: Task, code: tuple[str, str] | None = None) -> str | None:
-    """The task's label that a segment is: by its name, else by its code where one label alone has it.
+def find_label(name: str, task: Task, codes: Sequence[tuple[str, str]] = ()) -> str | None:
+    """The task's label that a segment is: by its name, else by a code where one label alone has it.
 
     Args:
         name: case and blanks around it do not matter.
         task: has the labels.
-        code: value and coding scheme of what the segment is.
+        codes: value and coding scheme of what the segment is, and where; the first that is a label's counts.
     """
     if name in task.labels:
         return name
     found = [label for label in task.labels if label.strip().casefold() == name.strip().casefold()]
-    if not found and code:
-        found = [label for label in task.labels if tuple(task.codes.get(label, ()))[:2] == code]
+    for code in codes if not found else ():
+        found = [label for label, own in task.codes.items() if normalize_code(*own[:2]) == normalize_code(*code)]
+        if found:
+            break
     return found[0] if len(found) == 1 else None
 
 
@@ -102,7 +105,7 @@ def name_values(said: Any, values: Iterable[float], task: Task, file: str) -> di
     )
 
 
-def merge(drawn: Drawn, task: Task, file: str, codes: Mapping[str, tuple[str, str]] | None = None) -> Tensor:
+def merge(drawn: Drawn, task: Task, file: str, codes: Mapping[str, Sequence[tuple[str, str]]] | None = None) -> Tensor:
     """Bring segments together to one class a voxel.
 
     A segment may be a region of the task that holds other labels: what these leave of it is the one label of the
@@ -112,7 +115,7 @@ def merge(drawn: Drawn, task: Task, file: str, codes: Mapping[str, tuple[str, st
         drawn: the segments that have voxels, at least one.
         task: has the labels and regions.
         file: for messages.
-        codes: name -> value and coding scheme of what that segment is.
+        codes: name -> value and coding scheme of what that segment is, and where.
 
     Returns:
         (X, Y, Z) uint8 class indices.
@@ -124,7 +127,7 @@ def merge(drawn: Drawn, task: Task, file: str, codes: Mapping[str, tuple[str, st
     regions: dict[str, Tensor] = {}
     unknown = []
     for name, place in drawn:
-        label = find_label(name, task, (codes or {}).get(name))
+        label = find_label(name, task, (codes or {}).get(name, ()))
         region = None if label else _find_region(name, task)
         if label:
             labels[label] = labels[label] | place if label in labels else place

@@ -196,7 +196,7 @@ def _open_segmentation(path: Path, task: Task, like: Tensor) -> LabelFile:
         beside -= sum(int(voxels.sum()) for voxels in drawn.values())
     else:
         drawn = place_segments(path, found, like, affine)
-    codes = {segment.name: segment.code for segment in found.segments if segment.code}
+    codes = {segment.name: segment.codes for segment in found.segments}
     classes = merge(list(drawn.items()), task, path.name, codes) if drawn else torch.zeros(shape, dtype=torch.uint8)
     values = torch.tensor(task.label_values)[classes.long()].numpy()
     is_as_stored = stack is None and found.layers.shape == (1, *shape) and bool((values == found.layers[0]).all())

@@ -9,18 +9,13 @@ from datetime import datetime
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.sr import _snomed_dict
 from pydicom.valuerep import DA, TM
 
 from iopfl.base.errors import SeriesError
+from iopfl.images.codes import is_general, normalize_code
 from iopfl.dicomio.series import Series
 from iopfl.dicomio.showing import show_label, show_uid
 
-KIND_SEQUENCES = ("SegmentedPropertyTypeCodeSequence", "AnatomicRegionSequence")
-"""What a segment is; where that is tissue or organ alone, of what."""
-
-_SNOMED = ("SCT", "SRT", "SNM3", "99SDM", "99SNM3")
-_OLD_CODES: Mapping[str, str] = _snomed_dict.mapping["SRT"]
 _NUMBERED = re.compile(r"((unnamed|segment|segmentation|label|mask|region|roi|object|class|structure)[ _-]*)?\d*")
 
 
@@ -109,15 +104,11 @@ def is_something_else(name: str, labels: Iterable[str]) -> bool:
     return not _NUMBERED.fullmatch(said) and not any(label.strip().casefold() in said for label in labels)
 
 
-def normalize_code(value: str, scheme: str) -> tuple[str, str]:
-    """A code as SNOMED CT has it, where it is one of SNOMED's older ones (PS3.16, 8.1).
-
-    >>> normalize_code("T-92000", "SRT")
-    ('41216001', 'SCT')
-    """
-    if scheme.upper() in _SNOMED:
-        return _OLD_CODES.get(value, value), "SCT"
-    return value, scheme
+def kinds_of(segment: Dataset) -> list[Dataset]:
+    """Items of a segment's code sequences that say what it is: its type's; its region's too, of tissue or organ."""
+    types = list(segment.get("SegmentedPropertyTypeCodeSequence") or [])
+    is_open = all(is_general(str(kind.get("CodeValue")), str(kind.get("CodingSchemeDesignator"))) for kind in types)
+    return types + (list(segment.get("AnatomicRegionSequence") or []) if is_open else [])
 
 
 def find_label(

@@ -19,7 +19,6 @@ from iopfl.dicomio.files import reading
 from iopfl.dicomio.frames import count_frames, find_distance, find_group, find_plane, find_thickness
 from iopfl.dicomio.grids import MAX_VOXELS, place_frames, resample_nearest
 from iopfl.dicomio.labels import (
-    KIND_SEQUENCES,
     Described,
     Drawn,
     Label,
@@ -30,6 +29,7 @@ from iopfl.dicomio.labels import (
     find_label,
     find_time,
     is_something_else,
+    kinds_of,
 )
 from iopfl.dicomio.refusals import LABEL_MAP
 from iopfl.dicomio.series import Series
@@ -113,8 +113,7 @@ def _describe_segments(ds: Dataset, values: Mapping[str, int] | None, codes: Map
         if values is None:
             by_number[number] = Drawn(name or str(number), _own_value(item, number))
         else:
-            kinds = [kind for keyword in KIND_SEQUENCES for kind in item.get(keyword) or []]
-            label = find_label(name, kinds, values, codes)
+            label = find_label(name, kinds_of(item), values, codes)
             value = None if label is None else values[label]
             by_number[number] = Drawn(
                 label or name, value, is_something_else=label is None and is_something_else(name, values)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
+from iopfl.images.codes import is_general
 from iopfl.images.files import find_flips, read_nrrd, read_nrrd_fields
 
 _ALIGNED = 0.1
@@ -36,13 +37,13 @@ class Segment:
         name: of it.
         value: of its voxels, in its layer.
         layer: where it is.
-        code: value and coding scheme of what it is, or None.
+        codes: value and coding scheme of what it is, then of where, as far as it says.
     """
 
     name: str
     value: int
     layer: int
-    code: tuple[str, str] | None
+    codes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,13 +179,13 @@ def _read_slicer(fields: Mapping[str, Any], layers: int) -> Iterator[Segment]:
     for number, about in sorted(described.items()):
         # Files of older versions have a layer for each segment, and say neither.
         value, layer = int(about.get("LabelValue", 1)), int(about.get("Layer", number if layers > 1 else 0))
-        yield Segment(about.get("Name", about.get("ID", "")), value, layer, _find_code(about.get("Tags", "")))
+        yield Segment(about.get("Name", about.get("ID", "")), value, layer, _find_codes(about.get("Tags", "")))
 
 
 def _read_mitk(groups: Any) -> Iterator[Segment]:
     for layer, group in enumerate(groups):
         for label in group["labels"]:
-            yield Segment(str(label["name"]), int(label["value"]), layer, None)
+            yield Segment(str(label["name"]), int(label["value"]), layer)
 
 
 def _read_old_mitk(labels: Sequence[tuple[str, str]]) -> Iterator[Segment]:
@@ -196,12 +197,13 @@ def _read_old_mitk(labels: Sequence[tuple[str, str]]) -> Iterator[Segment]:
         }
         layer = int(field.removeprefix(_OLD_MITK).partition("_")[0])
         if int(about["value"]):  # 0 is what is outside
-            yield Segment(about["name"], int(about["value"]), layer, None)
+            yield Segment(about["name"], int(about["value"]), layer)
 
 
-def _find_code(tags: str) -> tuple[str, str] | None:
-    """Code of a segment's type, the second triplet of a terminology entry: `context~category~type~...`."""
+def _find_codes(tags: str) -> tuple[tuple[str, str], ...]:
+    """Codes of a terminology entry: `context~category~type~modifier~context~region~modifier`, triplets all but two."""
     entry = re.search(r"TerminologyEntry:([^|]*)", tags)
     parts = entry[1].split("~") if entry else []
-    triplet = parts[2].split("^") if len(parts) > 2 else []
-    return (triplet[1], triplet[0]) if len(triplet) == 3 and all(triplet[:2]) else None
+    triplets = [part.split("^") for part in (*parts[2:3], *parts[5:6])]
+    codes = [(triplet[1], triplet[0]) for triplet in triplets if len(triplet) == 3 and all(triplet[:2])]
+    return tuple(codes if codes and is_general(*codes[0]) else codes[:1])

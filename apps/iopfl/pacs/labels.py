@@ -22,7 +22,7 @@ from iopfl.base.errors import PACSAwayError, PACSError, SeriesError
 from iopfl.base.files import write_bytes
 from iopfl.core.task import Task
 from iopfl.dicomio.derived import equipment
-from iopfl.dicomio.labels import KIND_SEQUENCES, find_label
+from iopfl.dicomio.labels import find_label, kinds_of
 from iopfl.dicomio.segmentation import find_time
 from iopfl.dicomio.structures import LABEL as BESIDE
 from iopfl.labels.log import FROM_PACS, GONE
@@ -220,8 +220,7 @@ class PACSLabels:
 def _is_label(item: Dataset, task: Task) -> bool:
     """Whether a segment or region is a label of a task."""
     name = str(item.get("SegmentLabel") or item.get("ROIName") or "")
-    kinds = [kind for keyword in KIND_SEQUENCES for kind in item.get(keyword) or []]
-    return find_label(name, kinds, task.labels, task.codes) is not None
+    return find_label(name, kinds_of(item), task.labels, task.codes) is not None
 
 
 def _may_count_again(why: str | None) -> bool:
