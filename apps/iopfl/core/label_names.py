@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
-from iopfl.images.codes import normalize_code
 from iopfl.core.task import Task
+from iopfl.images.codes import normalize_code
 
 _BACKGROUND = "background"
 _SHOWN = 8

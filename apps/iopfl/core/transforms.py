@@ -29,6 +29,7 @@ from iopfl.images.exif import find_orientation, to_stored, to_upright, turn_labe
 from iopfl.images.files import find_notes, is_picture, read_voxels
 from iopfl.images.headers import ImageHeader, read_header
 from iopfl.images.label_grids import check_same_place, find_most, is_straight, lay_slices, refuse_grid, take_slices
+from iopfl.images.label_tables import check_named, read_label_table
 from iopfl.images.names import find_suffix
 from iopfl.images.places import find_stack, place_in_itk, source_of
 from iopfl.images.segment_files import is_segmentation, place_segments, read_segmentation
@@ -104,7 +105,7 @@ def read_label(path: Path, task: Task, *, like: Tensor) -> MetaTensor:
 
 
 def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> LabelFile:
-    """Read a label and map it to class indices: by the names of its segments, else by the task's values.
+    """Read a label and map it to class indices: by the names in its file, by those beside it, else by its values.
 
     Args:
         path: label file.
@@ -141,8 +142,10 @@ def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> Lab
         refuse_grid(path, shape, label.shape[1:])
     values = _find_values(label.as_tensor())
     classes: MetaTensor = torch.zeros_like(label)
-    if has_names(said) and any(values) and not is_color:
-        names = name_values(said, [value for value in values if value], task, path.name)
+    table = read_label_table(path)
+    if (table or has_names(said)) and any(values) and not is_color:
+        shown = [value for value in values if value]
+        names = check_named(table, shown, path.name) if table else name_values(said, shown, task, path.name)
         drawn = [(names[int(value)], label[0].as_tensor() == value) for value in values if value]
         classes[0] = merge(drawn, task, path.name).to(classes.dtype)
         is_as_stored = bool((torch.tensor(task.label_values)[classes.as_tensor().long()] == label.as_tensor()).all())

@@ -12,9 +12,9 @@ from pydicom import Dataset
 from pydicom.valuerep import DA, TM
 
 from iopfl.base.errors import SeriesError
-from iopfl.images.codes import is_general, normalize_code
 from iopfl.dicomio.series import Series
 from iopfl.dicomio.showing import show_label, show_uid
+from iopfl.images.codes import is_general, normalize_code
 
 _NUMBERED = re.compile(r"((unnamed|segment|segmentation|label|mask|region|roi|object|class|structure)[ _-]*)?\d*")
 
