@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from io import BytesIO
 
 import pytest
 
-from dicomweb.odd_server import FAILED, JSON, OddServer, multipart, odd_server, receipt, to_xml
+from dicomweb.odd_server import FAILED, JSON, OddServer, encode, header, multipart, odd_server, receipt, to_xml
 from dimse.nodes import make_slices
 from iopfl.base.errors import PACSAwayError, PACSError
 from iopfl.dicomio.series import read_series
@@ -257,27 +259,125 @@ def test_counts_that_are_none_or_wrong_leave_the_series(server, client):
         assert names_of(client) in ([2] * 5, [0] * 5)
 
 
-def test_wado_without_headers_or_whole_series_still_gives_the_images(server, client, tmp_path):
+def whole(answer: Callable) -> Callable:
+    """Answers requests for a whole series by what a function makes of its instances, and refuses single ones."""
+
+    def make(ours: list) -> Callable:
+        def before(method, path, query):
+            if path.endswith(f"/series/{ours[0].SeriesInstanceUID}"):
+                return answer(ours)
+            return (404, b"", "") if path.rpartition("/")[0].endswith("/instances") else None
+
+        return before
+
+    return make
+
+
+def one_by_one(answer: Callable) -> Callable:
+    """Answers requests for one instance by what a function makes of it, and refuses whole series."""
+
+    def make(ours: list) -> Callable:
+        by_path = {f"/instances/{ds.SOPInstanceUID}": ds for ds in ours}
+
+        def before(method, path, query):
+            if path.endswith(f"/series/{ours[0].SeriesInstanceUID}"):
+                return 406, b"", ""
+            found = next((ds for end, ds in by_path.items() if path.endswith(end)), None)
+            return answer([found]) if found else None
+
+        return before
+
+    return make
+
+
+def in_zip(datasets) -> tuple[int, bytes, str]:
+    with BytesIO() as buffer:
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("README.txt", "a PACS")
+            for ds in datasets:
+                archive.writestr(f"DICOM/{ds.SOPInstanceUID}", encode(ds))
+        return 200, buffer.getvalue(), "application/zip"
+
+
+def in_parts_without_boundary(datasets) -> tuple[int, bytes, str]:
+    return 200, multipart(datasets)[0], "multipart/related"
+
+
+def alone(datasets) -> tuple[int, bytes, str]:
+    return 200, encode(datasets[0]), "application/dicom; transfer-syntax=1.2.840.10008.1.2.1"
+
+
+def untyped(datasets) -> tuple[int, bytes, str]:
+    return 200, encode(datasets[0]), ""
+
+
+def study_alone(ours: list) -> Callable:
+    return refuse((404, lambda m, p, q: "/series/" in p and not p.endswith(("/instances", "/metadata"))))
+
+
+RETRIEVED = {
+    "no headers": lambda ours: refuse((501, lambda m, p, q: p.endswith("/metadata"))),
+    "one by one": lambda ours: refuse((406, lambda m, p, q: p.endswith(ours[0].SeriesInstanceUID))),
+    "the first alone": lambda ours: (
+        lambda m, p, q: (200, *multipart(ours[:1])) if p.endswith(ours[0].SeriesInstanceUID) else None
+    ),
+    "the first alone, as one part": lambda ours: (
+        lambda m, p, q: alone(ours) if p.endswith(ours[0].SeriesInstanceUID) else None
+    ),
+    "a zip": whole(in_zip),
+    "parts without a boundary": whole(in_parts_without_boundary),
+    "a zip each": one_by_one(in_zip),
+    "one part each": one_by_one(alone),
+    "one each without a type": one_by_one(untyped),
+    "studies alone": study_alone,
+}
+
+
+def ours_of(server, series) -> list:
+    return [ds for ds in server.instances.values() if ds.SeriesInstanceUID == series.uid]
+
+
+@pytest.mark.parametrize("habit", RETRIEVED)
+def test_images_come_in_whichever_form_a_server_gives_them(server, client, tmp_path, habit):
     (series, *_) = client.find_series(MR, limit=1)
-    ours = [ds for ds in server.instances.values() if ds.SeriesInstanceUID == series.uid]
-    refusals = {
-        "no headers": refuse((501, lambda m, p, q: p.endswith("/metadata"))),
-        "one by one": refuse((406, lambda m, p, q: p.endswith(series.uid))),
-        "the first alone": lambda m, p, q: (200, *multipart(ours[:1])) if p.endswith(series.uid) else None,
-        "a zip": lambda m, p, q: (200, b"PK\3\4" + bytes(99), "application/zip") if p.endswith(series.uid) else None,
-    }
-    for number, before in enumerate(refusals.values()):
-        server.before = before
-        assert client.read_first_header(series).SOPClassUID == ours[0].SOPClassUID
-        assert len(client.read_headers(series)) == 2
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        for ds in client.retrieve(series):
-            ds.save_as(folder / f"{ds.InstanceNumber}.dcm", enforce_file_format=True)
-        assert read_series(folder).shape[2] == 2
-    server.before = refuse((406, lambda m, p, q: series.uid in p and not p.endswith("/instances")))
-    with pytest.raises(PACSError, match="refused a series with status 406"):
+    ours = ours_of(server, series)
+    server.before = RETRIEVED[habit](ours)
+    assert client.read_first_header(series).SOPClassUID == ours[0].SOPClassUID
+    assert len(client.read_headers(series)) == 2
+    for ds in client.retrieve(series):
+        ds.save_as(tmp_path / f"{ds.InstanceNumber}.dcm", enforce_file_format=True)
+    assert read_series(tmp_path).shape[2] == 2 and client.cannot == []
+
+
+def as_json(datasets) -> tuple[int, bytes, str]:
+    return 200, json.dumps([header(ds) for ds in datasets]).encode(), "application/json; charset=utf-8"
+
+
+UNABLE = {
+    "JSON": (whole(as_json), "gives the images of a series as application/json; what is read is"),
+    "JSON each": (one_by_one(as_json), "gives the images of a series as application/json; what is read is"),
+    "a page": (whole(lambda _: (200, b"<html>", "text/html")), "gives the images of a series as text/html; what"),
+    "half a zip": (
+        whole(lambda ours: (200, in_zip(ours)[1][:-30], "application/zip")),
+        "a zip archive that is damaged",
+    ),
+    "one of all": (whole(alone), "gives one instance where all of a series are asked for, and refuses the others"),
+    "nothing": (lambda ours: refuse((406, lambda m, p, q: "?" not in p and p.count("/") in (2, 4, 6))), "status 406"),
+}
+
+
+@pytest.mark.parametrize("habit", UNABLE)
+def test_a_server_that_gives_no_images_in_a_form_that_is_read_is_said_to_be_one(server, client, habit):
+    (series, *_) = client.find_series(MR, limit=1)
+    make, said = UNABLE[habit]
+    forms = make(ours_of(server, series))
+    server.before = lambda m, p, q: (404, b"", "") if p.count("/") == 2 else forms(m, p, q)
+    with pytest.raises(PACSError, match=said):
         list(client.retrieve(series))
+    (line,) = client.cannot
+    assert said in line
+    server.before = lambda *_: None
+    assert len(list(client.retrieve(series))) == 2 and client.cannot == []
 
 
 # ---- storing ----

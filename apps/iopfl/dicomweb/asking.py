@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote, urlencode
 
 import requests
 
-from iopfl.base.errors import IOPFLError, PACSAwayError, PACSError
+from iopfl.base.errors import IOPFLError, PACSAwayError, PACSError, StorageError
 from iopfl.dicomweb.answers import Item, read_items
 from iopfl.dicomweb.session import CONNECT_SECONDS, WAIT_SECONDS, DirectSession, ElsewhereError, TooMuchError
 
@@ -20,6 +21,9 @@ _RETRY_SECONDS = 0.2
 _BUSY = (408, 429, 503, 504)
 """Statuses after which the same request may be answered."""
 _NOT_ACCEPTABLE = 406
+SIGN_IN = (401, 403)
+"""Statuses that another form of the same request does not mend."""
+_PIECE = 10**6  # bytes
 _AS_JSON = "application/dicom+json, application/json"
 _AS_ANYTHING = 'application/json, multipart/related; type="application/dicom+xml", application/dicom+xml, */*;q=0.5'
 
@@ -108,11 +112,16 @@ class Asking:
         """Headers of instances (WADO-RS, PS3.18 10.4.1.1.2); raises as `search`."""
         return self._get(what, self._url(1, path))
 
-    def retrieve(self, what: str, path: str, accept: str) -> tuple[bytes, str]:
-        """An answer of WADO-RS as it is, and its media type; raises as `search`."""
-        with self.translating(what):
-            found = self._request(what, "GET", self._url(1, path), headers={"Accept": accept})
-            return found.content, found.headers.get("Content-Type", "")
+    @contextlib.contextmanager
+    def retrieve(self, what: str, path: str, accept: str) -> Iterator[tuple[IO[bytes], str]]:
+        """An answer of WADO-RS as it is, in a file for the while, and its media type; raises as `search`."""
+        with self.translating(what), tempfile.TemporaryFile() as file:
+            with self._request(what, "GET", self._url(1, path), headers={"Accept": accept}, stream=True) as found:
+                for piece in found.iter_content(_PIECE):
+                    with _writing():
+                        file.write(piece)
+            file.seek(0)
+            yield file, found.headers.get("Content-Type", "")
 
     def post(self, what: str, path: str, body: bytes, kind: str) -> Answer:
         """Store (STOW-RS, PS3.18 10.5).
@@ -171,7 +180,7 @@ class Asking:
     def refused(self, what: str, answer: requests.Response | None) -> RefusedError:
         """What to raise of one that does not want."""
         status = answer.status_code if answer is not None else 0
-        hint = "check the user, password or token" if status in (401, 403) else "see its log"
+        hint = "check the user, password or token" if status in SIGN_IN else "see its log"
         items: list[Item] = []
         with contextlib.suppress(Exception):  # parsers have no common base
             items = read_items(answer.content) if answer is not None else []
@@ -210,3 +219,15 @@ class Asking:
     def _no_dicom(self, what: str, error: Exception) -> str:
         where, reason = self.endpoint.name, type(error).__name__
         return f"{where} answered {what} with something else than DICOM ({reason}): is that DICOMweb?"
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """What goes wrong with our own disk is no fault of the server."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"the temporary folder, {tempfile.gettempdir()}, has no room for an answer of the PACS: "
+            f"{error.strerror or type(error).__name__}; make room"
+        ) from error

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import requests
 from dicomweb_client import DICOMwebClient
 from pydicom import Dataset
 from retrying import RetryError
@@ -15,7 +16,15 @@ from retrying import RetryError
 from iopfl.dicomweb import storing
 from iopfl.dicomweb.answers import Item, first_value
 from iopfl.dicomweb.asking import Asking, Endpoint, RefusedError, UnansweredError
-from iopfl.dicomweb.retrieving import SERIES_INSTANCE, SOP_CLASS, SOP_INSTANCE, iterate, list_instances, path_of
+from iopfl.dicomweb.retrieving import (
+    SERIES_INSTANCE,
+    SOP_CLASS,
+    SOP_INSTANCE,
+    UnableError,
+    iterate,
+    list_instances,
+    path_of,
+)
 from iopfl.dicomweb.searching import UID, FoundSeries, SeriesSearch
 from iopfl.dicomweb.session import CONNECT_SECONDS, DirectSession
 
@@ -25,6 +34,9 @@ __all__ = ["UID", "DICOMweb", "Endpoint", "FoundSeries", "UnansweredError"]
 for _name in ("dicomweb_client", "retrying"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
+_RETRIEVING = "a series"
+_NEVER = (405, 406, 415, 501)
+"""Statuses of what a server has not, whatever the series."""
 _RETRY_MILLISECONDS = 200
 _CHUNK = 10**6  # bytes of an answer that is read piece by piece
 
@@ -36,11 +48,12 @@ class DICOMweb:
         self.endpoint = endpoint
         self._local = threading.local()
         self._search = SeriesSearch(endpoint.name)
+        self._unable: dict[str, str] = {}
 
     @property
     def cannot(self) -> list[str]:
         """What the server was found not to do, as lines for its administrator."""
-        return list(self._search.cannot.values())
+        return [*self._search.cannot.values(), *self._unable.values()]
 
     def find_series(self, filters: Mapping[str, Any], *, limit: int) -> list[FoundSeries]:
         """Search for series, in whichever way the server has.
@@ -107,8 +120,18 @@ class DICOMweb:
 
     def retrieve(self, series: FoundSeries) -> Iterator[Dataset]:
         """A series' instances as they are stored, one at a time in memory."""
-        with self._asking("a series") as client:
-            yield from iterate(self._mine(), client, series)
+        with self._asking(_RETRIEVING) as client:
+            try:
+                yield from iterate(self._mine(), client, series)
+            except UnableError as error:
+                self._unable[_RETRIEVING] = error.line
+                raise
+            except (RefusedError, requests.HTTPError) as error:
+                status = error.status if isinstance(error, RefusedError) else getattr(error.response, "status_code", 0)
+                if status in _NEVER:
+                    self._unable[_RETRIEVING] = f"refuses to give images as DICOM (WADO-RS), with status {status}"
+                raise
+            self._unable.pop(_RETRIEVING, None)
 
     def store(self, ds: Dataset, *, again: bool = False) -> str:
         """Store an instance (STOW-RS, PS3.18, 10.5); the same one again is no fault.

@@ -16,7 +16,7 @@ from typing import Any
 
 from iopfl.base.errors import PACSError
 from iopfl.dicomweb.answers import Item, first_value
-from iopfl.dicomweb.asking import Asking, RefusedError
+from iopfl.dicomweb.asking import SIGN_IN, Asking, RefusedError
 from iopfl.dicomweb.matching import find_mismatch
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ _COUNT, _STUDY_COUNTS = "00201209", ("00201206", "00201208")
 _FIELDS = {"includefield": "NumberOfSeriesRelatedInstances"}
 _WHAT = "a search for series"
 _OF_A_STUDY = "series of a study"
-_NOT_FOUND, _SIGN_IN, _FAILED = 404, (401, 403), (500, 502)
+_NOT_FOUND, _FAILED = 404, (500, 502)
 _MOST_KEPT = 50_000  # studies
 _KEPT_SECONDS = 10.0
 """How long the series of a study are not asked for again whose numbers of series and instances are not said."""
@@ -103,7 +103,7 @@ class SeriesSearch:
             try:
                 items = self._search(asking, "/series", filters, limit)
             except RefusedError as error:
-                if error.status in _SIGN_IN:
+                if error.status in SIGN_IN:
                     raise
                 refusal = error
             else:
@@ -192,7 +192,7 @@ class SeriesSearch:
         try:
             page = self._ask(asking, path, filters)
         except RefusedError as error:
-            if error.status in _SIGN_IN:
+            if error.status in SIGN_IN:
                 raise
             if error.status == _NOT_FOUND and self._is_answered(asking, path, kind):
                 return []

@@ -10,7 +10,7 @@ from pydicom import Dataset, dcmwrite
 
 from iopfl.base.errors import PACSAwayError, PACSError
 from iopfl.dicomweb.answers import Item, find_items, first_value
-from iopfl.dicomweb.asking import Asking, RefusedError
+from iopfl.dicomweb.asking import SIGN_IN, Asking, RefusedError
 from iopfl.dicomweb.retrieving import SOP_INSTANCE
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def store(asking: Asking, ds: Dataset, *, again: bool) -> str:
     try:
         answer = asking.post(_WHAT, "/studies", *_to_body(ds))
     except RefusedError as error:
-        if error.status in (401, 403):
+        if error.status in SIGN_IN:
             raise
         if any(_code(item, _REASON) == _DUPLICATE for item in _items_of(error.items, _FAILED)) or find(asking, ds):
             return uid  # it was there
