@@ -75,8 +75,9 @@ def call(app, messages, path="/iopfl/answer", method="POST", **scope):
         other.submit(asyncio.run, run()).result()
 
 
+@pytest.mark.parametrize("root", ["", "/label"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_who_closes_the_connection_waits_no_more(method):
+def test_who_closes_the_connection_waits_no_more(method, root):
     seen = []
 
     async def app(scope, receive, send):
@@ -89,7 +90,8 @@ def test_who_closes_the_connection_waits_no_more(method):
         seen.append("stopped")
 
     body = [{"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.request", "body": b"b"}]
-    call(Leaving(app), [*(body if method == "POST" else body[1:]), {"type": "http.disconnect"}], method=method)
+    coming = [*(body if method == "POST" else body[1:]), {"type": "http.disconnect"}]
+    call(Leaving(app), coming, path=f"{root}/iopfl/answer", method=method, root_path=root)
     assert seen == ([b"a", b"b", "stopped"] if method == "POST" else ["stopped"])
 
 

@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from iopfl.access.identity import Access
-from iopfl.access.limits import find_path
+from iopfl.base.names import find_path
 
 logger = logging.getLogger(__name__)
 

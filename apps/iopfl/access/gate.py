@@ -24,10 +24,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from iopfl.access.auditing import Auditing
 from iopfl.access.identity import Access, Caller
-from iopfl.access.limits import Limits, find_path
+from iopfl.access.limits import Limits
 from iopfl.access.roles import FEDERATION_ROLE, OUTSIDE_ROLE
 from iopfl.access.signin import router as signin
 from iopfl.base.errors import AccessError
+from iopfl.base.names import find_path
 
 logger = logging.getLogger(__name__)
 

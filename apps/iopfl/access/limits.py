@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from iopfl.access.settings import PROXIES_VARIABLE, AccessSettings
+from iopfl.base.names import find_path
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +121,3 @@ async def _discard(receive: Receive) -> None:
     with anyio.move_on_after(_LINGER_SECONDS):
         while (await receive()).get("more_body"):
             pass
-
-
-def find_path(scope: Scope) -> str:
-    """A request's path as routes know it: without the prefix that a reverse proxy was told to use."""
-    path, root = scope["path"], scope.get("root_path", "")
-    return path[len(root) :] if root and path.startswith(f"{root}/") else path

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from iopfl.base.errors import ConfigError
 
@@ -61,3 +63,13 @@ def check_name(value: object, what: str) -> str:
     if not is_name(value):
         raise ConfigError(f"expected {what} of letters, digits, _ and -, {LONGEST} at most: correct it")
     return str(value)
+
+
+def find_path(scope: Mapping[str, Any]) -> str:
+    """A request's path as routes know it: without the prefix that a reverse proxy was told to use.
+
+    Args:
+        scope: of ASGI, whose `path` begins with its `root_path`.
+    """
+    path, root = scope["path"], scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path

@@ -18,6 +18,7 @@ from pathlib import Path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from iopfl.base.names import find_path
 from iopfl.compat._patching import once
 
 _WORDS = ("application/json", "text/plain", "text/html")
@@ -38,7 +39,7 @@ class HidesPlaces:
         self._places = re.compile(rb"(?<![\w.-])(?:" + any_of_them + rb")(/|(?![\w.-]))")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] == "HEAD" or scope["path"].startswith(_OF_OTHERS):
+        if scope["type"] != "http" or scope["method"] == "HEAD" or find_path(scope).startswith(_OF_OTHERS):
             await self._app(scope, receive, send)
             return
         start: Message | None = None

@@ -12,6 +12,7 @@ from monailabel.endpoints.user.auth import User
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from iopfl.access.roles import for_user
+from iopfl.base.names import find_path
 from iopfl.base.running import Answering, asked_by, has_left, running
 
 router = APIRouter(prefix="/iopfl/work", tags=["iopfl"])
@@ -46,7 +47,7 @@ class Leaving:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(_COMPUTING):
+        if scope["type"] != "http" or not find_path(scope).startswith(_COMPUTING):
             await self._app(scope, receive, send)
             return
         left, is_read = threading.Event(), asyncio.Event()
