@@ -9,12 +9,14 @@ import re
 import shutil
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
 from iopfl.base.errors import BankError, BankMismatchError, BankTrustError, ConfigError, WeightsError
+from iopfl.base.locks import hold_folder
 from iopfl.core.bank.bank import ModelBank, Role, save_bank
 from iopfl.core.bank.exchange import diff_banks, export_bank, import_bank, rollback_bank
 from iopfl.core.bank.manifest import list_versions, prune_bank, read_manifest, serve_manifest
@@ -278,6 +280,27 @@ def test_pruning_keeps_the_newest_and_the_served_with_their_entries(folder, keys
         ModelBank.open(folder, version=version)
     assert len(list(folder.glob("*.safetensors"))) == 4
     assert prune_bank(folder, keep=5) == []
+
+
+@pytest.mark.parametrize("change", ["save", "import", "prune", "roll back"])
+def test_who_changes_a_bank_waits_for_who_does(change, folder, keys, tmp_path):
+    """Else a version that arrives just then loses its entries, which no manifest names yet, and is served."""
+    add_version(folder, keys, change=0.5)
+    add_version(folder, keys, change=1.0)
+    export_bank(folder, tmp_path / "b.iopfl")
+    begin = {
+        "save": lambda: add_version(folder, keys, change=1.5),
+        "import": lambda: import_bank(tmp_path / "b.iopfl", folder, keys=keys),
+        "prune": lambda: prune_bank(folder, keep=1),
+        "roll back": lambda: rollback_bank(folder, 2),
+    }[change]
+    with ThreadPoolExecutor(1) as pool:
+        with hold_folder(folder):
+            waiting = pool.submit(begin)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.5)
+            assert (read_manifest(folder).version, list_versions(folder)) == (3, [1, 2, 3])
+        waiting.result(30)
 
 
 def test_an_exported_bank_is_imported_whole(folder, keys, tmp_path):

@@ -24,6 +24,7 @@ from torch import nn
 
 from iopfl.base.errors import BankError, BankMismatchError, WeightsError
 from iopfl.base.files import write_bytes
+from iopfl.base.locks import hold_folder
 from iopfl.core.bank.manifest import (
     BankEntry,
     Manifest,
@@ -166,11 +167,23 @@ def save_bank(folder: Path, models: Sequence[Model], *, task: Task, federation: 
     reference = build_network(task).state_dict()
     for model in models:
         check_weights(model.weights, reference, what=f"model of {model.site or 'the federation'}")
-    entries = []
-    written: list[Path] = []
-    version = max(list_versions(folder), default=0) + 1
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with hold_folder(folder):
+            manifest = _write_version(folder, models, task, federation, keys)
+    except OSError as error:
+        raise BankError(
+            f"bank {folder.name} could not be written ({error.strerror}); the version before is as it was; "
+            "free some space or choose another folder"
+        ) from error
+    return ModelBank(folder, manifest, [model.weights for model in models])
+
+
+def _write_version(folder: Path, models: Sequence[Model], task: Task, federation: str, keys: Keyring) -> Manifest:
+    """Write entries and manifest of a version and serve it, or leave nothing of it; the folder's lock is held."""
+    entries, version = [], max(list_versions(folder), default=0) + 1
+    written: list[Path] = [version_file(folder, version)]
+    try:
         for model in models:
             content = serialize(model.weights)
             sha256 = hashlib.sha256(content).hexdigest()
@@ -190,14 +203,11 @@ def save_bank(folder: Path, models: Sequence[Model], *, task: Task, federation: 
         )
         manifest = dataclasses.replace(draft, signature=keys.sign(draft.signed_content()))
         serve_manifest(folder, manifest)
-    except OSError as error:
-        for path in (*written, version_file(folder, version)):
+    except OSError:
+        for path in written:
             path.unlink(missing_ok=True)
-        raise BankError(
-            f"bank {folder.name} could not be written ({error.strerror}); the version before is as it was; "
-            "free some space or choose another folder"
-        ) from error
-    return ModelBank(folder, manifest, [model.weights for model in models])
+        raise
+    return manifest
 
 
 def _read_entry(folder: Path, entry: BankEntry, what: str) -> Weights:

@@ -39,8 +39,10 @@ def rollback_bank(folder: Path, version: int) -> ModelBank:
     Raises:
         BankError: no such version, or it is damaged.
     """
-    bank = ModelBank.open(folder, version=version)
-    write_bytes(folder / MANIFEST, bank.manifest.to_json())
+    read_manifest(folder, version=version)
+    with hold_folder(folder):  # else it could be pruned once it was verified
+        bank = ModelBank.open(folder, version=version)
+        write_bytes(folder / MANIFEST, bank.manifest.to_json())
     return bank
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from iopfl.base.errors import BankError, ConfigError
 from iopfl.base.files import write_bytes
+from iopfl.base.locks import hold_folder
 from iopfl.core.task import Task
 
 if TYPE_CHECKING:
@@ -195,15 +196,17 @@ def prune_bank(folder: Path, *, keep: int) -> list[int]:
     Returns:
         The versions deleted.
     """
-    served = read_manifest(folder).version
-    versions = list_versions(folder)
-    doomed = [version for version in versions[: max(0, len(versions) - keep)] if version != served]
-    for version in doomed:
-        version_file(folder, version).unlink()
-    kept = {e.file for v in list_versions(folder) for e in read_manifest(folder, version=v).entries}
-    for path in folder.glob("*.safetensors"):
-        if path.name not in kept:
-            path.unlink()
+    read_manifest(folder)
+    with hold_folder(folder):  # else the entries of a version that arrives just now, which is not named yet, would go
+        served = read_manifest(folder).version
+        versions = list_versions(folder)
+        doomed = [version for version in versions[: max(0, len(versions) - keep)] if version != served]
+        for version in doomed:
+            version_file(folder, version).unlink()
+        kept = {e.file for v in list_versions(folder) for e in read_manifest(folder, version=v).entries}
+        for path in folder.glob("*.safetensors"):
+            if path.name not in kept:
+                path.unlink()
     return doomed
 
 
