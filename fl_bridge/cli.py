@@ -15,6 +15,7 @@ from types import FrameType
 
 from fl_bridge.cli_production import add_commands
 from iopfl.base.errors import IOPFLError
+from iopfl.base.files import keep_others_out
 
 _INTERRUPTED = 130
 _SIMULATE_EXAMPLE = """example:
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 2 on bad input, 130 when interrupted."""
     arguments = _build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    keep_others_out()
     logging.getLogger("monai").setLevel(logging.ERROR)  # else it tells of every optional package that is absent
     try:
         with _interruptible():

@@ -27,7 +27,7 @@ from iopfl.access.settings import AccessSettings, check_certificate, choose_mode
 from iopfl.access.state import check_state
 from iopfl.base.allocation import keep_blocks
 from iopfl.base.errors import ConfigError, IOPFLError
-from iopfl.base.files import drop_temporary, keep_temporary_apart
+from iopfl.base.files import drop_temporary, keep_others_out, keep_temporary_apart
 from iopfl.base.private_files import make_private, read_secret
 from iopfl.compat.logs_page import LOG_FILE_VARIABLE
 from iopfl.lib.settings import AppSettings, check_device
@@ -51,6 +51,7 @@ def build_app(access: AccessSettings | None = None) -> FastAPI:
     from monailabel.config import settings
 
     access = access or AccessSettings.from_environment(DEFAULT_STATE)
+    keep_others_out()
     check_state(access.state)
     keep_temporary_apart()
     settings.MONAI_LABEL_AUTH_ENABLE = access.mode != "off"
@@ -102,6 +103,7 @@ def serve(settings: ServerSettings, *, check: Callable[[], None] = lambda: None)
     listener = _listen(settings.host, settings.port)
     check()
     port = listener.getsockname()[1]
+    keep_others_out()
     _configure_monailabel(settings, port)
     logging.config.dictConfig(_log_config(settings))  # before the app is made, which says what it finds damaged
 

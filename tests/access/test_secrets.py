@@ -46,7 +46,7 @@ def _look(event: str, _: object) -> None:
     if _watched and (event == "open" or event.startswith(("os.", "shutil."))):
         folder = _watched.pop()
         for path in [folder, *folder.rglob("*")]:
-            if path.lstat().st_mode & 0o077 and path.suffix != ".lock":
+            if path.lstat().st_mode & 0o077:
                 _loose.add(f"{path.relative_to(folder)} {stat.S_IMODE(path.lstat().st_mode):o} before {event}")
         _watched.append(folder)
 

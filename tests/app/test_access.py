@@ -342,6 +342,14 @@ def test_the_record_is_whole_and_holds_no_names_of_files(guarded, tokens, home):
     assert all(entry.who or "signin" in entry.what or entry.what == "POST /auth/token" for entry in log.entries())
 
 
+def test_nothing_in_the_state_folder_is_for_other_accounts(guarded, home):
+    """Logs and locks were 0644, as the folders' modes were all that kept others out."""
+    tops = [path for path in (home / "state").iterdir() if path.name not in ("terminal.log", "tmp")]  # this test's own
+    found = [path for top in tops for path in (top, *top.rglob("*"))]
+    assert "app.log" in {path.name for path in found}
+    assert not [path for path in found if path.lstat().st_mode & 0o027]
+
+
 def test_who_is_too_long_winded_is_told_and_others_are_served(guarded, tokens):
     files = {"file": ("big.png", bytes(9 * 2**20))}
     refused = ask(guarded, tokens["annotator"], "PUT", "/datastore/image", files=files)

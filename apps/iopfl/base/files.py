@@ -24,6 +24,11 @@ MODE = 0o640
 """Of what we write, less what the umask takes away: images and labels are for the account and its group."""
 
 
+def keep_others_out() -> None:
+    """Have whatever this process makes, also others' code in it and its children, be for the account and its group."""
+    os.umask(os.umask(0o077) | 0o027)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all: a temporary name in the same folder, then a rename."""
     with replacing(path) as temporary:

@@ -119,6 +119,7 @@ def _add_state(parser: argparse.ArgumentParser) -> None:
 
 def _listen(arguments: Any) -> None:
     from iopfl.access.state import check_state
+    from iopfl.base.files import keep_others_out
     from iopfl.dimse.listening import Listener, ListenSettings
     from iopfl.dimse.rules import read_rules
     from iopfl.dimse.scp import SCPSettings
@@ -161,6 +162,7 @@ def _listen(arguments: Any) -> None:
     logging.getLogger("iopfl").setLevel(logging.INFO)
     warnings.filterwarnings("ignore")  # pydicom's quote values, which are patients'
     gc.freeze()  # pynetdicom collects garbage every few seconds; what torch brought need not be looked through
+    keep_others_out()
     check_state(arguments.state)
     stop = threading.Event()
     with Listener(settings, rules, build_answer(models), build_record(arguments.state)) as listener:
