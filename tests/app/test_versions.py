@@ -505,6 +505,36 @@ def test_two_people_whose_viewer_has_no_name_are_told_apart(studies, tmp_path, m
     assert origins == {"ann": "ann", "bob": "bob"}
 
 
+def test_nobody_can_have_the_origins_of_others_labels_forgotten(monkeypatch):
+    """With a new client's name in each of a thousand requests somebody had all others' go."""
+    from iopfl.lib import annotators
+
+    def note(person: str, client: str, image: str) -> None:
+        token = annotators._annotator.set(person)
+        answers.note({"client_id": client, "image": image}, {"model": f"{client} {image}"})
+        annotators._annotator.reset(token)
+
+    def find(person: str, client: str, image: str) -> str | None:
+        token = annotators._annotator.set(person)
+        try:
+            return answers.find(image, {"client_id": client}).get("model")
+        finally:
+            annotators._annotator.reset(token)
+
+    monkeypatch.setattr(annotators, "_KEPT", 20)
+    answers = annotators.RecentAnswers()
+    for image in ("first", "second"):
+        note("ann", "slicer", image)
+    for number in range(100):
+        note("eve", f"client-{number}", "first")
+        note("eve", "slicer", f"image-{number}")
+    assert [find("ann", "slicer", image) for image in ("first", "second")] == ["slicer first", "slicer second"]
+    assert (find("eve", "client-99", "first"), find("eve", "client-9", "first")) == ("client-99 first", None)
+    for number in range(100):
+        note(f"person-{number}", "slicer", "first")
+    assert sum(map(len, answers._answers.values())) == 20 and find("person-99", "slicer", "first")
+
+
 @pytest.mark.parametrize("info", [7, [], "x", {"label_info": 7}, {"label_info": [7, {"name": {}, "idx": []}]}])
 def test_whatever_a_client_says_with_a_label_does_no_harm(studies, tmp_path, info):
     store = open_store(studies)

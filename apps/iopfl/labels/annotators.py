@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from monailabel.endpoints.user.auth import User
 
 _KEPT = 1000
+"""Answers that are remembered; of more, whoever has most of them loses the oldest."""
 _LONGEST = 64
 _ORIGIN = ("task", "model", "bank")
 _NOTED = (*_ORIGIN, "quality")
@@ -64,16 +65,21 @@ class RecentAnswers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._answers: OrderedDict[tuple[str, str, str], dict[str, Any]] = OrderedDict()
+        self._answers: dict[str, OrderedDict[tuple[str, str], dict[str, Any]]] = {}  # by annotator
 
     def note(self, request: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         """Remember what a request for an image was answered with, by the answer's `params`."""
-        asked = (find_annotator(request), _client(request), str(request.get("image") or ""))
+        annotator, asked = find_annotator(request), (_client(request), str(request.get("image") or ""))
         with self._lock:
-            self._answers[asked] = {key: params[key] for key in _NOTED if key in params}
-            self._answers.move_to_end(asked)
-            while len(self._answers) > _KEPT:
-                self._answers.popitem(last=False)
+            own = self._answers.pop(annotator, OrderedDict())
+            self._answers[annotator] = own  # at the end: of those who have as many, who came first loses first
+            own[asked] = {key: params[key] for key in _NOTED if key in params}
+            own.move_to_end(asked)
+            if sum(map(len, self._answers.values())) > _KEPT:
+                most = max(self._answers, key=lambda name: len(self._answers[name]))
+                self._answers[most].popitem(last=False)
+                if not self._answers[most]:
+                    del self._answers[most]
 
     def find(self, image: str, info: Mapping[str, Any]) -> dict[str, Any]:
         """What a label started from: what its client says, or else the last answer that it got for the image.
@@ -89,7 +95,8 @@ class RecentAnswers:
         if isinstance(said, Mapping):
             return {key: _printable(said[key]) for key in _ORIGIN if isinstance(said.get(key), str)}
         with self._lock:
-            return dict(self._answers.get((find_annotator(info), _client(info), image), {}))
+            own = self._answers.get(find_annotator(info))
+            return dict(own.get((_client(info), image), {})) if own else {}
 
 
 def _telling_user(find: Callable) -> Callable:
