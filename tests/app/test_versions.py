@@ -507,7 +507,7 @@ def test_two_people_whose_viewer_has_no_name_are_told_apart(studies, tmp_path, m
 
 def test_nobody_can_have_the_origins_of_others_labels_forgotten(monkeypatch):
     """With a new client's name in each of a thousand requests somebody had all others' go."""
-    from iopfl.lib import annotators
+    from iopfl.labels import annotators
 
     def note(person: str, client: str, image: str) -> None:
         token = annotators._annotator.set(person)

@@ -16,6 +16,7 @@ from iopfl.core.disagreement import find_disagreement, find_regions
 from iopfl.core.inference import predict_slabs
 from iopfl.core.predictor import Predictor
 from iopfl.core.sites import find_cases
+from iopfl.core.work import Work
 from iopfl.core.writers import write_disagreement
 
 from .tiny import BALL, DISK, STACK, make_bank
@@ -79,7 +80,7 @@ def test_what_one_expert_alone_finds_shows_where_it_lies_in_itk(tmp_path, monkey
 
 
 def predict_with(networks):
-    return lambda self, volume, series, work: [predict_slabs(network, volume, self.task) for network in networks]
+    return lambda self, volume, series, work, pace: [predict_slabs(network, volume, self.task) for network in networks]
 
 
 @pytest.mark.parametrize("task", [STACK, BALL], ids=["2.5D", "3D"])
@@ -97,6 +98,24 @@ def test_each_voter_answers_for_itself_with_the_statistics_it_voted_with(task, t
     assert torch.equal(first.mask, again.mask)  # nothing of it stays in the network
     assert again.disagreement is None
     assert told[-1][0] == told[-1][1]
+
+
+def test_a_map_that_is_asked_for_later_keeps_to_the_time_that_answers_have(tmp_path):
+    """The page asks for it once the answer is there, whose plan knew of no map: all voters saw the whole series."""
+    nib.save(
+        nib.Nifti1Image(np.random.default_rng(0).normal(size=(32, 32, 7)).astype(np.float32), np.eye(4)),
+        tmp_path / "i.nii",
+    )
+    passes: dict[float | None, int] = {}
+    told: list[tuple[int, int]] = []
+    for budget in (None, 3600.0, 1e-6):
+        predictor = Predictor(make_bank(tmp_path / f"bank-{budget}", STACK))
+        image = predictor.segment(tmp_path / "i.nii", "routed").image
+        predictor._budget = budget
+        predictor.find_disagreement(image, work=Work(lambda *n: told.append(n)))
+        assert told[-1][0] == told[-1][1]
+        passes[budget] = told[-1][1]
+    assert passes == {None: 3 * 7, 3600.0: 3 * 7, 1e-6: 2 * 7}
 
 
 def test_where_the_vote_saw_the_whole_image_no_pass_is_needed(tmp_path, disk_site, monkeypatch):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -215,15 +215,19 @@ class RoutingAdapter:
             self.reset()
 
     @torch.no_grad()
-    def predict_voters(self, volume: Tensor, series: AdaptedSeries, work: Work | None = None) -> Iterator[_Slabs]:
+    def predict_voters(
+        self, volume: Tensor, series: AdaptedSeries, work: Work | None = None, pace: float | None = None
+    ) -> Iterator[_Slabs]:
         """What each expert that voted says of the whole series by itself, with the statistics that it voted with.
 
-        Where all of it was seen for the vote, no pass is needed; otherwise it is one view of each.
+        Where all of it was seen for the vote, no pass is needed; otherwise it is one view of each, of as many as the
+        budget has time for, two at least: a map may be asked for that the series' plan did not know of.
 
         Args:
             volume: the prepared image (C, X, Y, Z) that was adapted to.
             series: what adaptation gave for it.
             work: is told of each pass.
+            pace: as in adaptation.
 
         Returns:
             For one expert after the other, slabs as `inference.predict_slabs` gives them; the one before must be done.
@@ -232,7 +236,11 @@ class RoutingAdapter:
         if series.votes is not None:
             yield from ([from_instances(answer.float(), self.task)] for answer in series.votes)
             return
-        work.expect(series.count_map_passes(count_windows(volume, self.task)))
+        windows = count_windows(volume, self.task)
+        if pace is not None and self._budget is not None:
+            most = max(2, int(self._budget / (windows * pace)))
+            series = replace(series, voters=min(series.voters, most))
+        work.expect(series.count_map_passes(windows), pace)
         instances = sample_instances(volume, self.task, self.settings.max_instances).to(self.device)
         for expert in range(series.voters):
             try:

@@ -299,10 +299,9 @@ class Predictor:
         volume, padding = self._prepare.prepare(image) if prepared is None else prepared
         work.reserve(0)
         series = self._adapt(volume, padding, work, with_mask=False, with_map=True)
-        if passes := series.count_map_passes(count_windows(volume, self.task)):
-            work.expect(passes, self._find_pace("routed", self._route(), volume))
-        adapter = RoutingAdapter(self._route(), self.task, device=self.device)
-        answers = adapter.predict_voters(volume, series, work)
+        pace = self._find_pace("routed", self._route(), volume) if series.votes is None else None
+        adapter = RoutingAdapter(self._route(), self.task, device=self.device, budget=self._budget)
+        answers = adapter.predict_voters(volume, series, work, pace)
         return find_disagreement([self._prepare.mask(slabs, like=image) for slabs in answers])
 
     @torch.no_grad()
