@@ -73,7 +73,7 @@ def test_what_a_pacs_cannot_do_is_a_line_of_its_status(odd, open_store, caplog, 
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("status", [202, 405])
+@pytest.mark.parametrize("status", [202, 409])
 def test_a_label_that_a_pacs_refuses_is_set_aside_and_offered_again_by_an_administrator(
     odd, open_store, tmp_path, caplog, status
 ):
@@ -93,6 +93,29 @@ def test_a_label_that_a_pacs_refuses_is_set_aside_and_offered_again_by_an_admini
     odd.stow = odd.keep
     again.outbox.offer_again(SERIES[0], 1)
     assert again.outbox.waiting() == [] and again.outbox.failure(SERIES[0], 1) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "line"),
+    [
+        (405, 0x0110, "takes nothing by STOW-RS: it answers with status 405"),
+        (200, 0x0122, "takes no Segmentation Storage (failure reason 290, its SOP class is not taken)"),
+        (409, 0xC000, None),
+    ],
+)
+def test_what_a_pacs_will_never_take_is_set_aside_at_once_and_said(odd, open_store, tmp_path, status, reason, line):
+    odd.stow = lambda ds: (status, json.dumps(receipt(ds, tag=FAILED, reason=reason)).encode(), JSON)
+    store = open_store(odd.url)
+    assert not submit(store, tmp_path).is_stored
+    assert is_aside(store) and odd.count("POST") == 1
+    assert store.status()["pacs"]["cannot"] == ([line] if line else [])
+    failure = store.outbox.failure(SERIES[0], 1)
+    assert (line or "failure reason 49152, it is not understood") in failure.reason
+    again = open_store(odd.url)
+    assert again.outbox.failure(SERIES[0], 1).is_set_aside, "after a restart too"
+    odd.stow = odd.keep
+    store.outbox.offer_again(SERIES[0], 1)
+    assert store.outbox.waiting() == [] and store.status()["pacs"]["cannot"] == []
 
 
 @pytest.mark.usefixtures("impatient")

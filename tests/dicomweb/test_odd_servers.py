@@ -12,7 +12,7 @@ import pytest
 
 from dicomweb.odd_server import FAILED, JSON, OddServer, encode, header, multipart, odd_server, receipt, to_xml
 from dimse.nodes import make_slices
-from iopfl.base.errors import PACSAwayError, PACSError
+from iopfl.base.errors import NotTakenError, PACSAwayError, PACSError
 from iopfl.dicomio.series import read_series
 from iopfl.dicomweb.client import DICOMweb, Endpoint, UnansweredError
 from iopfl.dimse.outbox import send
@@ -457,6 +457,37 @@ def test_what_it_has_not_is_offered_again_after_it_was_searched_for(server, clie
     assert server.count("POST") == 2
     server.add([ds])
     assert client.store(ds, again=True) == ds.SOPInstanceUID and server.count("POST") == 2
+
+
+NEVER_STORED = {
+    "no service": (says(405, keeps=False), "takes nothing by STOW-RS: it answers with status 405"),
+    "not built": (says(501, keeps=False), "takes nothing by STOW-RS: it answers with status 501"),
+    "no such class": (
+        answers(200, tag=FAILED, reason=0x0122, keeps=False),
+        "takes no MR Image Storage (failure reason 290, its SOP class is not taken)",
+    ),
+    "no such class, 409": (answers(409, tag=FAILED, reason=0x0122, keeps=False), "takes no MR Image Storage"),
+    "not its class": (answers(202, tag=FAILED, reason=0xA900, keeps=False), ""),
+    "not understood": (answers(409, tag=FAILED, reason=0xC000, keeps=False), ""),
+}
+
+
+@pytest.mark.parametrize("habit", NEVER_STORED)
+def test_what_a_server_will_never_take_is_told_from_what_it_did_not_take_now(server, client, habit):
+    (ds,) = make_slices(1, series="new")
+    make, line = NEVER_STORED[habit]
+    server.stow = make(server)
+    with pytest.raises(NotTakenError) as caught:
+        client.store(ds)
+    assert caught.value.line.startswith(line) and client.cannot == ([caught.value.line] if line else [])
+    for reason in (0x0110, 0xA700, 0x0124):
+        server.stow = answers(200, tag=FAILED, reason=reason, keeps=False)(server)
+        with pytest.raises(PACSError, match=f"failure reason {reason}, ") as caught:
+            client.store(ds)
+        assert not isinstance(caught.value, NotTakenError)
+    server.stow = server.keep
+    client.store(ds)
+    assert client.cannot == []
 
 
 def test_an_instance_that_a_server_renames_is_known_by_its_new_name(server, client):

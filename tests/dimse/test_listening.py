@@ -144,6 +144,16 @@ def test_a_destination_that_takes_segmentations_alone_is_named(tmp_path, model):
         assert "takes no Comprehensive 3D SR Storage: leave it out of the rule's results" in job.reason
 
 
+def test_a_refusal_that_would_not_change_is_given_up_at_once(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(listening, "FIRST_PAUSE", 3600.0)
+    datasets = make_slices(2)
+    with storage_peer() as pacs, listening_node(tmp_path / "node", model, pacs.port) as listener:
+        pacs.status = 0xA900
+        send_plainly(listener.port, datasets)
+        job = state_of(listener, datasets[0].SeriesInstanceUID, State.FAILED)
+        assert job.attempts == 0 and "status 0xA900 (it does not match its SOP class)" in job.reason
+
+
 def test_every_destination_gets_it_and_one_that_is_away_holds_up_nobody(tmp_path, model, caplog):
     datasets, away = make_slices(2), free_port()
     uid = datasets[0].SeriesInstanceUID

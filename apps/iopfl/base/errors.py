@@ -106,5 +106,17 @@ class PACSAwayError(PACSError):
     """The PACS does not answer."""
 
 
+class NotTakenError(PACSError):
+    """The PACS does not take this object, however often it is offered.
+
+    Attributes:
+        line: about the PACS, for its administrator, where it takes none of this kind; else "".
+    """
+
+    def __init__(self, message: str, *, line: str = "") -> None:
+        super().__init__(message)
+        self.line = line
+
+
 class AssociationError(IOPFLError):
     """A DICOM peer cannot be reached, refuses the association, or does not answer within it."""

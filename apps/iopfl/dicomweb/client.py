@@ -13,6 +13,7 @@ from dicomweb_client import DICOMwebClient
 from pydicom import Dataset
 from retrying import RetryError
 
+from iopfl.base.errors import NotTakenError
 from iopfl.dicomweb import storing
 from iopfl.dicomweb.answers import Item, first_value
 from iopfl.dicomweb.asking import Asking, Endpoint, RefusedError, UnansweredError
@@ -53,7 +54,7 @@ class DICOMweb:
     @property
     def cannot(self) -> list[str]:
         """What the server was found not to do, as lines for its administrator."""
-        return [*self._search.cannot.values(), *self._unable.values()]
+        return list(dict.fromkeys([*self._search.cannot.values(), *self._unable.values()]))
 
     def find_series(self, filters: Mapping[str, Any], *, limit: int) -> list[FoundSeries]:
         """Search for series, in whichever way the server has.
@@ -144,10 +145,19 @@ class DICOMweb:
             The SOP Instance UID that it is stored under, which some servers change.
 
         Raises:
-            PACSError: it is not stored (`UnansweredError`: as far as is known; `PACSAwayError`: nor was it sent).
+            PACSError: it is not stored (`NotTakenError`: nor would it be later; `UnansweredError`: as far as is known;
+                `PACSAwayError`: nor was it sent).
         """
+        kind = str(ds.SOPClassUID)
         with self._asking("storing"):
-            return storing.store(self._mine(), ds, again=again)
+            try:
+                uid = storing.store(self._mine(), ds, again=again)
+            except NotTakenError as error:
+                if error.line:
+                    self._unable[kind] = error.line
+                raise
+            self._unable.pop(kind, None)
+            return uid
 
     def _read_metadata(self, what: str, path: str) -> list[Item]:
         return self._mine().read_metadata(what, f"{path}/metadata")

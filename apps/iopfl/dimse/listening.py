@@ -21,7 +21,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.misc import is_dicom
 
-from iopfl.base.errors import CancelledError, ConfigError, IOPFLError, PACSError, SeriesError
+from iopfl.base.errors import CancelledError, ConfigError, IOPFLError, NotTakenError, PACSError, SeriesError
 from iopfl.base.locks import try_hold
 from iopfl.dicomio.facts import find_facts
 from iopfl.dicomio.files import reading
@@ -317,8 +317,8 @@ class Listener:
                 about = {"series": job.series_instance_uid, "instance": job.segmentation, "to": str(destination)}
                 self._record(job.calling_ae_title, "dicom send", about)
             except Exception as error:  # whatever it is, it shall hold up no other segmentation
-                failures.append(_reason(error))
-                logger.warning("segmentation %s, attempt %d: %s", job.segmentation, job.attempts + 1, failures[-1])
+                failures.append(error)
+                logger.warning("segmentation %s, attempt %d: %s", job.segmentation, job.attempts + 1, _reason(error))
                 continue
             left.remove(name)
             logger.info("segmentation %s sent to %s", job.segmentation, destination)
@@ -326,15 +326,16 @@ class Listener:
             if changed is None:
                 return True  # the series got more instances meanwhile
             job = changed
+        reason = "; ".join(map(_reason, failures))
         if not left:
             self.queue.change(job, state=State.DONE, reason="", times={**job.times, "sent": time.time()})
-        elif job.attempts + 1 >= SEND_ATTEMPTS:
-            self.queue.change(job, state=State.FAILED, reason="; ".join(failures))
+        elif job.attempts + 1 >= SEND_ATTEMPTS or all(isinstance(error, NotTakenError) for error in failures):
+            self.queue.change(job, state=State.FAILED, reason=reason)
             logger.error("segmentation %s is given up; iopfl dicom queue retry sends it again", job.segmentation)
         else:
             attempts = job.attempts + 1
             due = time.time() + _pause(attempts)
-            self.queue.change(job, attempts=attempts, due=due, reason="; ".join(failures))
+            self.queue.change(job, attempts=attempts, due=due, reason=reason)
         return True
 
 

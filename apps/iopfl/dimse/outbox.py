@@ -17,10 +17,11 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import UID
 from pynetdicom.presentation import build_context
 
-from iopfl.base.errors import AssociationError
+from iopfl.base.errors import AssociationError, NotTakenError
 from iopfl.base.files import sweep
 from iopfl.base.private_files import write_private
 from iopfl.dicomweb.client import DICOMweb, Endpoint
+from iopfl.dicomweb.storing import explain_failure, is_final
 from iopfl.dimse.peers import Peer, Timeouts, associated
 from iopfl.dimse.rules import Destination, Stow
 
@@ -91,6 +92,7 @@ def send(
         again: whether they were sent before: a DICOMweb server gets those alone that it does not have.
 
     Raises:
+        NotTakenError: a destination did not take one, nor would it another time.
         AssociationError: a DIMSE peer did not take one.
         PACSError: a DICOMweb server did not take one (`PACSAwayError`: or did not answer).
     """
@@ -111,7 +113,7 @@ def _send_by_dimse(paths: Sequence[Path], peer: Peer, ae_title: str, timeouts: T
                 answer = assoc.send_c_store(ds)
             except ValueError as error:  # the peer takes objects of other kinds alone
                 name = UID(ds.SOPClassUID).name
-                raise AssociationError(f"{peer}: takes no {name}: leave it out of the rule's results") from error
+                raise NotTakenError(f"{peer}: takes no {name}: leave it out of the rule's results") from error
             _check_stored(answer, ds, peer)
 
 
@@ -122,7 +124,9 @@ def _check_stored(answer: Dataset, ds: Dataset, peer: Peer) -> None:
     if status in _WARNINGS:
         logger.warning("%s took instance %s with the warning 0x%04X", peer, ds.SOPInstanceUID, status)
     elif status:
-        raise AssociationError(f"{peer}: refused instance {ds.SOPInstanceUID} with the status 0x{status:04X}")
+        meaning = explain_failure(status)
+        said = f"{peer}: refused instance {ds.SOPInstanceUID} with the status 0x{status:04X}"
+        raise (NotTakenError if is_final(status) else AssociationError)(said + (f" ({meaning})" if meaning else ""))
 
 
 def _send_by_stow(paths: Sequence[Path], destination: Stow, again: bool) -> None:

@@ -18,7 +18,7 @@ from monailabel.interfaces.exception import MONAILabelException
 from pydicom import Dataset, dcmread
 from pydicom.uid import UID
 
-from iopfl.base.errors import IOPFLError, PACSAwayError, PACSError
+from iopfl.base.errors import IOPFLError, NotTakenError, PACSAwayError, PACSError
 from iopfl.base.files import replacing, write_bytes
 from iopfl.dicomweb.client import UnansweredError
 from iopfl.labels.log import RECOVERED, SUBMITTED, LabelVersion
@@ -41,16 +41,18 @@ class Failure:
         attempts: so far.
         due: when it is offered again, seconds of the epoch.
         reason: of the last one.
+        is_hopeless: whether it says that no other attempt would do better.
     """
 
     attempts: int
     due: float
     reason: str
+    is_hopeless: bool = False
 
     @property
     def is_set_aside(self) -> bool:
         """Whether it is not offered again by itself."""
-        return self.attempts >= ATTEMPTS
+        return self.is_hopeless or self.attempts >= ATTEMPTS
 
 
 class LabelOutbox:
@@ -181,7 +183,7 @@ class LabelOutbox:
             foreseen = isinstance(error, IOPFLError | MONAILabelException)
             said = str(getattr(error, "msg", None) or error)
             reason = said if foreseen else type(error).__name__  # whose text may name a patient
-            self._fail(image, number, reason, may_give_up=isinstance(error, PACSError))
+            self._fail(image, number, reason, error)
             if isinstance(error, PACSAwayError):
                 raise
 
@@ -205,17 +207,19 @@ class LabelOutbox:
             self._new.wait(_RETRY_SECONDS)
             self._new.clear()
 
-    def _fail(self, image: str, number: int, reason: str, *, may_give_up: bool) -> None:
+    def _fail(self, image: str, number: int, reason: str, error: Exception) -> None:
         before = self.failure(image, number)
         attempts = 1 + (before.attempts if before else 0)
-        attempts = attempts if may_give_up else min(attempts, ATTEMPTS - 1)
+        is_hopeless = isinstance(error, NotTakenError)
+        if not isinstance(error, PACSError):  # it is no refusal
+            attempts = min(attempts, ATTEMPTS - 1)
         pause = min(_RETRY_SECONDS * 2 ** (attempts - 1), _LONGEST_PAUSE)
-        failure = Failure(attempts, time.time() + pause, reason)
+        failure = Failure(attempts, time.time() + pause, reason, is_hopeless)
         self._note(image, number, failure)
         if failure.is_set_aside:
             logger.error(
-                "version %d of %s is set aside after %d attempts, until an administrator offers it again: %s",
-                *(number, image, attempts, reason),
+                "version %d of %s is set aside after %d attempt%s, until an administrator offers it again: %s",
+                *(number, image, attempts, "s" if attempts > 1 else "", reason),
             )
         else:
             logger.warning("version %d of %s waits for the PACS: %s", number, image, reason)
