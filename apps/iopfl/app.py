@@ -29,6 +29,7 @@ from iopfl.labels.leases import LeaseStore, Offered
 from iopfl.labels.selecting import find_warning
 from iopfl.labels.submissions import LEFT_OUT
 from iopfl.lib.activelearning import ExpertDisagreement, RandomImage
+from iopfl.lib.base_app import BaseApp
 from iopfl.lib.infers import RoutedSegmentation, SiteSegmentation
 from iopfl.lib.leftovers import sweep_leftovers
 from iopfl.lib.models import SiteModels
@@ -44,7 +45,7 @@ _DEFAULT_FILTER = type(monailabel).model_fields["MONAI_LABEL_DICOMWEB_SEARCH_FIL
 _DEFAULT_EXTENSIONS = type(monailabel).model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default
 
 
-class IOPFLApp(MONAILabelApp):
+class IOPFLApp(BaseApp, MONAILabelApp):  # MONAI Label looks for its own class among the direct bases
     """Segments with a personalized model bank, and routes over it at sites outside the federation.
 
     Attributes:

@@ -11,10 +11,8 @@ compat.apply_early()  # before MONAI Label is imported
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"[1]", None])
 def test_a_damaged_session_is_as_one_that_is_not_there(tmp_path, damage):
-    from iopfl.compat import stale_sessions
     from iopfl.lib.sessions import OwnedSessions
 
-    stale_sessions.apply()
     names = []
     for number in range(2):
         (tmp_path / f"{number}.png").write_bytes(b"an image")

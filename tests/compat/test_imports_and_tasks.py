@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -14,31 +13,22 @@ import pytest
 
 from iopfl import compat
 from iopfl.base.errors import SeriesError
-from label_server import write_volume
 
 pytestmark = pytest.mark.usefixtures("tasks")
 
 
 def test_applying_twice_changes_nothing():
-    from monailabel.interfaces.app import MONAILabelApp
+    from monailabel.tasks.train.basic_train import BasicTrainTask
 
-    infer = MONAILabelApp.infer
+    run = BasicTrainTask.__init__
     compat.apply_tasks()
-    assert MONAILabelApp.infer is infer
+    assert BasicTrainTask.__init__ is run
 
 
 def test_pydicom_seg_imports_beside_pydicom_3():
     from monailabel.datastore.utils import convert
 
     assert convert.pydicom_seg.MultiClassWriter
-
-
-def test_nothing_is_downloaded_at_start(monkeypatch):
-    from monailabel.interfaces import app
-
-    monkeypatch.setattr(app, "download_and_extract", lambda **_: pytest.fail("a download"))
-    monkeypatch.setattr(app.shutil, "which", lambda _: None)
-    app.MONAILabelApp._download_dcmqi_tools(SimpleNamespace(app_dir=os.devnull + "x"))
 
 
 @pytest.mark.parametrize(("uri", "tracking"), [("", "None"), ("sqlite:///runs.db", "mlflow")])
@@ -116,84 +106,6 @@ def store_with(folder, count: int):
     for number in range(count):
         (folder / f"case{number}.nii.gz").write_bytes(b"")
     return FolderDatastore(folder, extensions=["*.nii.gz"])
-
-
-class _App(SimpleNamespace):
-    """As much of an app as inference needs."""
-
-    def datastore(self):
-        return self.store
-
-
-def app_on(store, task):
-    return _App(store=store, _infers={"m": task}, _infers_threadpool=None)
-
-
-class _Echo:
-    description = "returns the request"
-
-    def __call__(self, request):
-        return None, dict(request)
-
-
-def test_an_id_is_never_taken_for_a_path(tmp_path, monkeypatch):
-    from monailabel.interfaces.app import MONAILabelApp
-    from monailabel.interfaces.exception import ImageNotFoundException
-
-    (tmp_path / "images").mkdir()
-    store = store_with(tmp_path / "images", 1)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "case0").mkdir()  # what the server was started beside
-    app = app_on(store, _Echo())
-    result = MONAILabelApp.infer(app, {"model": "m", "image": "case0"})["params"]
-    assert result["image"] == str(tmp_path / "images" / "case0.nii.gz")
-    assert result["image_id"] == "case0"
-    for unknown in ("images", ""):
-        with pytest.raises(ImageNotFoundException):
-            MONAILabelApp.infer(app, {"model": "m", "image": unknown})
-
-
-def test_saved_results_are_labels_of_the_image(tmp_path):
-    from monailabel.interfaces.app import MONAILabelApp
-
-    class Writes(_Echo):
-        def __call__(self, request):
-            return str(write_volume(tmp_path / "out.nii.gz")), {"score": 1}
-
-    (tmp_path / "images").mkdir()
-    store = store_with(tmp_path / "images", 1)
-    request = {"model": "m", "image": "case0", "save_label": True, "label_tag": "original"}
-    assert MONAILabelApp.infer(app_on(store, Writes()), request)["label"] == "case0"
-    assert store.get_label_info("case0", "original")["params"] == {"score": 1}
-
-
-def test_folders_that_are_no_sessions_do_not_stop_the_start(tmp_path):
-    from monailabel.utils.sessions import Sessions
-
-    from iopfl.compat import stale_sessions
-
-    stale_sessions.apply()
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / "meta.info").write_text("{")
-    assert Sessions(str(tmp_path)).remove_expired() == 2
-
-
-def test_scoring_is_queued_once(monkeypatch):
-    from monailabel.interfaces.app import MONAILabelApp
-    from monailabel.utils.async_tasks import utils
-    from monailabel.utils.async_tasks.task import AsyncTask
-
-    from iopfl.compat import auto_scoring
-
-    auto_scoring.apply()
-    queue = []
-    monkeypatch.setattr(utils, "background_tasks", {"scoring": queue})
-    monkeypatch.setattr(AsyncTask, "run", lambda *_, **__: (queue.append({"status": "SUBMITTED"}), None))
-    app = SimpleNamespace(_scoring_methods={"dice": None}, _server_mode=True)
-    for _ in range(3):
-        MONAILabelApp.async_scoring(app, None)
-    assert len(queue) == 1
 
 
 CHILD = """

@@ -94,6 +94,10 @@ class FederationsError(IOPFLError):
     """A federation that this site takes no part in, or one too many."""
 
 
+class BusyError(IOPFLError):
+    """Too many ask for the same at once: not now, but later."""
+
+
 class LeaseError(IOPFLError):
     """Every image that is left is lent to somebody else."""
 

@@ -19,17 +19,13 @@ from __future__ import annotations
 
 from iopfl.compat import (
     admin_routes,
-    auto_scoring,
     background_processes,
     batch_infer,
     blocking_endpoints,
     cors,
     dataset_archive,
-    dcmqi_download,
     dicom_proxy,
     file_access,
-    image_lookup,
-    inference_queue,
     leaning_images,
     logs_page,
     mlflow_tracking,
@@ -40,7 +36,6 @@ from iopfl.compat import (
     pydicom_seg_import,
     request_files,
     server_paths,
-    stale_sessions,
     tokens,
     train_stats,
     unknown_names,
@@ -57,11 +52,9 @@ def apply_tasks() -> None:
     apply_early()
     orphaned_child.apply()
     plain_errors.apply_to_child()
-    dcmqi_download.apply()
     mlflow_tracking.apply()
     train_stats.apply()
     batch_infer.apply()
-    image_lookup.apply()
 
 
 def apply_all() -> None:
@@ -79,9 +72,6 @@ def apply_all() -> None:
     unknown_names.apply()
     file_access.apply()
     background_processes.apply()
-    auto_scoring.apply()
-    stale_sessions.apply()
-    inference_queue.apply()
     dataset_archive.apply()
     logs_page.apply()
     offline_pages.apply()

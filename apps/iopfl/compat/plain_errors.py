@@ -25,7 +25,6 @@ from iopfl.compat.orphaned_child import CHILD_VARIABLE
 
 logger = logging.getLogger(__name__)
 
-BUSY = "BUSY"
 RETRY_SECONDS = "10"
 """When to ask again, as a 503 says it: a routed answer takes about as long."""
 
@@ -44,16 +43,10 @@ STATUS_OF_ERROR: tuple[tuple[type[errors.IOPFLError], int], ...] = (
     (errors.FederationsError, 409),
     (errors.SitsOutError, 409),
     (errors.PACSError, 502),
+    (errors.BusyError, 503),
     (errors.StorageError, 507),
     (errors.IOPFLError, 400),
 )
-
-
-def busy(message: str) -> Exception:
-    """Make the exception that says: not now, but later."""
-    from monailabel.interfaces.exception import MONAILabelException
-
-    return MONAILabelException(BUSY, message)
 
 
 def status_of(error: Exception) -> int:
@@ -69,7 +62,7 @@ def status_of(error: Exception) -> int:
             return status
     if isinstance(error, (ImageNotFoundException, LabelNotFoundException)):
         return 404
-    return {MONAILabelError.INVALID_INPUT: 400, BUSY: 503}.get(getattr(error, "error", ""), 500)
+    return 400 if getattr(error, "error", "") == MONAILabelError.INVALID_INPUT else 500
 
 
 @once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from monailabel.config import settings
@@ -31,14 +32,28 @@ class OwnedSessions(Sessions):
 
     def get_session(self, session_id: str, update_ts: bool = True, fetch_cache: bool = True) -> SessionInfo | None:
         """A session; None for one that is not there, that cannot be read, or that is another's."""
-        try:
-            session = super().get_session(session_id, False, fetch_cache)
-        except (OSError, ValueError, AttributeError, TypeError):
-            logger.warning("the description of a session is damaged: it is as one that is not there")
-            return None
+        session = self._read(session_id, fetch_cache)
         if session is None or not _may_use(session):
             return None
         return super().get_session(session_id, True) if update_ts else session
+
+    def remove_expired(self) -> int:
+        """Remove expired sessions, and before them what is none: 0.8.5 does not start where there is such a folder
+        (`utils/sessions.py:65`)."""
+        store = Path(self.store_path)
+        folders = [path for path in store.iterdir() if path.is_dir()] if store.is_dir() else []
+        broken = [folder.name for folder in folders if self._read(folder.name) is None]
+        for name in broken:
+            self.remove_session(name)
+        return len(broken) + super().remove_expired()
+
+    def _read(self, session_id: str, fetch_cache: bool = False) -> SessionInfo | None:
+        """A session, whosever it is; None for one that cannot be read."""
+        try:
+            return super().get_session(session_id, False, fetch_cache)
+        except (OSError, ValueError, AttributeError, TypeError):
+            logger.warning("the description of a session is damaged: it is as one that is not there")
+            return None
 
 
 def _may_use(session: SessionInfo) -> bool:

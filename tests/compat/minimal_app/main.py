@@ -23,6 +23,7 @@ from monailabel.tasks.scoring.dice import Dice  # noqa: E402
 from monailabel.tasks.train.basic_train import BasicTrainTask  # noqa: E402
 
 from iopfl.labels.folder import FolderDatastore  # noqa: E402
+from iopfl.lib import base_app  # noqa: E402
 from iopfl.lib.activelearning import RandomImage  # noqa: E402
 
 THRESHOLD = 100
@@ -84,7 +85,7 @@ class OneWeight(BasicTrainTask):
         return self.train_inferer(context)
 
 
-class MinimalApp(MONAILabelApp):
+class MinimalApp(base_app.BaseApp, MONAILabelApp):
     """One of each task."""
 
     def __init__(self, app_dir, studies, conf):
