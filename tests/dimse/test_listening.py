@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import re
@@ -142,6 +143,27 @@ def test_a_destination_that_takes_segmentations_alone_is_named(tmp_path, model):
         send_plainly(listener.port, datasets)
         job = state_of(listener, datasets[0].SeriesInstanceUID, State.FAILED)
         assert "takes no Comprehensive 3D SR Storage: leave it out of the rule's results" in job.reason
+
+
+@pytest.mark.parametrize("kind", ["seg", "label_map"])
+def test_the_sizes_of_all_that_was_segmented_are_a_table_without_a_patient(tmp_path, model, kind):
+    datasets, other, state = make_slices(4), make_slices(3, series="other"), tmp_path / "state"
+    uid = datasets[0].SeriesInstanceUID
+    node = listening_node(state / "dimse", model, free_port(), rule={"results": (kind,)})
+    with node as listener:
+        send_plainly(listener.port, [*datasets, *other])
+        job = state_of(listener, uid, State.SENDING)
+        state_of(listener, other[0].SeriesInstanceUID, State.SENDING)
+        listener.outbox.paths(listener.queue.get(other[0].SeriesInstanceUID).segmentation)[0].write_bytes(b"no DICOM")
+        assert main(["dicom", "queue", "--state", str(state), "--csv", str(tmp_path / "sizes.csv")]) == 0
+    text = (tmp_path / "sizes.csv").read_text()
+    rows = {row["series"]: row for row in csv.DictReader(text.splitlines())}
+    bright = sum(int((np.frombuffer(ds.PixelData, np.int16) > THRESHOLD).sum()) for ds in datasets)
+    assert (rows[uid]["label"], rows[uid]["answer"], rows[uid]["problem"]) == ("bright", job.answer, "")
+    assert float(rows[uid]["volume_ml"]) == pytest.approx(bright * 0.7 * 0.9 * 3.0 / 1000, abs=1e-3)
+    assert 0 < float(rows[uid]["long_axis_mm"]) <= np.hypot(16 * 0.7, 16 * 0.9)
+    assert "damaged" in rows[other[0].SeriesInstanceUID]["problem"]
+    assert "ller" not in text and "P-1" not in text
 
 
 def test_a_refusal_that_would_not_change_is_given_up_at_once(tmp_path, model, monkeypatch):

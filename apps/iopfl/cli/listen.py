@@ -109,6 +109,8 @@ def add_queue(actions: Any, add: Add) -> None:
     parser.add_argument("series", nargs="*", metavar="UID", help="Series Instance UIDs, for retry and drop")
     _add_state(parser)
     parser.add_argument("--json", action="store_true", help="for programs")
+    help_text = "write volume and long axis of each label of each series that was segmented there"
+    parser.add_argument("--csv", type=Path, metavar="FILE", help=help_text)
 
 
 def _add_state(parser: argparse.ArgumentParser) -> None:
@@ -253,6 +255,11 @@ def _queue(arguments: Any) -> None:
             print(f"{uid}: {arguments.action}{'' if is_done else ', by the listener, after what it does now'}")
         return
     jobs, now = list_jobs(folder / "queue"), read_progress(folder / WORK)
+    if arguments.csv is not None:
+        from iopfl.dimse.sizes import write_sizes
+
+        write_sizes(folder, jobs, arguments.csv)
+        return
 
     def find_progress(job: Job) -> Progress | None:
         return now if now and now.series == job.series_instance_uid and job.state is State.SEGMENTING else None
