@@ -2,7 +2,7 @@
 
 Defect: `endpoints/datastore.py:133` (`download_image`) and `download_label` send the file; ITK takes no sform with a
 shear, of a registration for instance, where there is no qform. What is sent lies on a straight grid, and a label of it
-too; where rows lean against columns there is none, and a qform of right angles is beside the sform.
+too.
 Upstream: no issue known. Ends with: MONAI Label > 0.8.5, if ITK reads a shear then.
 """
 
@@ -28,7 +28,7 @@ def apply() -> None:
     from iopfl.base.errors import SeriesError
     from iopfl.core.handing_out import write_straight_image, write_straight_label
     from iopfl.images.names import find_suffix
-    from iopfl.images.places import find_stack, is_opened_by_itk, write_upright
+    from iopfl.images.places import find_stack
 
     def send(answer: Any, write: Callable[[Path, Path], bool]) -> Any:
         if not isinstance(answer, FileResponse):
@@ -48,17 +48,10 @@ def apply() -> None:
         return FileResponse(copy, media_type=answer.media_type, filename=path.name, background=removed)
 
     def write_image(source: Path, target: Path) -> bool:
-        if not source.name.lower().endswith((".nii", ".nii.gz")) or is_opened_by_itk(source):
-            return False
         stack = find_stack(source)
         if stack is not None:
             write_straight_image(source, stack, target)
-            return True
-        try:
-            write_upright(source, target)
-        except SeriesError:  # damaged
-            return False
-        return True
+        return stack is not None
 
     def write_label(source: Path, target: Path, image: Path) -> bool:
         if find_stack(image) is None:

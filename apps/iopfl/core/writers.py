@@ -18,13 +18,14 @@ from iopfl.base.files import replacing
 from iopfl.core.answers import Segmentation
 from iopfl.core.disagreement import CHECK_COLOR, CHECK_HERE, find_regions
 from iopfl.core.measuring import find_affine
+from iopfl.core.memory import check_volume
 from iopfl.core.segment_writer import SUFFIX, write_segmentation
 from iopfl.core.task import Task
 from iopfl.images.exif import TAG, find_orientation, is_turned, to_stored
 from iopfl.images.files import is_picture, millimeters
 from iopfl.images.headers import read_header
 from iopfl.images.names import find_suffix
-from iopfl.images.places import is_opened_by_itk, place_in_itk, read_nifti_header, source_of
+from iopfl.images.places import find_nifti_stack, is_opened_by_itk, place_in_itk, read_nifti_header, source_of
 from iopfl.images.straightening import upright
 
 _LOSSY = (".jpg", ".jpeg")
@@ -165,8 +166,11 @@ def _to_nifti(segmentation: Segmentation) -> nib.Nifti1Image:
     header, mask = read_nifti_header(segmentation.image), segmentation.mask.numpy()
     place = place_in_itk(segmentation.image)
     if header is None:
+        if stack := find_nifti_stack(segmentation.image):  # an NRRD, which may lean
+            check_volume(stack.straight_shape, 1, 1)
+            mask, place = stack.lay(mask), stack.straight_affine
         made = nib.Nifti1Image(mask, place)
-        made.set_qform(upright(mask.shape, place), code="aligned")  # ITK opens an NRRD that leans, but no such NIfTI
+        made.set_qform(place, code="aligned")
         made.header.set_xyzt_units("mm")
         return made
     kept = nib.Nifti1Header()

@@ -210,7 +210,6 @@ def _build(chosen: Chosen) -> Series:
     array, padding = decode_volume(slices)
     if not is_picture:
         stack = straighten(array.shape[:3], affine)
-    if stack is not None:
         affine = stack.straight_affine
         array, padding = _lay(stack, array, padding)
     return Series(

@@ -35,6 +35,7 @@ from iopfl.images.headers import ImageHeader, read_header
 from iopfl.images.headers.metaimage import read_metaimage
 from iopfl.images.names import find_suffix
 from iopfl.images.notes import FileNotes
+from iopfl.images.straightening import FLAT
 
 _NOTES = "notes"
 """Key of an image's `FileNotes` in its `meta`."""
@@ -59,9 +60,6 @@ _TO_RAS = {
     "las": (-1, 1, 1),
 }
 """Signs of the axes of an NRRD's space."""
-
-_FLAT = 1e-3
-"""Least volume of the box that an image's three unit directions span; below it they lie in a plane."""
 
 _CHUNK = 2**20
 _MOST_BEHIND = 2**26  # bytes behind the voxels of a gzipped NIfTI, which nobody needs; a few packed ones may be endless
@@ -172,7 +170,7 @@ def _check_place(name: str, image: MetaTensor) -> None:
     edges = np.linalg.norm(image.affine.numpy()[:3, :3].astype(float), axis=0)
     if np.isfinite(image.affine.numpy()).all() and edges.min() > 0:
         with np.errstate(all="ignore"):
-            if abs(np.linalg.det(image.affine.numpy()[:3, :3] / edges)) > _FLAT:
+            if abs(np.linalg.det(image.affine.numpy()[:3, :3] / edges)) > FLAT:
                 return
     raise SeriesError(
         f"{name}: expected voxels with a size and three directions, but its header says nothing that can be; "

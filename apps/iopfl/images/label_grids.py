@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
-from iopfl.images.places import find_stack, place_in_itk, source_of
+from iopfl.images.places import find_nifti_stack, place_in_itk
 from iopfl.images.straightening import Stack, straighten
 
 _SAME_PLACE = 0.5
@@ -39,7 +39,7 @@ def lay_slices(label: MetaTensor, image: MetaTensor) -> MetaTensor | None:
         (1, X, Y, Z), or None: it is none of that kind.
     """
     stack = straighten(label.shape[1:], label.affine.double().numpy())
-    if stack is None or stack.straight_shape != tuple(image.shape[1:]):
+    if stack.straight_shape != tuple(image.shape[1:]):
         return None
     if not _is_same(image.shape[1:], stack.straight_affine, image.affine.numpy()):
         return None
@@ -57,7 +57,7 @@ def take_slices(label: MetaTensor, image: MetaTensor) -> tuple[MetaTensor, int] 
     Returns:
         (1, X, Y, Z), and how many voxels were drawn beside the slices; or None: it is none of that kind.
     """
-    stack = find_stack(source_of(image))
+    stack = find_nifti_stack(image)
     if stack is None or tuple(label.shape[1:]) != stack.straight_shape:
         return None
     if not _is_same(stack.straight_shape, label.affine.double().numpy(), stack.straight_affine):
@@ -70,7 +70,7 @@ def take_slices(label: MetaTensor, image: MetaTensor) -> tuple[MetaTensor, int] 
 
 def find_most(image: Tensor) -> int:
     """Voxels of a label of an image at most: on its own grid, or on the one that it is handed out on."""
-    stack = find_stack(source_of(image)) if isinstance(image, MetaTensor) else None
+    stack = find_nifti_stack(image) if isinstance(image, MetaTensor) else None
     return max(math.prod(image.shape[1:]), math.prod(stack.straight_shape) if stack else 0)
 
 

@@ -6,8 +6,6 @@ holds when neither is set, whether a picture's dots per inch are a spacing. A ma
 
 from __future__ import annotations
 
-import gzip
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from monai.data import MetaTensor
 from iopfl.base.errors import SeriesError
 from iopfl.images.files import is_picture, millimeters, open_nifti
 from iopfl.images.headers import read_header
-from iopfl.images.straightening import Stack, straighten, upright
+from iopfl.images.straightening import Stack, find_lean
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _READERS = {
@@ -37,8 +35,7 @@ def place_in_itk(image: MetaTensor) -> np.ndarray:
     """Affine of an image, voxel index to RAS mm, as ITK has it.
 
     A picture lies along LPS from the origin, and a JPEG's or TIFF's dots per inch give its spacing. ITK opens no NIfTI
-    whose axes lean; it is given one on a straight grid (`find_stack`), or, where its rows lean against its columns,
-    one with the closest right angles as well (`write_upright`).
+    whose axes lean; it is given one on a straight grid (`find_stack`).
     """
     own = image.affine.double().numpy()
     source = source_of(image)
@@ -46,8 +43,7 @@ def place_in_itk(image: MetaTensor) -> np.ndarray:
     if found is None and is_picture(source):
         return _LPS_TO_RAS.copy()
     if found is None:
-        is_upright = source.is_file() and _is_nifti(source) and find_stack(source) is None
-        return upright(image.shape[-3:], own) if is_upright else own
+        return own
     edge = np.linalg.norm(own[:3, :3], axis=0).min()
     return own if np.abs(found - own).max() < _SAME * min(1.0, edge) else found
 
@@ -60,7 +56,7 @@ def is_opened_by_itk(path: Path) -> bool:
 def find_stack(path: Path) -> Stack | None:
     """Where the slices of an image lie on the straight grid that it is handed out on, in mm.
 
-    None of what is handed out as it is: ITK opens it, or no grid at right angles has its rows and columns.
+    None of what is handed out as it is, since ITK opens it.
     """
     if not _is_nifti(path) or not path.is_file() or is_opened_by_itk(path):
         return None
@@ -72,24 +68,14 @@ def find_stack(path: Path) -> Stack | None:
     if header.get_data_dtype().kind not in "iuf":  # colors, complex values: no image of any task
         return None
     unit = millimeters(header)
-    stack = straighten(
-        (*header.get_data_shape(), 1, 1)[:3], np.diag([unit, unit, unit, 1.0]) @ header.get_best_affine()
-    )
-    if stack is None or np.allclose(stack.straight_affine, stack.affine, rtol=1e-6, atol=1e-9):  # another reason
-        return None
-    return stack
+    place = np.diag([unit, unit, unit, 1.0]) @ header.get_best_affine()
+    return find_lean((*header.get_data_shape(), 1, 1)[:3], place)
 
 
-def write_upright(source: Path, target: Path) -> None:
-    """Copy a NIfTI, with a qform of right angles for ITK beside its own sform."""
-    read_header(source)  # it is what its name says
-    read = open_nifti(source).header
-    opened = gzip.open if target.name.lower().endswith(".gz") else open
-    with opened(source, "rb") as old, opened(target, "wb") as new:  # type: ignore[operator]
-        header = type(read)(old.read(len(read.binaryblock)), check=False)  # nibabel's own forgets where the data are
-        header.set_qform(upright((*read.get_data_shape(), 1, 1), read.get_best_affine()), code="aligned")
-        new.write(header.binaryblock)
-        shutil.copyfileobj(old, new)
+def find_nifti_stack(image: MetaTensor) -> Stack | None:
+    """Where a mask of an image lies as a NIfTI, if its own axes lean: ITK opens an NRRD or MetaImage that does."""
+    source = source_of(image)
+    return find_stack(source) if _is_nifti(source) else find_lean(image.shape[-3:], place_in_itk(image))
 
 
 def read_nifti_header(image: MetaTensor) -> Any | None:
