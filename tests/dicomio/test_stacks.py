@@ -148,6 +148,22 @@ def test_a_slice_that_says_no_frame_of_reference_lies_in_that_of_the_others(tmp_
     assert len(read_series(phantoms.write(mixed, tmp_path / "mixed")).left_out) == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"PatientID": "P-2"}, "one patient, given 2 of PatientID"),
+        ({"StudyInstanceUID": "1.2.3"}, "one study, given 2"),
+    ],
+)
+def test_a_series_of_two_patients_or_studies_is_refused_without_naming_them(tmp_path, changes, said):
+    datasets = [*build()[:4], *edited(build()[4:], **changes)]
+    with pytest.raises(SeriesError, match=said) as caught:
+        read_series(phantoms.write(datasets, tmp_path / "two"))
+    assert "P-1" not in str(caught.value) and "P-2" not in str(caught.value)
+    padded = [*edited(build()[:4], PatientID=" P-1 "), *edited(build()[4:6], PatientID=""), *build()[6:]]
+    assert read_series(phantoms.write(padded, tmp_path / "padded")).shape == (13, 11, 8)
+
+
 def test_an_inverted_slice_among_others_is_read_by_its_meaning(tmp_path):
     shade = np.tile(np.arange(13, dtype=np.int16)[:, None, None] * 50, (1, 11, 8))
     datasets = phantoms.build_slices(shade)

@@ -104,7 +104,7 @@ def test_a_series_begun_is_complete_no_more_until_something_new_comes(inbox):
 
 @pytest.mark.parametrize("state", [State.DONE, State.REFUSED, State.FAILED, State.SENDING])
 @pytest.mark.parametrize("content", [b"pixels", b"others"])
-def test_a_finished_series_that_changes_is_received_again(inbox, state, content):
+def test_a_finished_series_that_changes_is_received_again(inbox, state, content, caplog):
     store(inbox, 1)
     inbox.queue.put(replace(inbox.begin(SERIES), state=state, reason="x", waiting=("pacs",), attempts=3))
     outcome = store(inbox, 1, content=content)
@@ -114,6 +114,7 @@ def test_a_finished_series_that_changes_is_received_again(inbox, state, content)
     else:
         assert (outcome, job.state, inbox.complete(QUIET)) == ([Outcome.REPLACED], State.RECEIVED, [SERIES])
         assert (job.reason, job.waiting, job.attempts) == ("", (), 0)
+    assert ("came again with other content, which counts now" in caplog.text) == (content == b"others")
 
 
 def test_a_series_of_which_nothing_lies_there_is_forgotten(inbox, monkeypatch):

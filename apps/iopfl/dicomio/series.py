@@ -28,6 +28,9 @@ from iopfl.images.names import find_suffix
 from iopfl.images.notes import FileNotes
 from iopfl.images.straightening import Stack, straighten
 
+_ONE_OF = {"StudyInstanceUID": "study", "PatientID": "patient"}
+"""What is the same in all of a series, whichever instances of it are used: whose a mask is, goes by the first one."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Series:
@@ -187,6 +190,10 @@ def _check_one_series(instances: Sequence[Dataset]) -> None:
             f"{uid} ({show_code(group[0].get('Modality'))}, {len(group)} instances)" for uid, group in series.items()
         ]
         raise SeriesError(f"expected one image series, given {len(series)}: {', '.join(seen[:8])}; give one at a time")
+    for keyword, whose in _ONE_OF.items():
+        said = {str(ds.get(keyword) or "").strip() for ds in instances} - {""}
+        if len(said) > 1:
+            raise SeriesError(f"expected a series of one {whose}, given {len(said)} of {keyword} in it: {AT_SOURCE}")
 
 
 def _build(chosen: Chosen) -> Series:

@@ -276,6 +276,9 @@ class Inbox:
     def _note(self, instance: Instance, outcome: Outcome, job: Job, association: object) -> None:
         """Take an instance down among the arrivals of its series."""
         uid, now = instance.series_instance_uid, time.monotonic()
+        if outcome is Outcome.REPLACED:
+            name = instance.sop_instance_uid
+            logger.warning("series %s: instance %s came again with other content, which counts now", uid, name)
         if uid not in self._arrivals:
             if outcome is Outcome.SAME:
                 return  # of a series that is complete: nothing new
