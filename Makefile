@@ -1,6 +1,6 @@
 # Everything sets itself up: `make demo` and `make test` work from a bare clone on Linux with Python 3.11.
 .DEFAULT_GOAL := help
-.PHONY: help env tools demo test test-long lint lock sbom
+.PHONY: help env tools demo test test-long lint docs lock sbom
 
 DATA ?=
 TASK ?=
@@ -24,7 +24,8 @@ test: tools ## all tests of ordinary length, 15 minutes at most
 	@scripts/debian.sh
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
-test-long: tools ## faults, kills and the demo from a bare clone
+test-long: ## faults, kills, the tutorials, the site, and the demo from a bare clone
+	@scripts/setup.sh tools docs
 	@scripts/debian.sh
 	@.venv/bin/python -m pytest -m long --timeout 3600
 
@@ -33,7 +34,12 @@ lint: tools ## ruff and mypy
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
-lock: tools ## requirements.txt and requirements-dev.txt anew, of pyproject.toml; versions there stay
+docs: ## these documents and the Python API as a site: build/site/docs/index.html
+	@scripts/setup.sh docs
+	@.venv/bin/python -m sphinx -q -W --keep-going -c docs . build/site
+	@echo "build/site/docs/index.html"
+
+lock: tools ## the lists requirements*.txt anew, of pyproject.toml; versions there stay
 	@scripts/lock.sh
 
 sbom: tools ## sbom.json, a CycloneDX list of what runs

@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # Make the project's environment: .venv with the packages of requirements.txt and the project itself; with the word
-# `tools`, those of requirements-dev.txt too. A second call starts at once.
+# `tools`, those of requirements-dev.txt too, and with `docs` those of requirements-docs.txt. A second call starts at once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 lists=(requirements.txt)
-[ "${1:-}" != tools ] || lists+=(requirements-dev.txt)
-stamp=.venv/.ready-${#lists[@]}-$(cat "${lists[@]}" pyproject.toml | sha256sum | cut -c1-16)
-[ -e "$stamp" ] && exit 0
+[[ " $* " != *" tools "* ]] || lists+=(requirements-dev.txt)
+[[ " $* " != *" docs "* ]] || lists+=(requirements-docs.txt)
+stamps=()
+for list in "${lists[@]}"; do
+  stamps+=(".venv/.ready-$list-$(cat "$list" pyproject.toml | sha256sum | cut -c1-16)")
+done
+ls "${stamps[@]}" >/dev/null 2>&1 && exit 0
 
 python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null || python=python3
@@ -30,9 +34,9 @@ install=("${pip[@]}" install --no-deps --no-build-isolation --require-hashes)
 "${pip[@]}" install --no-deps --no-build-isolation -e .
 
 # What an older list brought, and none of these does, goes.
-listed=$(sed -n 's/^\([[:alnum:]._-]*\)==.*/\1/p' requirements.txt requirements-dev.txt)
+listed=$(sed -n 's/^\([[:alnum:]._-]*\)==.*/\1/p' requirements.txt requirements-dev.txt requirements-docs.txt)
 mapfile -t old < <("${pip[@]}" list --format freeze | sed 's/==.*//' | tr 'A-Z_.' 'a-z--' |
   grep -vxFf <(printf '%s\n' pip iopfl "$listed" | tr 'A-Z_.' 'a-z--'))
 [ ${#old[@]} -eq 0 ] || "${pip[@]}" uninstall --yes "${old[@]}"
-rm -f .venv/.ready-*
-touch "$stamp"
+for list in "${lists[@]}"; do rm -f ".venv/.ready-$list-"*; done
+touch "${stamps[@]}"

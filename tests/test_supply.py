@@ -1,4 +1,4 @@
-"""What is installed: two lists with hashes, of what runs and of tools; what runs needs no more than the first."""
+"""What is installed: lists with hashes, of what runs, of tools, of the site; what runs needs no more than the first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from packaging.utils import canonicalize_name
 
 from runtime_list import OWN, REPOSITORY, read_list, runtime_environment
 
-RUNTIME, TOOLS = read_list(), read_list("requirements-dev.txt")
+LISTS = ("requirements.txt", "requirements-dev.txt", "requirements-docs.txt")
+RUNTIME, TOOLS, DOCS = map(read_list, LISTS)
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 LEFT_OUT = {canonicalize_name(name) for name in PYPROJECT["tool"]["uv"]["exclude-dependencies"]}
 OVERRIDDEN = {Requirement(text).name for text in PYPROJECT["tool"]["uv"]["override-dependencies"]}
@@ -38,7 +39,7 @@ def grouped(group: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", LISTS)
 def test_every_package_of_a_list_has_one_version_and_the_hashes_of_its_files(name):
     text = (REPOSITORY / name).read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line and not line.lstrip().startswith(("#", "--hash"))]
@@ -46,8 +47,9 @@ def test_every_package_of_a_list_has_one_version_and_the_hashes_of_its_files(nam
     assert "://" not in text, "where packages come from is said where they are installed"
 
 
-def test_both_lists_name_the_same_version_of_what_both_have():
-    assert all(RUNTIME[name] == TOOLS[name] for name in RUNTIME.keys() & TOOLS.keys())
+@pytest.mark.parametrize(("one", "other"), [(RUNTIME, TOOLS), (RUNTIME, DOCS), (TOOLS, DOCS)])
+def test_two_lists_name_the_same_version_of_what_both_have(one, other):
+    assert all(one[name] == other[name] for name in one.keys() & other.keys())
 
 
 def test_the_list_holds_what_is_declared():
@@ -60,6 +62,7 @@ def test_what_runs_needs_no_tool_and_nothing_that_is_only_asked_for():
     # TensorBoard, which draws a federation's figures, serves its page with it.
     assert not RUNTIME.keys() & (grouped("dev") | LEFT_OUT) - {"werkzeug"}
     assert grouped("dev") <= TOOLS.keys() | {"werkzeug"}
+    assert grouped("docs") <= DOCS.keys() and not grouped("docs") & (RUNTIME.keys() | TOOLS.keys())
 
 
 def test_a_newer_python_is_still_impossible():
