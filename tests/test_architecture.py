@@ -153,3 +153,16 @@ def test_image_files_are_opened_in_one_place():
     files = {path.relative_to(package).as_posix(): path.read_text() for path in package.rglob("*.py")}
     found = {name for name, text in files.items() if OPENS_IMAGES.search(text)}
     assert found - {"web/pictures.py"} <= allowed  # which opens the figure that it has drawn itself
+
+
+def test_what_there_is_one_of_is_written_once():
+    """One `flock`, one stamp of a file, one pattern of a UID: the one that is wrong is then the only one."""
+    package = REPOSITORY / "apps" / "iopfl"
+    kinds = {
+        r"fcntl\.flock": "base/locks.py",
+        r"st_mtime_ns, \w+\.st_size": "base/stamps.py",
+        r"\[0-9\]\[0-9\.\]": "base/uids.py",
+    }
+    for pattern, place in kinds.items():
+        found = [path for path in package.rglob("*.py") if re.search(pattern, path.read_text(encoding="utf-8"))]
+        assert [path.relative_to(package).as_posix() for path in found] == [place], pattern

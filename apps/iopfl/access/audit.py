@@ -12,7 +12,6 @@ and is recorded as its keyed hash. `pseudonym` makes the same hash again, for wh
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import json
@@ -26,7 +25,7 @@ from pathlib import Path
 
 from iopfl.base.errors import AuditError, LostKeyError
 from iopfl.base.files import sync_folder
-from iopfl.base.locks import hold_one
+from iopfl.base.locks import hold_one, lock
 from iopfl.base.private_files import fingerprint, make_private, read_or_make_key, replace_key
 
 logger = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ class AuditLog:
         is_new = not self.path.is_file()
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock(descriptor)
             size = os.fstat(descriptor).st_size
             tail = os.pread(descriptor, _TAIL, max(0, size - _TAIL))
             is_torn = not tail.endswith(b"\n") and size > 0

@@ -22,6 +22,7 @@ import jwt
 from iopfl.base.errors import AccessError, ConfigError, LostKeyError
 from iopfl.base.locks import hold_one
 from iopfl.base.private_files import make_private, read_or_make_key, read_private, replace_key, write_private
+from iopfl.base.stamps import find_stamp
 
 logger = logging.getLogger(__name__)
 
@@ -123,19 +124,11 @@ class Sessions:
         self._key, self._ended, self._seen = key, ended, self._stamp()
 
     def _stamp(self) -> tuple[Any, ...]:
-        return _stamp(self._key_file), _stamp(self._ended_file)
+        return find_stamp(self._key_file), find_stamp(self._ended_file)
 
     def _alone(self) -> AbstractContextManager[Path]:
         make_private(self._key_file.parent)
         return hold_one([self._key_file.with_name(".sessions.lock")])
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _name_foreign(token: str) -> str:

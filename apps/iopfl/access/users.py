@@ -25,6 +25,7 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 from iopfl.base.errors import AccessError, ConfigError
 from iopfl.base.locks import hold_one
 from iopfl.base.private_files import make_private, read_private, write_private
+from iopfl.base.stamps import Stamp, find_stamp
 
 USERS_FILE = "users.yaml"
 ROLES = ("annotator", "reviewer", "admin", "federation", "outside")
@@ -90,7 +91,7 @@ class Users:
 
     def __init__(self, state: Path) -> None:
         self._file = state / USERS_FILE
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: Stamp | None = None
         self._accounts: dict[str, Account] = {}
         # Checked where there is no such user, so that the answer takes as long as for one there is.
         self._nobodys = _HASHER.hash(secrets.token_urlsafe())
@@ -216,13 +217,10 @@ class Users:
     def _read(self) -> dict[str, Account]:
         """All accounts; the file is parsed again only when it is another than last time."""
         try:
-            status = self._file.stat()
-            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            seen = find_stamp(self._file)
             if seen != self._seen:
-                self._accounts = _from_yaml(self._file)
+                self._accounts = _from_yaml(self._file) if seen else {}
                 self._seen = seen
-        except FileNotFoundError:
-            self._accounts, self._seen = {}, None
         except OSError as error:
             raise AccessError(
                 f"{self._file} cannot be read ({error.strerror}): "

@@ -7,7 +7,6 @@ nobody holds any more is a leftover, and `sweep` removes it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
@@ -16,6 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+
+from iopfl.base.locks import lock
 
 _OURS = ".iopfl-"
 """In the name of everything temporary: what lies beside it may be anybody's."""
@@ -188,8 +189,7 @@ def _hold(path: Path) -> int | None:
     except OSError:
         return None
     with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), path.lstat()):
+        if lock(descriptor, wait=False) and os.path.samestat(os.fstat(descriptor), path.lstat()):
             return descriptor
     os.close(descriptor)
     return None

@@ -14,16 +14,32 @@ from iopfl.base.errors import CancelledError
 _POLL_SECONDS = 0.2
 
 
+def lock(descriptor: int, *, wait: bool = True, shared: bool = False) -> bool:
+    """Lock an open file or folder until its descriptor is closed.
+
+    Args:
+        descriptor: of it.
+        wait: for whoever has it.
+        shared: with others who ask so.
+
+    Returns:
+        Whether it is locked: False only without `wait`, where another has it.
+    """
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _try_lock(path: Path) -> int | None:
     """Descriptor of the locked file, or None where another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    if lock(descriptor, wait=False):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 @contextlib.contextmanager
@@ -42,7 +58,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
     """Wait for a folder's lock, and hold it; no file is left behind."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor)
         yield
     finally:
         os.close(descriptor)

@@ -21,6 +21,7 @@ from iopfl.base.errors import SitsOutError, TooFewLabelsError
 from iopfl.base.files import write_bytes
 from iopfl.base.locks import hold_one
 from iopfl.base.reasons import Reason
+from iopfl.base.stamps import find_stamp
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order, SharedModel, SiteUpdate
 from iopfl.core.personalization import PersonalizedModel
@@ -296,4 +297,4 @@ def _finite(values: Mapping[str, float]) -> dict[str, float]:
 
 def _stamp(case: Case) -> tuple[int, ...]:
     files = [path for path in (case.image, case.label) if path is not None]
-    return tuple(stat for path in files for stat in (path.stat().st_mtime_ns, path.stat().st_size))
+    return tuple(number for path in files if (stamp := find_stamp(path)) for number in stamp.kept)

@@ -14,6 +14,7 @@ from pydicom import Dataset
 
 from iopfl.base.errors import ConfigError, SeriesError
 from iopfl.base.files import replacing
+from iopfl.base.uids import is_uid
 from iopfl.core.memory import check_volume
 from iopfl.dicomio.files import read_dataset, reading
 from iopfl.dicomio.frames import count_frames, find_plane, find_thickness
@@ -21,7 +22,7 @@ from iopfl.dicomio.geometry import GapError, build_affine
 from iopfl.dicomio.padding import choose_value
 from iopfl.dicomio.pixels import MAX_SERIES_BYTES
 from iopfl.dicomio.refusals import PICTURES, VOLUMES, find_refusal, is_other_object
-from iopfl.dicomio.showing import AT_SOURCE, is_uid, show_code
+from iopfl.dicomio.showing import AT_SOURCE, show_code
 from iopfl.dicomio.stacks import Chosen, choose_stack, order_stack
 from iopfl.dicomio.volumes import Slice, decode_volume
 from iopfl.images.names import find_suffix

@@ -6,21 +6,13 @@ import re
 
 from pydicom.uid import UID
 
+from iopfl.base.uids import is_uid
+
 AT_SOURCE = "have that put right where it comes from"
 """What to do about a header that is wrong: to send the same again does not help."""
 
-_UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
 _LONGEST = 64
-
-
-def is_uid(value: object) -> bool:
-    """Whether a value is a UID, hence safe in a message and as a file name.
-
-    >>> is_uid("1.2.3"), is_uid("../1.2.3"), is_uid("."), is_uid(None)
-    (True, False, False, False)
-    """
-    return bool(_UID.fullmatch(str(value or "")))
 
 
 def show_uid(value: object) -> str:

@@ -14,6 +14,7 @@ from pydicom import Dataset
 from retrying import RetryError
 
 from iopfl.base.errors import NotTakenError
+from iopfl.base.uids import is_uid
 from iopfl.dicomweb import storing
 from iopfl.dicomweb.answers import Item, first_value
 from iopfl.dicomweb.asking import Asking, Endpoint, RefusedError, UnansweredError
@@ -26,10 +27,10 @@ from iopfl.dicomweb.retrieving import (
     list_instances,
     path_of,
 )
-from iopfl.dicomweb.searching import UID, FoundSeries, SeriesSearch
+from iopfl.dicomweb.searching import FoundSeries, SeriesSearch
 from iopfl.dicomweb.session import CONNECT_SECONDS, DirectSession
 
-__all__ = ["UID", "DICOMweb", "Endpoint", "FoundSeries", "UnansweredError"]
+__all__ = ["DICOMweb", "Endpoint", "FoundSeries", "UnansweredError"]
 
 # They log each search, each failure with its stack, and what servers answer; what matters of that is said here.
 for _name in ("dicomweb_client", "retrying"):
@@ -87,7 +88,7 @@ class DICOMweb:
                 with contextlib.suppress(RefusedError):
                     for item in self._mine().search(what, path, query):
                         uid = str(first_value(item, SERIES_INSTANCE))
-                        if first_value(item, SOP_INSTANCE) == instances[0] and UID.fullmatch(uid):
+                        if first_value(item, SOP_INSTANCE) == instances[0] and is_uid(uid):
                             return uid
             for series in among:
                 found = {str(first_value(item, SOP_INSTANCE)) for item in list_instances(self._mine(), series)}

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from iopfl.base.errors import PACSError
+from iopfl.base.uids import is_uid
 from iopfl.dicomweb.answers import Item, first_value
 from iopfl.dicomweb.asking import SIGN_IN, Asking, RefusedError
 from iopfl.dicomweb.matching import find_mismatch
 
 logger = logging.getLogger(__name__)
 
-UID = re.compile(r"[0-9][0-9.]{0,63}")
 """What may become a file's name."""
 
 OF_STUDY = (
@@ -279,7 +278,7 @@ def _key(item: Item) -> str:
 
 def _uid(item: Mapping[str, Any], tag: str) -> str:
     text = str(first_value(item, tag)).strip()
-    return text if UID.fullmatch(text) else ""
+    return text if is_uid(text) else ""
 
 
 def _count(item: Mapping[str, Any]) -> int:

@@ -16,7 +16,6 @@ import contextlib
 import filecmp
 import hashlib
 import logging
-import re
 import shutil
 import threading
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 
 from iopfl.base.errors import SeriesError
 from iopfl.base.files import sync_folder
+from iopfl.base.uids import is_uid
 from iopfl.dimse.queue import FINISHED, Job, Queue, State
 from iopfl.dimse.room import InboxFullError, Room
 from iopfl.dimse.spool import Incoming
@@ -38,8 +38,6 @@ OPEN_ASSOCIATION_SECONDS = 60.0
 MAX_SERIES = 100_000
 """At once: each has a file in the queue, and is held in memory."""
 
-_UID = re.compile(r"[0-9]+(\.[0-9]+)+")  # leading zeros are no UID's, but are sent
-_MAX_UID = 64
 _SUFFIX = ".dcm"
 
 
@@ -223,7 +221,7 @@ class Inbox:
 
     def find(self, sop_instance_uid: str) -> Path | None:
         """The file of an instance, wherever it lies."""
-        if not _is_uid(sop_instance_uid):
+        if not is_uid(sop_instance_uid):
             return None
         return next(self._series.glob(f"*/{sop_instance_uid}{_SUFFIX}"), None)
 
@@ -324,13 +322,9 @@ def check_uid(value: str, what: str) -> str:
     Raises:
         SeriesError: it is none.
     """
-    if not _is_uid(value):
+    if not is_uid(value):
         raise SeriesError(f"expected a UID as {what}, digits and dots, given {len(value)} other characters")
     return value
-
-
-def _is_uid(value: str) -> bool:
-    return len(value) <= _MAX_UID and _UID.fullmatch(value) is not None
 
 
 def _compare(target: Path, came: Path) -> tuple[Outcome, int]:

@@ -20,6 +20,7 @@ from typing import Any
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
 
 from iopfl.base.errors import IOPFLError, LabelVersionError, StorageError
+from iopfl.base.stamps import find_stamp
 from iopfl.images.names import find_stem, find_suffix
 from iopfl.labels.annotators import RecentAnswers, find_annotator
 from iopfl.labels.checked import FINAL, CheckedDatastore
@@ -245,7 +246,7 @@ class VersionedDatastore(CheckedDatastore):
             if history.published:
                 self.versions.withdraw(image, history.counting, why=DELETED)
             return
-        if history.published and _stamp(file) == history.stamp:
+        if history.published and _stamp_of([file]) == history.stamp:
             return
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
@@ -319,7 +320,7 @@ class VersionedDatastore(CheckedDatastore):
                     self._files.remove_label(image, FINAL, file.name.removeprefix(image))
             if image in index.entries:
                 index.set_label(image, FINAL, item)
-        return _stamp(target) if target else (0, 0)
+        return _stamp_of([target] if target else []) or (0, 0)
 
     def _final_files(self, image: str) -> list[Path]:
         """What lies in the folder of final labels for an image; the one that the index names comes first."""
@@ -340,11 +341,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "msg", None) or str(error)
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_mtime_ns, status.st_size
-
-
 def _stamp_of(files: Sequence[Path]) -> tuple[int, int] | None:
     """Stamp of the one file there is."""
-    return _stamp(files[0]) if len(files) == 1 else None
+    stamp = find_stamp(files[0]) if len(files) == 1 else None
+    return stamp and stamp.kept

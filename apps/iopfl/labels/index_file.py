@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -21,6 +20,8 @@ from typing import Any
 
 from iopfl.base.files import MODE, set_aside, write_bytes
 from iopfl.base.finite import finite
+from iopfl.base.locks import lock
+from iopfl.base.stamps import Stamp, find_stamp
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,6 @@ _MANY = 1000
 """Changes at once, from which on the whole index is written."""
 
 _SPARE_BYTES = 2**20
-
-_Stamp = tuple[int, int, int]
 
 
 @dataclass(slots=True)
@@ -68,7 +67,7 @@ class IndexFile:
         self.entries: dict[str, Entry] = {}
         self.name, self.description = "new-dataset", "New Dataset"
         self._index, self._changes, self._lock = folder / INDEX, folder / CHANGES, folder / ".lock"
-        self._index_seen: _Stamp | None = None
+        self._index_seen: Stamp | None = None
         self._changes_seen = 0  # inode
         self._read_to = 0
         self._digest = ""
@@ -84,7 +83,7 @@ class IndexFile:
 
     def catch_up(self) -> bool:
         """Take in what others wrote; says whether it was all read anew."""
-        index, changes = _stamp(self._index), _stamp(self._changes)
+        index, changes = find_stamp(self._index), find_stamp(self._changes)
         inode, size = (changes[0], changes[2]) if changes else (0, 0)
         if index != self._index_seen or inode != self._changes_seen or size < self._read_to:
             self.load()
@@ -162,7 +161,7 @@ class IndexFile:
             return
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # a folder that cannot be written to is nobody's to write to
-                fcntl.flock(stack.enter_context(open(self._lock, "ab", opener=_open)), fcntl.LOCK_EX)
+                lock(stack.enter_context(open(self._lock, "ab", opener=_open)).fileno())
             self._is_held = True
             try:
                 yield
@@ -170,7 +169,7 @@ class IndexFile:
                 self._is_held = False
 
     def _load(self) -> None:
-        self._index_seen = _stamp(self._index)
+        self._index_seen = find_stamp(self._index)
         content = self._index.read_bytes() if self._index_seen else None
         about: dict[str, Any] = {}
         if content is not None:
@@ -191,7 +190,7 @@ class IndexFile:
         self.entries = entries
         self._digest = hashlib.sha256(content).hexdigest() if content is not None else ""
         self._changes_seen, self._read_to = 0, 0
-        if (changes := _stamp(self._changes)) is not None:
+        if (changes := find_stamp(self._changes)) is not None:
             self._changes_seen = changes[0]
             self._read_on()
 
@@ -212,7 +211,7 @@ class IndexFile:
             try:
                 change = json.loads(line)
                 if is_first and self._digest and change.get("of") != self._digest:
-                    self._read_to = _size(self._changes)  # of an index that was replaced since
+                    self._read_to = _size(find_stamp(self._changes))  # of an index that was replaced since
                     self._is_due = True
                     return
                 self._apply(change)
@@ -255,28 +254,19 @@ class IndexFile:
         content = self.dumps().encode()
         write_bytes(self._index, content)
         self._changes.unlink(missing_ok=True)
-        self._index_seen, self._digest = _stamp(self._index), hashlib.sha256(content).hexdigest()
+        self._index_seen, self._digest = find_stamp(self._index), hashlib.sha256(content).hexdigest()
         self._changes_seen, self._read_to, self._pending, self._is_due = 0, 0, [], False
 
     def _is_long(self) -> bool:
-        return self._read_to > _SPARE_BYTES + 2 * (self._index_seen or (0, 0, 0))[2]
+        return self._read_to > _SPARE_BYTES + 2 * _size(self._index_seen)
 
 
 def _open(path: str, flags: int) -> int:
     return os.open(path, flags, MODE)
 
 
-def _stamp(path: Path) -> _Stamp | None:
-    """Inode, modification time (ns) and size; None = it is not there."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _size(path: Path) -> int:
-    return (_stamp(path) or (0, 0, 0))[2]
+def _size(stamp: Stamp | None) -> int:
+    return stamp.size if stamp else 0
 
 
 def _put(labels: dict[str, Item], tag: str, item: Item | None) -> None:

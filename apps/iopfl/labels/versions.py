@@ -9,7 +9,6 @@ elsewhere (`final_rule`) and noted here.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import re
@@ -22,6 +21,8 @@ from typing import Any
 
 from iopfl.base.errors import LabelVersionError
 from iopfl.base.files import create, set_aside
+from iopfl.base.locks import lock
+from iopfl.base.stamps import Stamp, find_stamp
 from iopfl.images.names import find_suffix
 from iopfl.labels.log import (
     DAMAGED,
@@ -49,7 +50,7 @@ class VersionStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._read: dict[str, tuple[tuple[int, int], History, str]] = {}
+        self._read: dict[str, tuple[Stamp, History, str]] = {}
         self._held = threading.local()
 
     def images(self) -> list[str]:
@@ -70,8 +71,8 @@ class VersionStore:
             return
         folder = self._folder / image
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (folder / "lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with (folder / "lock").open("wb") as file:
+            lock(file.fileno())
             held.add(image)
             try:
                 self._recover(image)
@@ -97,11 +98,9 @@ class VersionStore:
     def _look_up(self, image: str) -> tuple[History, str]:
         """What the log says, or why it cannot be read; it is read again once it has changed."""
         path = self._folder / image / LOG
-        try:
-            status = path.stat()
-        except FileNotFoundError:
+        stamp = find_stamp(path)
+        if stamp is None:
             return History(), ""
-        stamp = (status.st_mtime_ns, status.st_size)
         known = self._read.get(image)
         if known is None or known[0] != stamp:
             history, problem = History(), ""

@@ -7,7 +7,6 @@ In the folder, for a series UID: `UID.nii.gz`, which everything else reads; `dic
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hmac
 import json
 import logging
@@ -24,7 +23,7 @@ from pydicom import Dataset
 
 from iopfl.base.errors import PACSError, SeriesError, StorageError
 from iopfl.base.files import write_bytes
-from iopfl.base.locks import hold_one, try_hold
+from iopfl.base.locks import hold_one, lock, try_hold
 from iopfl.base.private_files import read_or_make_key
 from iopfl.dicomio.facts import find_facts
 from iopfl.dicomio.refusals import choose_header, find_refusal, find_series_refusal
@@ -193,7 +192,7 @@ class SeriesCache:
         """Keep series from being removed until this process ends, or holds others, or a day has passed."""
         held = self._folder / "held" / str(os.getpid())
         descriptor = os.open(held, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        lock(descriptor, shared=True)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps(sorted(uids)).encode())
         before, self._holding = self._holding, descriptor
@@ -306,13 +305,10 @@ class SeriesCache:
         found: set[str] = set()
         for path in (self._folder / "held").iterdir():
             with contextlib.suppress(OSError, ValueError, TypeError), path.open("r+b") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if time.time() - path.stat().st_mtime < _HELD_SECONDS:
-                        found |= set(json.loads(file.read()))
-                else:
+                if lock(file.fileno(), wait=False):
                     path.unlink(missing_ok=True)  # its process is gone
+                elif time.time() - path.stat().st_mtime < _HELD_SECONDS:
+                    found |= set(json.loads(file.read()))
         return found
 
     def _last_use(self, uid: str) -> float:

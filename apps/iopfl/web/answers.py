@@ -16,6 +16,7 @@ from torch import Tensor
 
 from iopfl.base.errors import SeriesError
 from iopfl.base.running import running
+from iopfl.base.stamps import Stamp, find_stamp
 from iopfl.core.answers import Segmentation
 from iopfl.core.predictor import Predictor
 from iopfl.core.transforms import read_label
@@ -49,7 +50,7 @@ class _Kept:
     value: Any
     size: int
     predictor: weakref.ref[Predictor]
-    stamp: tuple[int, int]
+    stamp: Stamp | None
 
     def get(self) -> Any:
         """The value.
@@ -140,7 +141,7 @@ class Answers:
         source: Path,
         compute: Callable[[Predictor], tuple[Any, int]],
     ) -> Any:
-        task, stamp = key[1], _stamp(source)
+        task, stamp = key[1], find_stamp(source)
         # Who looks at slices of an answer that is there does not wait for another's that is being computed.
         if kept := self._find(key, models.predictor(task), stamp):
             return kept.get()
@@ -159,7 +160,7 @@ class Answers:
                     self._kept.popitem(last=False)
             return kept.get()
 
-    def _find(self, key: tuple[str, ...], predictor: Predictor, stamp: tuple[int, int]) -> _Kept | None:
+    def _find(self, key: tuple[str, ...], predictor: Predictor, stamp: Stamp | None) -> _Kept | None:
         """What this predictor made of the same file before."""
         with self._lock:
             kept = self._kept.get(key)
@@ -176,12 +177,3 @@ class Answers:
             yield
         finally:
             self._slots.release()
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Modification time and size of a file; zeros if it is not there, which reading it will say."""
-    try:
-        status = path.stat()
-    except OSError:
-        return (0, 0)
-    return (status.st_mtime_ns, status.st_size)

@@ -26,6 +26,7 @@ from monailabel.interfaces.utils.app import app_instance
 from starlette.types import Receive, Scope, Send
 
 from iopfl.access.roles import for_annotator, for_user
+from iopfl.base import uids
 from iopfl.pacs.access import PACSAccess
 from iopfl.web.stow import Upload, check_places
 
@@ -37,7 +38,7 @@ TOTAL_SECONDS = 900.0
 """For one request and its answer: a PACS that trickles shall not hold a connection for ever."""
 
 _MAX_CONNECTIONS = 32
-_UID = r"[0-9][0-9.]{0,63}"
+_UID = uids.PATTERN
 _OBJECT = rf"studies/{_UID}(/series/{_UID}(/instances/{_UID})?)?"
 _SEARCH = re.compile(rf"(studies/{_UID}/(series/{_UID}/)?)?(studies|series|instances)")
 _METADATA = re.compile(rf"{_OBJECT}/metadata")

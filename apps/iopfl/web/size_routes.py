@@ -15,6 +15,7 @@ from monailabel.interfaces.utils.app import app_instance
 
 from iopfl.access.roles import for_user
 from iopfl.base.errors import IOPFLError
+from iopfl.base.stamps import Stamp, find_stamp
 from iopfl.core.measuring import Measurement, find_affine, measure
 from iopfl.core.task import Task
 from iopfl.core.transforms import read_image, read_label
@@ -31,7 +32,7 @@ _HEADERS = {
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet would compute a cell that begins so."""
 _KEPT = 20_000
-_measured: dict[tuple[str, int, int, str], list[Measurement]] = {}
+_measured: dict[tuple[str, Stamp | None, str], list[Measurement]] = {}
 
 router = APIRouter(prefix="/iopfl", tags=["iopfl"], dependencies=[Depends(for_user)])
 
@@ -88,8 +89,7 @@ def _rows(store: VersionedDatastore, image: str, task: Task) -> list[dict[str, A
 
 def _measure(image: Path, label: Path, task: Task) -> list[Measurement]:
     """Measured once for each content of a label, so that who asks twice does not wait twice."""
-    status = label.stat()
-    key = (str(label), status.st_mtime_ns, status.st_size, task.name)
+    key = (str(label), find_stamp(label), task.name)
     if key not in _measured:
         source = read_image(image, task)
         classes = read_label(label, task, like=source).as_tensor()[0].byte().numpy()

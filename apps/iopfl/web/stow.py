@@ -24,6 +24,7 @@ from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
 from iopfl.base.errors import SeriesError
+from iopfl.base.uids import is_uid
 from iopfl.dicomio.elements import check_order
 from iopfl.dicomio.files import reading
 from iopfl.dicomio.refusals import LABEL_MAP
@@ -211,7 +212,7 @@ def _describe(file: IO[bytes], body: mmap.mmap, start: int, end: int) -> Part:
         raise HTTPException(
             400, "expected one SOP class, instance, series and study, the instance names several or none"
         )
-    if not all(re.fullmatch(r"[0-9][0-9.]{0,63}", found[keyword]) for keyword in _TAGS[:4]):
+    if not all(is_uid(found[keyword]) for keyword in _TAGS[:4]):
         raise HTTPException(400, "expected UIDs of digits and dots")
     try:
         check_order(body, start + _PREAMBLE, end, is_implicit=meta.TransferSyntaxUID == uid.ImplicitVRLittleEndian)
