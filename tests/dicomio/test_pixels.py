@@ -18,6 +18,7 @@ from iopfl.base.errors import SeriesError
 from iopfl.core.task import read_task
 from iopfl.core.transforms import read_image
 from iopfl.dicomio import decoding
+from iopfl.dicomio.segmentation import Origin, Segment, build_segmentation, read_segmentation
 from iopfl.dicomio.series import read_series, write_nifti
 
 
@@ -258,6 +259,49 @@ def test_what_follows_an_instance_changes_none_of_its_pixels(tmp_path, garbage):
     path = tmp_path / "IM0000"
     path.write_bytes(path.read_bytes() + garbage)
     assert np.array_equal(read_series(tmp_path).array, voxels)
+
+
+def to_real(datasets: list[Dataset], keyword: str, values: np.ndarray) -> list[Dataset]:
+    """Slices with real values, (X, Y, Z), in place of their pixels."""
+    for z, ds in enumerate(datasets):
+        del ds.PixelData, ds.BitsStored, ds.HighBit, ds.PixelRepresentation
+        ds.BitsAllocated = 8 * values.dtype.itemsize
+        setattr(ds, keyword, np.ascontiguousarray(values[..., z].T).tobytes())
+    return datasets
+
+
+@pytest.mark.parametrize(("keyword", "dtype"), [("FloatPixelData", "<f4"), ("DoubleFloatPixelData", "<f8")])
+def test_real_values_are_read_as_they_are_and_what_is_no_number_is_padding(tmp_path, keyword, dtype):
+    values = np.random.default_rng(3).normal(0, 7.5, (13, 11, 6)).astype(dtype)
+    datasets = to_real(phantoms.build_slices(phantoms.volume()), keyword, values)
+    for ds in datasets:
+        ds.RescaleSlope, ds.RescaleIntercept = 2, 100
+    plain = read_series(phantoms.write(datasets, tmp_path / "plain"))
+    assert plain.array.dtype == np.float32 and plain.padding is None
+    assert np.array_equal(plain.array, values.astype(np.float32))
+    seg = build_segmentation(
+        phantoms.mask_in(plain.shape), plain, [Segment(1, "a", "#ff0000"), Segment(2, "b", "#00ff00")], Origin("test")
+    )
+    assert np.array_equal(read_segmentation(seg, plain).mask, phantoms.mask_in(plain.shape))
+    values[2, 3, 4], values[5, 5, 0], values[0, 0, 5] = np.nan, np.inf, -999
+    datasets = to_real(phantoms.build_slices(phantoms.volume()), keyword, values)
+    setattr(datasets[5], keyword.replace("Data", "PaddingValue"), -999.0)
+    padded = read_series(phantoms.write(datasets, tmp_path / "padded"))
+    where = padded.array == padded.padding
+    assert where.sum() == 3 and where[2, 3, 4] and where[5, 5, 0] and where[0, 0, 5]
+    assert np.array_equal(padded.array[~where], values.astype(np.float32)[~where])
+
+
+def test_real_values_that_are_none_are_refused(tmp_path):
+    values = np.ones((13, 11, 6), np.float32)
+    for number, (changes, said) in enumerate(
+        [({"FloatPixelData": b"\0" * 40}, "truncated"), ({"BitsAllocated": 16}, "real values of 32 bits")]
+    ):
+        datasets = to_real(phantoms.build_slices(phantoms.volume()), "FloatPixelData", values)
+        for keyword, value in changes.items():
+            setattr(datasets[2], keyword, value)
+        with pytest.raises(SeriesError, match=said):
+            read_series(phantoms.write(datasets, tmp_path / str(number)))
 
 
 def test_pixels_that_are_elsewhere_are_refused_by_their_syntax(tmp_path):

@@ -8,6 +8,7 @@ JPEG 2000 are decoded by Pillow, run lengths by pydicom, and the rest in a proce
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ _SAFE = {
     uid.JPEG2000: "pillow",
     uid.RLELossless: "pydicom",
 }
+FLOATS = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
+"""Keywords of elements with real values in place of Pixel Data, and their bits."""
 _KEEP_ALL_BITS = {"correct_unused_bits": False}
 _OPTIONS = {
     "rows": "Rows",
@@ -91,6 +94,9 @@ class Decoder:
         if int(ds.BitsAllocated) == 1 and not syntax.is_encapsulated:
             yield from _unpack(ds)
             return
+        if find_pixels(ds) in FLOATS:
+            yield from _to_floats(ds)
+            return
         if syntax.is_encapsulated and syntax not in _SAFE:
             yield from self._iterate_apart(ds, raw, all_bits)
             return
@@ -133,13 +139,18 @@ class Decoder:
             timer.cancel()
 
 
+def find_pixels(ds: Dataset) -> str:
+    """Keyword of the one element that an instance has its pixels in (PS3.3 C.7.6.3, C.7.6.24, C.7.6.25)."""
+    return next((keyword for keyword in ("PixelData", *FLOATS) if keyword in ds), "PixelData")
+
+
 def check_size(ds: Dataset) -> None:
     """Check an instance's claimed size against the bytes it has, before they are decoded.
 
     Raises:
         SeriesError: truncated, or a few bytes claim to be a huge image.
     """
-    pixels = ds.get("PixelData")
+    pixels = ds.get(find_pixels(ds))
     if not pixels:
         raise SeriesError("expected Pixel Data, given none; give another series, of images")
     size = f"{int(ds.Columns)} x {int(ds.Rows)} x {count_frames(ds)}"
@@ -163,6 +174,19 @@ def _unpack(ds: Dataset) -> Iterator[np.ndarray]:
     for start in range(0, count_frames(ds) * size, size):
         touched = np.unpackbits(packed[start // 8 : -(-(start + size) // 8)], bitorder="little")
         yield touched[start % 8 : start % 8 + size].reshape(int(ds.Rows), int(ds.Columns))
+
+
+def _to_floats(ds: Dataset) -> Iterator[np.ndarray]:
+    """Frames of real values."""
+    syntax, keyword = ds.file_meta.TransferSyntaxUID, find_pixels(ds)
+    bits = FLOATS[keyword]
+    if syntax.is_encapsulated or int(ds.BitsAllocated) != bits or _samples(ds) != 1:
+        raise SeriesError(
+            f"expected real values of {bits} bits, one a pixel and uncompressed, given others: {AT_SOURCE}"
+        )
+    dtype = np.dtype(f"{'<' if syntax.is_little_endian else '>'}f{bits // 8}")
+    shape = (count_frames(ds), int(ds.Rows), int(ds.Columns))
+    yield from np.frombuffer(ds[keyword].value, dtype, count=math.prod(shape)).reshape(shape)
 
 
 def _find_decoder(syntax: uid.UID):  # type: ignore[no-untyped-def]  # pydicom's Decoder

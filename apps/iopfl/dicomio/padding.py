@@ -59,8 +59,10 @@ def find_padding(ds: Dataset, index: int, frame: np.ndarray) -> np.ndarray | Non
 
 def correct_unused_bits(frame: np.ndarray, ds: Dataset) -> np.ndarray:
     """A frame's values without the bits above Bits Stored, whose content says nothing (PS3.5 8.1.1)."""
+    if frame.dtype.kind == "f":
+        return frame
     unused = 8 * frame.dtype.itemsize - int(ds.BitsStored)
-    return frame if unused <= 0 or frame.dtype.kind == "f" else (frame << unused) >> unused
+    return frame if unused <= 0 else (frame << unused) >> unused
 
 
 def choose_value(lowest: float, highest: float, dtype: np.dtype) -> tuple[float, np.dtype]:

@@ -10,7 +10,7 @@ from pydicom import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 
 from iopfl.base.errors import SeriesError
-from iopfl.dicomio.decoding import Decoder
+from iopfl.dicomio.decoding import FLOATS, Decoder, find_pixels
 from iopfl.dicomio.frames import count_frames, find_group
 from iopfl.dicomio.padding import correct_unused_bits, find_padding, has_padding
 from iopfl.dicomio.showing import show_code
@@ -54,6 +54,8 @@ def decoded_dtype(ds: Dataset) -> np.dtype:
         )
     if interpretation in COLORS:
         return np.dtype(np.uint8)
+    if find_pixels(ds) in FLOATS:
+        return np.dtype(np.float32)
     bits = int(ds.BitsAllocated)
     if bits not in (8, 16, 32) or int(ds.get("SamplesPerPixel", 1)) != 1:
         raise SeriesError(f"expected gray pixels of 8, 16 or 32 bits, given {bits} bits; give another export")
@@ -69,9 +71,12 @@ def decode_frames(ds: Dataset, decoder: Decoder) -> Iterator[Frame]:
         SeriesError: as `Decoder.iterate`.
     """
     dtype, is_padded = decoded_dtype(ds), has_padding(ds)
+    is_real = find_pixels(ds) in FLOATS
     for index, frame in enumerate(decoder.iterate(ds, raw=False, all_bits=is_padded)):
         if is_color(ds):
             yield Frame(_to_rgb(frame, ds))
+        elif is_real:  # which no rescale applies to (PS3.3 C.7.6.24)
+            yield _to_real(frame, find_padding(ds, index, frame) if is_padded else None)
         elif not is_padded:
             yield Frame(_to_intensities(frame, ds, index, dtype))
         else:
@@ -116,6 +121,14 @@ def _to_intensities(frame: np.ndarray, ds: Dataset, index: int, dtype: np.dtype)
     if (slope, intercept) == (1.0, 0.0):
         return frame
     return (frame * slope + intercept).astype(dtype)
+
+
+def _to_real(frame: np.ndarray, padding: np.ndarray | None) -> Frame:
+    """A frame of real values; what is no number, or none that 32 bits hold, is no image."""
+    with np.errstate(over="ignore"):
+        pixels = frame.astype(np.float32)
+    nowhere = ~np.isfinite(pixels)
+    return Frame(np.where(nowhere, np.float32(0), pixels), nowhere if padding is None else nowhere | padding)
 
 
 def _to_rgb(frame: np.ndarray, ds: Dataset) -> np.ndarray:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pydicom import Dataset
 
 from iopfl.base.errors import SeriesError
+from iopfl.dicomio.decoding import find_pixels
 from iopfl.dicomio.frames import count_frames, find_plane
 from iopfl.dicomio.geometry import Plane, SharedPositionError, find_stray, have_same_spacing, order_slices
 from iopfl.dicomio.pixels import GRAYS
@@ -214,7 +215,7 @@ def _type_of(ds: Dataset) -> tuple[str, ...]:
 
 
 def _content_of(ds: Dataset) -> tuple[object, ...]:
-    return ds.get("PixelData"), str(ds.get("RescaleSlope")), str(ds.get("RescaleIntercept"))
+    return ds.get(find_pixels(ds)), str(ds.get("RescaleSlope")), str(ds.get("RescaleIntercept"))
 
 
 def _say(instances: Sequence[Dataset], why: dict[int, str]) -> tuple[str, ...]:

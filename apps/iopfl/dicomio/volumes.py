@@ -10,7 +10,7 @@ from pydicom import Dataset
 
 from iopfl.base.errors import SeriesError
 from iopfl.core.memory import check_volume
-from iopfl.dicomio.decoding import Decoder
+from iopfl.dicomio.decoding import Decoder, find_pixels
 from iopfl.dicomio.padding import choose_value
 from iopfl.dicomio.pixels import MAX_SERIES_BYTES, decode_frames, decoded_dtype, is_color
 from iopfl.dicomio.showing import AT_SOURCE
@@ -57,7 +57,7 @@ def decode_volume(slices: Sequence[Slice]) -> tuple[np.ndarray, float | None]:
                 if is_padding is not None and is_padding.any():
                     padding[place[key, frame]] = np.packbits(is_padding)
                 decoded += 1
-            del ds.PixelData
+            delattr(ds, find_pixels(ds))
     if decoded < len(slices):
         raise SeriesError(f"expected {len(slices)} frames, given {decoded}; send the series again")
     _check_inversion(volume, slices)

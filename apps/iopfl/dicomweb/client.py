@@ -205,7 +205,8 @@ class DICOMweb:
 
 
 def _without_pixels(ds: Dataset) -> Dataset:
-    ds.pop("PixelData", None)
+    for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
+        ds.pop(keyword, None)
     return ds
 
 
