@@ -93,6 +93,7 @@ def test_the_examples_of_the_help_are_read_by_its_parser():
         ("segment site_a/case00.nii.gz --bank bank -o out --device abacus", "no device 'abacus'"),
         ("segment site_a/case00.nii.gz --bank bank -o file", "file"),
         ("segment site_a/case00.nii.gz site_a/case00.nii.gz --bank bank -o out", "several images would write"),
+        ("segment site_a/case00.nii.gz site_a/case00.nii --bank bank -o out", "would write case00.nii, case00.nii.gz"),
         ("segment case99.nii.gz --bank bank -o out", "case99.nii.gz"),
         ("segment broken.nii.gz --bank bank -o out", "broken.nii.gz"),
         ("segment site_a --bank bank -o out", "site_a"),

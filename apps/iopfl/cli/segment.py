@@ -52,7 +52,8 @@ def _segment(arguments: Any) -> None:
     if arguments.disagreement is not None:
         predictor.check_disagreement()
     targets = [arguments.output / mask_name(image) for image in arguments.images]
-    double = sorted({target.name for target in targets if targets.count(target) > 1})
+    names = [target.name.removesuffix(".gz") for target in targets]  # ITK reads case.nii where case.nii.gz is beside it
+    double = sorted({target.name for target, name in zip(targets, names, strict=True) if names.count(name) > 1})
     if double:
         raise ConfigError(f"several images would write {', '.join(double)}: give them different names, or folders each")
     wheres = _place_maps(arguments.disagreement, targets)
