@@ -22,7 +22,7 @@ from iopfl.images.notes import FileNotes
 from iopfl.images.places import find_stack
 from iopfl.images.segment_files import read_segmentation
 
-from .tiny import BALL
+from .tiny import BALL, DISK
 
 SHAPE = (9, 8, 7)
 FORMS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
@@ -168,6 +168,32 @@ def test_where_experts_disagree_lies_on_the_image_too(tmp_path):
     regions = read_segmentation(tmp_path / "regions.seg.nrrd")
     assert regions.segments[0].name == CHECK_HERE
     assert np.allclose(regions.affine, stack.straight_affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["image.nii.gz", "image.nii"])
+def test_a_nifti_2_is_handed_out_as_itk_opens_it(tmp_path, name):
+    place = affine_of(turn(3))
+    nib.save(nib.Nifti2Image(np.random.default_rng(0).integers(3, 200, SHAPE).astype(np.int16), place), tmp_path / name)
+    path, mask = tmp_path / name, scatter()
+    shown, own = sitk.ReadImage(str(hand_out(path))), nib.load(path)
+    assert np.array_equal(sitk.GetArrayFromImage(shown).T, np.asarray(own.dataobj))
+    assert np.allclose(nib.load(tmp_path / f"sent-{name}").affine, place, atol=1e-4)
+    for form in FORMS:
+        write_mask(tmp_path / f"mask{form}", to_straight(answered(mask, path)), BALL)
+        made = sitk.ReadImage(str(tmp_path / f"mask{form}"))
+        assert np.allclose(made.GetOrigin(), shown.GetOrigin(), atol=1e-4)
+        assert np.array_equal(sitk.GetArrayFromImage(made).T, mask)
+        assert np.array_equal(read_label(tmp_path / f"mask{form}", BALL, like=read_image(path, BALL))[0].numpy(), mask)
+
+
+def test_a_slice_of_two_dimensions_has_a_mask_in_every_form(tmp_path):
+    path, mask = tmp_path / "slice.nii.gz", scatter()[..., :1].clip(0, 1)
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random(SHAPE[:2], np.float32), affine_of(np.eye(3))), path)
+    given = Segmentation(torch.from_numpy(mask), read_image(path, DISK), Answer("", "", "", 0.0))
+    for form in FORMS:
+        write_mask(tmp_path / f"mask{form}", to_straight(given), DISK)
+        assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"mask{form}"))).T, mask)
+        assert np.array_equal(read_label(tmp_path / f"mask{form}", DISK, like=given.image)[0].numpy(), mask)
 
 
 def test_a_label_of_another_place_is_still_refused(tmp_path):

@@ -11,6 +11,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -75,7 +76,8 @@ def write_straight_image(source: Path, stack: Stack, target: Path) -> None:
     darkest = (finite.min() if slope >= 0 else finite.max()) if finite.size else 0
     laid = stack.lay(raw, fill=darkest if padding is None else (padding - inter) / slope)
 
-    header = image.header.copy()
+    header = nib.Nifti1Header.from_header(image.header, check=False)  # of a NIfTI-2 too, which ITK does not open
+    header.extensions = image.header.extensions
     header.set_data_shape(laid.shape)
     unit = 1 / millimeters(header)
     place = np.diag([unit, unit, unit, 1.0]) @ stack.straight_affine

@@ -176,7 +176,7 @@ def _to_nifti(segmentation: Segmentation) -> nib.Nifti1Image:
     kept = nib.Nifti1Header()
     kept.set_data_dtype(mask.dtype)
     kept.set_data_shape(mask.shape)
-    kept.set_zooms(header.get_zooms()[:3])
+    kept.set_zooms([abs(float(edge)) or 1.0 for edge in header["pixdim"][1:4]])  # one slice may be of two dimensions
     kept["xyzt_units"] = int(header["xyzt_units"]) & 7
     kept.set_qform(*header.get_qform(coded=True))
     kept.set_sform(*header.get_sform(coded=True))

@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from iopfl.base.errors import SeriesError
 from iopfl.images.files import is_picture, millimeters, open_nifti
 from iopfl.images.headers import read_header
-from iopfl.images.straightening import Stack, find_lean
+from iopfl.images.straightening import Stack, find_lean, straighten
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _READERS = {
@@ -27,6 +27,7 @@ _READERS = {
     "TIFF": "TIFFImageIO",
     "BMP": "BMPImageIO",
 }
+_NIFTI_2 = 540  # bytes of its header
 _SAME = 1e-3
 """Difference of two affines that their formats' precision explains: mm, or edges of smaller voxels."""
 
@@ -56,7 +57,7 @@ def is_opened_by_itk(path: Path) -> bool:
 def find_stack(path: Path) -> Stack | None:
     """Where the slices of an image lie on the straight grid that it is handed out on, in mm.
 
-    None of what is handed out as it is, since ITK opens it.
+    None of what is handed out as it is, since ITK opens it. A NIfTI-2, which ITK does not open, has one however straight.
     """
     if not _is_nifti(path) or not path.is_file() or is_opened_by_itk(path):
         return None
@@ -69,7 +70,9 @@ def find_stack(path: Path) -> Stack | None:
         return None
     unit = millimeters(header)
     place = np.diag([unit, unit, unit, 1.0]) @ header.get_best_affine()
-    return find_lean((*header.get_data_shape(), 1, 1)[:3], place)
+    shape = (*header.get_data_shape(), 1, 1)[:3]
+    is_second = int(header["sizeof_hdr"]) == _NIFTI_2  # which ITK does not open, however straight
+    return find_lean(shape, place) or (straighten(shape, place) if is_second else None)
 
 
 def find_nifti_stack(image: MetaTensor) -> Stack | None:
