@@ -29,6 +29,7 @@ def test_a_ball_has_its_volume_and_diameter_whatever_the_grid(spacing, degrees):
     assert ball.volume == pytest.approx(4 / 3 * np.pi * radius**3 / 1000, rel=0.03)
     assert ball.long_axis == pytest.approx(2 * radius, abs=max(sorted(spacing)[:2]))
     assert (box.voxels, box.volume, box.long_axis) == (0, 0, 0)
+    assert measure(np.asfortranarray(mask), LABELS, affine) == [ball, box]
 
 
 def test_the_long_axis_lies_within_one_slice():

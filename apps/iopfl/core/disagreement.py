@@ -44,10 +44,10 @@ def find_disagreement(masks: Sequence[Tensor]) -> Tensor:
     """
     found = torch.empty_like(masks[0])
     percent = ((1 - torch.arange(len(masks) + 1) / len(masks)) * 100).round().to(torch.uint8)
-    for x in range(found.shape[0]):  # a slice at a time: votes take E times its memory
-        labels = torch.stack([mask[x] for mask in masks])  # (E, Y, Z)
-        votes = sum((labels == label).to(torch.uint8) for label in labels)  # (E, Y, Z): of each one's label
-        found[x] = percent[torch.as_tensor(votes).amax(0).long()]
+    for z in range(found.shape[2]):  # a slice at a time: votes take E times its memory
+        labels = torch.stack([mask[..., z] for mask in masks])  # (E, X, Y)
+        votes = sum((labels == label).to(torch.uint8) for label in labels)  # (E, X, Y): of each one's label
+        found[..., z] = percent[torch.as_tensor(votes).amax(0).long()]
     return found
 
 

@@ -72,7 +72,7 @@ class Grid:
         """
         turned = image.permute(0, *(axis + 1 for axis in self._axes))
         depth = turned.shape[3]
-        prepared = torch.zeros(len(image), *self.size)
+        prepared = torch.zeros(len(image), self.size[2], *self.size[:2]).permute(0, 2, 3, 1)
         inner = prepared[(slice(None), *self._inner)]
         for start, stop in self._there.slabs(len(image)):
             first, last = self._there.span(start, stop)
@@ -97,15 +97,18 @@ class Grid:
             values: of the K classes in the mask, 0 to 255.
 
         Returns:
-            (X, Y, Z) uint8.
+            (X, Y, Z) uint8; in memory, slices lie one after the other, as in most files.
         """
         lookup = torch.tensor(values, dtype=torch.uint8)
-        mask = torch.empty(self._back.shape, dtype=torch.uint8)
-        start = 0
+        shape = [self._back.shape[self._axes.index(axis)] for axis in range(3)]
+        mask = torch.empty(shape[::-1], dtype=torch.uint8).permute(2, 1, 0)
+        turned, start, depth = mask.permute(self._axes), 0, self._back.shape[2]
         for classes in self._to_image(slabs):
-            mask[..., start : start + classes.shape[2]] = lookup[classes]
-            start += classes.shape[2]
-        return mask.flip(self._flipped).permute(*np.argsort(self._axes).tolist()).contiguous()
+            stop = start + classes.shape[2]
+            places = slice(depth - stop, depth - start) if 2 in self._flipped else slice(start, stop)
+            turned[..., places] = lookup[classes].flip(self._flipped)
+            start = stop
+        return mask
 
     def _to_image(self, slabs: Iterable[Tensor]) -> Iterator[Tensor]:
         """Slabs of the network's grid, (K, X', Y', d), as classes (X, Y, d) of the image's, turned to RAS."""

@@ -53,7 +53,7 @@ def measure(mask: np.ndarray, labels: Mapping[str, int], affine: np.ndarray | No
     slices = np.moveaxis(mask, across, 0)
     counts, longest = dict.fromkeys(labels.values(), 0), dict.fromkeys(labels.values(), 0.0)
     for plane in slices:
-        present = np.bincount(plane.ravel(), minlength=256)
+        present = np.bincount(plane.ravel(order="K"), minlength=256)
         for value in counts:
             if present[value]:
                 counts[value] += int(present[value])

@@ -49,7 +49,6 @@ SERIES_NUMBER = 9000
 _CATEGORY = codes.cid7150.AnatomicalStructure
 TISSUE = Code("85756007", "SCT", "Tissue")
 """What a label is of which the task says no code."""
-_BLOCK = 8  # columns (x) of a mask that are reordered together
 
 
 @dataclass(frozen=True)
@@ -153,12 +152,12 @@ def _number_frames(mask: np.ndarray, series: Series, segments: Sequence[Segment]
     numbers, present = np.zeros(256, np.uint8), np.zeros(256, bool)
     numbers[[segment.value for segment in segments]] = np.arange(1, len(segments) + 1)
     frames = np.empty(mask.shape[::-1], np.uint8)
-    for start in range(0, len(mask), _BLOCK):  # so that a block fits the cache: many times faster
-        block = mask[start : start + _BLOCK].astype(np.uint8)
-        if mask.dtype != np.uint8 and not np.array_equal(block, mask[start : start + _BLOCK]):
+    for plane, frame in zip(np.moveaxis(mask, 2, 0), frames, strict=True):
+        values = plane.T.astype(np.uint8)
+        if mask.dtype != np.uint8 and not np.array_equal(values, plane.T):
             raise SeriesError("expected label values from 0 to 255 in the mask, given others")
-        present |= np.bincount(block.ravel(), minlength=256) > 0
-        frames[..., start : start + _BLOCK] = numbers[block].transpose(2, 1, 0)
+        present |= np.bincount(values.ravel(), minlength=256) > 0
+        numbers.take(values, out=frame)
     unknown = set(np.flatnonzero(present).tolist()) - {0, *(segment.value for segment in segments)}
     if unknown:
         named = {segment.value: segment.name for segment in segments}

@@ -23,7 +23,6 @@ import torch
 from monai.data import MetaTensor, NibabelReader, NrrdReader, PILReader
 from monai.data.image_reader import NrrdImage
 from monai.data.utils import correct_nifti_header_if_necessary
-from monai.transforms import EnsureChannelFirst
 from nibabel.fileholders import FileHolder
 from nibabel.openers import ImageOpener
 from PIL import Image
@@ -96,8 +95,7 @@ def read_voxels(
     if is_picture(path):
         _check_pixels(path.name, header.shape)
     with telling(path, header.format):
-        array, meta = _READERS[header.format](path, header, colors)
-        image = EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(array.astype(np.float32), meta))
+        image = _as_stored(*_READERS[header.format](path, header, colors))
     if image.ndim == 3:  # a picture: one slice; the affine of a picture says nothing
         affine = torch.eye(4) if is_picture(path) else image.affine
         image = MetaTensor(image.as_tensor()[..., None], meta={**image.meta, "affine": affine})
@@ -105,6 +103,17 @@ def read_voxels(
         raise SeriesError(f"{path.name}: expected an image or a volume, given {image.ndim - 1} dimensions")
     _check_place(path.name, image)
     return image
+
+
+def _as_stored(array: np.ndarray, meta: dict[str, Any]) -> MetaTensor:
+    """Voxels in the order in memory that their file has, channels first.
+
+    MONAI's `EnsureChannelFirst` and `ensure_torch_and_prune_meta` would reorder a volume, twice.
+    """
+    about = MetaTensor.ensure_torch_and_prune_meta(np.zeros(1, np.float32), meta)
+    voxels = torch.from_numpy(array.astype(np.float32))
+    channel = float(meta["original_channel_dim"])
+    return MetaTensor(voxels[None] if math.isnan(channel) else voxels.movedim(int(channel), 0), meta=about.meta)
 
 
 def millimeters(header: Any) -> float:
