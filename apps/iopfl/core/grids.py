@@ -20,6 +20,7 @@ from monai.data.utils import compute_shape_offset, zoom_affine
 from monai.transforms import Orientation, Resize
 from torch import Tensor
 
+from iopfl.core.classes import find_largest
 from iopfl.core.task import Task
 
 _ELEMENTS = 1 << 23
@@ -99,14 +100,14 @@ class Grid:
         Returns:
             (X, Y, Z) uint8; in memory, slices lie one after the other, as in most files.
         """
-        lookup = torch.tensor(values, dtype=torch.uint8)
+        lookup = np.array(values, dtype=np.uint8)
         shape = [self._back.shape[self._axes.index(axis)] for axis in range(3)]
         mask = torch.empty(shape[::-1], dtype=torch.uint8).permute(2, 1, 0)
         turned, start, depth = mask.permute(self._axes), 0, self._back.shape[2]
         for classes in self._to_image(slabs):
             stop = start + classes.shape[2]
             places = slice(depth - stop, depth - start) if 2 in self._flipped else slice(start, stop)
-            turned[..., places] = lookup[classes].flip(self._flipped)
+            turned[..., places] = torch.from_numpy(lookup.take(classes.numpy())).flip(self._flipped)
             start = stop
         return mask
 
@@ -235,12 +236,12 @@ class _Way:
         return images
 
     def find_classes(self, images: Tensor, start: int, stop: int, begin: int) -> Tensor:
-        """The most probable class of outputs, (X, Y, stop - start) int64, of probabilities (K, X', Y', d).
+        """The most probable class of outputs, (X, Y, stop - start) uint8, of probabilities (K, X', Y', d).
 
         Where all voxels around are of one class, so is what lies between them; the others are interpolated.
         """
         if self._taps is None or len(images) > _OPEN:
-            return self(images, start, stop, begin).max(0).indices  # several times as fast as argmax
+            return find_largest(self(images, start, stop, begin))
         first, last = self._taps[2].span(start, stop)
         held, lines = images[..., first - begin : last - begin], []
         for axis, taps in enumerate(self._taps):
@@ -249,17 +250,16 @@ class _Way:
             if len(used) < held.shape[axis + 1]:
                 held = held.index_select(axis + 1, used)
             lines.append(_Taps(columns, taps.weights[ours]))
-        classes = held.max(0).indices
+        classes = find_largest(held)
         moved = [axis for axis, line in enumerate(lines) if not line.is_nothing]
         if not moved:
             return classes
-        found = classes.to(torch.uint8)
         for axis in moved:
-            found = lines[axis].agree(found, axis)
-        unsure = found == _OPEN
+            classes = lines[axis].agree(classes, axis)
+        unsure = classes == _OPEN
         if unsure.count_nonzero() > _MOST_OPEN * unsure.numel():
-            return self(images, start, stop, begin).max(0).indices
-        classes, places = found.long(), unsure.nonzero().T
+            return find_largest(self(images, start, stop, begin))
+        places = unsure.nonzero().T
         sizes = [edge / max(1, high - low) for edge, (low, high) in zip(self.shape, self._box, strict=True)]
         moved.sort(key=lambda axis: sizes[axis])  # as above: the same to the last digit
 
@@ -271,7 +271,7 @@ class _Way:
             parts = [interpolate(others, [*at[:axis], column[index], *at[axis + 1 :]]) for column in line.columns.T]
             return parts[0] if len(parts) == 1 else torch.lerp(parts[0], parts[1], line.weights[index, 1])
 
-        classes[unsure] = interpolate(moved, list(places)).max(0).indices
+        classes[unsure] = find_largest(interpolate(moved, list(places)))
         return classes
 
     def _sample(self, images: Tensor, start: int, stop: int, begin: int) -> Tensor:
