@@ -55,7 +55,8 @@ def data_files() -> set[str]:
 def test_the_wheel_holds_every_file_of_both_packages(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for name in ("iopfl/py.typed", "fl_bridge/py.typed", "iopfl/core/tasks/prostate.yaml", "iopfl/web/static/page.js"):
+    page = "iopfl/web/static/start/main.js"
+    for name in ("iopfl/py.typed", "fl_bridge/py.typed", "iopfl/core/tasks/prostate.yaml", page):
         assert name in names
     assert not data_files() - names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"iopfl", "fl_bridge"}

@@ -139,9 +139,9 @@ def test_no_route_answers_before_a_sign_in_but_those_that_are_for_signing_in(gua
 @pytest.mark.parametrize(
     "path",
     ["/", "/docs", "/docs/x", "/redoc", "/openapi.json", "/static/ohif/index.html", "/ohif/", "/ohif/viewer",
-     "/proxy/dicom/qido/studies", "/logs/", "/logs/gpu", "/reload", "/favicon.ico", "/iopfl/static/page.js", "/nothing",
-     "//info/", "/INFO/", "/info", "/iopfl/signin/../../info/", "/iopfl/signin/%2e%2e/%2e%2e/info/", "/auth/../info/",
-     "/auth/token/valid", "/auth//", "/iopfl/signin/signin.html", "/iopfl/federations/spot"],
+     "/proxy/dicom/qido/studies", "/logs/", "/logs/gpu", "/reload", "/favicon.ico", "/iopfl/static/start/main.js",
+     "/nothing", "//info/", "/INFO/", "/info", "/iopfl/signin/../../info/", "/iopfl/signin/%2e%2e/%2e%2e/info/",
+     "/auth/../info/", "/auth/token/valid", "/auth//", "/iopfl/signin/signin.html", "/iopfl/federations/spot"],
 )  # fmt: skip
 def test_no_address_leads_around_the_sign_in(guarded, path):
     for method in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE"):

@@ -30,7 +30,7 @@ SHAPE = (28, 36, 6)
 READY = 120_000
 """Milliseconds that a page may take on a busy machine."""
 
-LABELMAP = "import('/ohif/iopfl/state.js').then(({ state }) => %s)"
+LABELMAP = "import('/iopfl/static/ohif/state.js').then(({ state }) => %s)"
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from .clinic import (
 
 WORLD = """(points) => {
   const { segmentationService } = window.services;
-  return import('/ohif/iopfl/state.js').then(({ state }) => {
+  return import('/iopfl/static/ohif/state.js').then(({ state }) => {
     const volume = segmentationService.getLabelmapVolume(state.labelmap.id);
     return points.map((point) => {
       const index = window.cornerstone.utilities.transformWorldToIndex(volume.imageData, point);
@@ -260,10 +260,10 @@ def test_a_photograph_opens_in_one_view_with_the_task_for_it(clinic, page):
     ("quality", "words"), [(0.49, "The experts disagree"), (0.5, "mostly agree"), (None, "No quality")]
 )
 def test_quality_in_words(clinic, page, quality, words):
-    page.goto(f"{clinic.server.url}/ohif/iopfl/answer.js")
+    page.goto(f"{clinic.server.url}/iopfl/static/ohif/answer.js")
     answer = {"model": "routed", "bank": "1-abc", "seconds": 1.0, "quality": quality}
     text = page.evaluate(
-        """(answer) => import('/ohif/iopfl/answer.js').then(({ describeAnswer }) =>
+        """(answer) => import('/iopfl/static/ohif/answer.js').then(({ describeAnswer }) =>
           describeAnswer(answer, 0.5).map((element) => element.textContent).join(' '))""",
         answer,
     )
@@ -272,7 +272,7 @@ def test_quality_in_words(clinic, page, quality, words):
 
 @pytest.mark.parametrize("kind", ["straight", "tilted"])
 def test_a_mask_survives_nrrd_and_another_grid_is_refused(clinic, page, kind):
-    page.goto(f"{clinic.server.url}/ohif/iopfl/nrrd.js")
+    page.goto(f"{clinic.server.url}/iopfl/static/ohif/nrrd.js")
     datasets = build_series(f"a {kind} grid", 0)
     if kind == "tilted":
         rounded = ((0.87, 0.5, 0.0), (-0.42, 0.73, 0.54))
@@ -297,8 +297,8 @@ def test_a_mask_survives_nrrd_and_another_grid_is_refused(clinic, page, kind):
     ]
     found = page.evaluate(
         """async ([planes, answer]) => {
-          const { makeGrid, takeSlices } = await import('/ohif/iopfl/grid.js');
-          const { readNrrd, writeNrrd } = await import('/ohif/iopfl/nrrd.js');
+          const { makeGrid, takeSlices } = await import('/iopfl/static/ohif/grid.js');
+          const { readNrrd, writeNrrd } = await import('/iopfl/static/ohif/nrrd.js');
           const grid = makeGrid(planes);
           const mask = readNrrd(Uint8Array.from(answer).buffer);
           const file = await (await writeNrrd(grid, takeSlices(mask, grid))).arrayBuffer();

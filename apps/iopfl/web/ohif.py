@@ -1,7 +1,8 @@
 """OHIF as MONAI Label ships it, with our addition to it, and without a request to any other host.
 
 `static/ohif` is the addition: settings in place of the shipped ones, and modules that OHIF loads
-because the settings name them. What ships stays as it is, but for references to fonts at Google.
+because the settings name them, at their address among all our files (`routes.static_file`). What
+ships stays as it is, but for references to fonts at Google.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from monailabel.endpoints import ohif
 from iopfl.access.roles import for_user
 
 SHIPPED = Path(ohif.__file__).resolve().parent / "static" / "ohif"
-ADDED = Path(__file__).resolve().parent / "static" / "ohif"
+CONFIG = Path(__file__).resolve().parent / "static" / "ohif" / "app-config.js"
 
-_CONFIG = "app-config.js"
 _ELSEWHERE = re.compile(r"""<link[^>]*https://fonts\.[^>]*>|@import\s*(?:url\()?["']?https://fonts\.[^;]*;""")
 """What asks Google for fonts: a link, or a line of a style sheet. The browser's own serve as well."""
 _NAMED_BY_CONTENT = re.compile(r"\.[0-9a-f]{20}\.js$|^[0-9a-f]{20}\.wasm$")
@@ -36,7 +36,7 @@ def start_page() -> RedirectResponse:
 
 @router.get("/{path:path}")
 def get_file(path: str) -> Response:
-    """A file of OHIF or of ours; the start page for OHIF's own addresses, 404 for the rest."""
+    """A file of OHIF, or our settings; the start page for OHIF's own addresses, 404 for the rest."""
     file = _find(path)
     kind = _TYPES.get(file.suffix) or mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     headers = {"Cache-Control": _caching(file)}
@@ -51,15 +51,14 @@ def _find(path: str) -> Path:
     Raises:
         HTTPException: 404, there is none.
     """
-    folder, name = (ADDED, path.removeprefix("iopfl/")) if path.startswith("iopfl/") else (SHIPPED, path)
-    if name == _CONFIG:
-        folder = ADDED
-    if "\0" in name or not (file := (folder / name).resolve()).is_relative_to(folder):
+    if path == CONFIG.name:
+        return CONFIG
+    if "\0" in path or not (file := (SHIPPED / path).resolve()).is_relative_to(SHIPPED):
         raise HTTPException(404, "no such file")
     if file.is_file():
         return file
     # A viewer's address such as /ohif/monai-label has no suffix; what has one is a file.
-    if folder == ADDED or (file.suffix and not file.is_dir()):
+    if file.suffix and not file.is_dir():
         raise HTTPException(404, f"no file {path!r} in OHIF")
     return SHIPPED / "index.html"
 

@@ -42,8 +42,8 @@ from iopfl.web.ohif import router as ohif
 from iopfl.web.size_routes import router as sizes
 from iopfl.web.work_routes import router as work
 
-STATIC = Path(__file__).parent / "static"
-_FILES = {"style.css": "text/css", "page.css": "text/css", "page.js": "text/javascript"}
+STATIC = Path(__file__).resolve().parent / "static"
+_TYPES = {".css": "text/css", ".js": "text/javascript"}
 _PAGE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
@@ -67,11 +67,14 @@ def start_page() -> FileResponse:
     return FileResponse(STATIC / "index.html", media_type="text/html", headers=_PAGE_HEADERS)
 
 
-@pages.get("/iopfl/static/{name}")
-def static_file(name: str) -> FileResponse:
-    if name not in _FILES:
+@pages.get("/iopfl/static/{path:path}")
+def static_file(path: str) -> FileResponse:
+    """A style or a module of the pages, and of what OHIF loads from here: as they lie, since they import each other."""
+    kind = _TYPES.get(Path(path).suffix)
+    file = STATIC if kind is None or "\0" in path else (STATIC / path).resolve()
+    if not file.is_relative_to(STATIC) or not file.is_file():
         raise HTTPException(404, "no such file")
-    return FileResponse(STATIC / name, media_type=_FILES[name], headers=_PAGE_HEADERS)
+    return FileResponse(file, media_type=kind, headers=_PAGE_HEADERS)
 
 
 @data.get("/status", summary="Tasks, banks, and which model answers at this site")
