@@ -29,10 +29,16 @@ test-long: ## faults, kills, the tutorials, the site, and the demo from a bare c
 	@scripts/debian.sh
 	@.venv/bin/python -m pytest -m long --timeout 3600
 
-lint: tools ## ruff and mypy
+lint: tools node_modules/.package-lock.json ## ruff and mypy; Prettier, ESLint and tsc
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+	@npm run --silent lint
+
+node_modules/.package-lock.json: package-lock.json
+	@scripts/debian.sh lint
+	@npm ci --silent
+	@touch $@
 
 docs: ## these documents and the Python API as a site: build/site/docs/index.html
 	@scripts/setup.sh docs

@@ -47,6 +47,18 @@ def test_every_package_of_a_list_has_one_version_and_the_hashes_of_its_files(nam
     assert "://" not in text, "where packages come from is said where they are installed"
 
 
+def test_every_package_of_the_pages_tools_has_one_version_and_a_hash():
+    read = lambda name: json.loads((REPOSITORY / name).read_text(encoding="utf-8"))  # noqa: E731
+    tools = read("package.json")["devDependencies"]
+    packages = read("package-lock.json")["packages"]
+    assert packages.pop("")["devDependencies"] == tools and "dependencies" not in read("package.json")
+    for name, version in tools.items():
+        assert packages[f"node_modules/{name}"]["version"] == version, f"{name}: say one version"
+    for name, package in packages.items():
+        assert package["integrity"].startswith("sha512-") and package["dev"], name
+        assert "resolved" not in package, "where packages come from is said where they are installed"
+
+
 @pytest.mark.parametrize(("one", "other"), [(RUNTIME, TOOLS), (RUNTIME, DOCS), (TOOLS, DOCS)])
 def test_two_lists_name_the_same_version_of_what_both_have(one, other):
     assert all(one[name] == other[name] for name in one.keys() & other.keys())
