@@ -57,7 +57,7 @@ def is_opened_by_itk(path: Path) -> bool:
 def find_stack(path: Path) -> Stack | None:
     """Where the slices of an image lie on the straight grid that it is handed out on, in mm.
 
-    None of what is handed out as it is, since ITK opens it. A NIfTI-2, which ITK does not open, has one however straight.
+    None of what ITK opens, which is handed out as it is. A NIfTI-2, which it does not, has one however straight.
     """
     if not _is_nifti(path) or not path.is_file() or is_opened_by_itk(path):
         return None
