@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "apps"), str(ROOT)]
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from pydicom import Dataset, dcmread  # noqa: E402
+from pydicom import dcmread  # noqa: E402
 from pynetdicom import AE  # noqa: E402
 
 from app.site import GLAND, make_site_bank  # noqa: E402
@@ -41,7 +41,7 @@ from dimse.nodes import HERE, make_slices, storage_peer  # noqa: E402
 from iopfl.core.task import read_task  # noqa: E402
 from iopfl.dimse.peers import Peer  # noqa: E402
 from iopfl.dimse.queue import Job, State, list_jobs  # noqa: E402
-from iopfl.dimse.scu import Caller, build_query, get, list_instances, send  # noqa: E402
+from iopfl.dimse.scu import Caller, list_instances, send  # noqa: E402
 from label_server import start_process, stop_process, wait_until  # noqa: E402
 from orthanc import free_port, running_orthanc  # noqa: E402
 
@@ -96,12 +96,6 @@ def _measure_rates(folder: Path, arguments: argparse.Namespace, stack: ExitStack
             if "durable" not in node or sender == next(iter(senders)):
                 work = [lambda run=run, peer=peer, files=files: run(peer, files) for files in series[sender]]
                 rows.append(_time(f"{sender:<18} {node:<24}", work, arguments))
-    if orthanc is not None:
-        caller = Caller(nodes["Orthanc"])
-        uids = [str(dcmread(files[0]).SeriesInstanceUID) for files in series["ours"]]
-        queries = [build_query([f"SeriesInstanceUID={uid}"]) for uid in uids]
-        work = [lambda query=query: _get_whole(caller, query, folder / "got", arguments.instances) for query in queries]
-        rows.append(_time(f"{'ours, C-GET':<18} {'Orthanc':<24}", work, arguments))
     print(json.dumps({**vars(arguments), "rows": rows}))
 
 
@@ -148,11 +142,6 @@ def _send_plainly(peer: Peer, files: list[Path]) -> None:
 def _send_tuned(peer: Peer, files: list[Path]) -> None:
     if not all(sent.is_taken for sent in send(Caller(peer), list_instances(files))):
         raise RuntimeError("an instance was not taken")
-
-
-def _get_whole(caller: Caller, query: Dataset, folder: Path, instances: int) -> None:
-    if get(caller, query, folder).completed != instances:
-        raise RuntimeError("an instance did not come")
 
 
 def _measure_series(folder: Path, arguments: argparse.Namespace, stack: ExitStack) -> None:

@@ -20,9 +20,10 @@ from pynetdicom.sop_class import MRImageStorage, Verification
 from dimse import wire
 from dimse.nodes import HERE, Node, eventually, make_certificates, make_slices, plain_association, running_scp
 from dimse.nodes import send_plainly as send
+from dimse.retrieving import get
 from iopfl.dimse import acceptor, asking, lobby, messages, query, room, spool
 from iopfl.dimse.peers import TLS, Peer
-from iopfl.dimse.scu import Caller, build_query, echo, get
+from iopfl.dimse.scu import Caller, echo
 
 REQUEST = wire.association_request()
 
@@ -227,10 +228,8 @@ def test_a_large_instance_comes_by_c_get_as_it_is(tmp_path, small_memory, monkey
         tmp_path / "node", services=lambda inbox: [query.QueryRetrieve(inbox, lambda title: None).service]
     ) as node:
         assert send(node.port, [ds]) == [0]
-        uid = build_query([f"SeriesInstanceUID={ds.SeriesInstanceUID}"])
-        assert get(Caller(node.peer), uid, tmp_path / "got").completed == 1
-        (got,) = (tmp_path / "got").iterdir()
-        assert got.read_bytes() == node.stored()[0].read_bytes()
+        answer = get(node.port, [f"SeriesInstanceUID={ds.SeriesInstanceUID}"])
+        assert answer.completed == 1 and answer.received == [dcmread(node.stored()[0])]
 
 
 def test_an_instance_that_breaks_off_leaves_nothing(tmp_path, small_memory):

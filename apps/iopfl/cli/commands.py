@@ -205,7 +205,7 @@ def _add_bank(commands: Any) -> None:
 def _add_dicom(commands: Any) -> None:
     from iopfl.cli.dicom import add_actions
 
-    text = "Receive, segment and send DICOM, and ask other DICOM nodes (DIMSE)."
+    text = "Receive, segment and send DICOM (DIMSE)."
     parser = _add(commands, "dicom", lambda _: None, text, "iopfl dicom echo pacs.hospital 104 -aec ORTHANC")
     add_actions(parser.add_subparsers(required=True, metavar="ACTION"), _add, add_keys)
 

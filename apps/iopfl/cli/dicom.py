@@ -9,12 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iopfl.cli.dicom_options import Add, add_aet, add_timeouts, add_tls, build_timeouts, build_tls, print_table
+from iopfl.cli.dicom_options import Add, add_aet, add_timeouts, add_tls, build_timeouts, build_tls
 
 if TYPE_CHECKING:
-    from iopfl.dimse.scu import Caller, Retrieval
+    from iopfl.dimse.scu import Caller
 
-_LEVEL_COLUMN = "QueryRetrieveLevel"
 _INCOMPLETE = 1
 
 
@@ -27,26 +26,12 @@ def add_actions(actions: Any, add: Add, add_keys: Callable[[argparse.ArgumentPar
     _add_rules(actions, add)
     example = "iopfl dicom echo pacs.hospital 104 -aec ORTHANC"
     echo = add(actions, "echo", _echo, "Verify that a DICOM peer answers (C-ECHO).", example)
-    example = "iopfl dicom find pacs.hospital 104 -aec ORTHANC -k PatientID=123 -k StudyInstanceUID -k StudyDate"
-    find = add(actions, "find", _find, "Ask a peer what it has (C-FIND).", example)
-    example = "iopfl dicom get pacs.hospital 104 -aec ORTHANC -k SeriesInstanceUID=1.2.3 -od series/"
-    get = add(actions, "get", _get, "Bring instances into a folder (C-GET).", example)
-    example = "iopfl dicom move pacs.hospital 104 -aec ORTHANC -aem IOPFL -k SeriesInstanceUID=1.2.3"
-    move = add(actions, "move", _move, "Have a peer send instances to a third (C-MOVE).", example)
     example = "iopfl dicom send pacs.hospital 104 -aec ORTHANC series/"
     send = add(
         actions, "send", _send, "Send DICOM files (C-STORE), decompressed where the peer asks for that.", example
     )
-    for parser in (echo, find, get, move, send):
+    for parser in (echo, send):
         _add_peer(parser)
-    for parser in (find, get, move):
-        help_text = "an element to match or to be told, repeatable: KEYWORD=VALUE, gggg,eeee=VALUE, or KEYWORD"
-        parser.add_argument("-k", dest="keys", action="append", metavar="KEY", default=[], help=help_text)
-        root = parser.add_mutually_exclusive_group()
-        root.add_argument("-S", dest="patient_root", action="store_false", help="study root model (default)")
-        root.add_argument("-P", dest="patient_root", action="store_true", help="patient root model")
-    get.add_argument("-od", "--output", type=Path, default=Path(), metavar="DIR", help="(default: here)")
-    move.add_argument("-aem", "--aem", required=True, metavar="AETITLE", help="who shall receive; the peer knows where")
     send.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="DICOM files, or folders of them")
 
 
@@ -127,46 +112,6 @@ def _echo(arguments: Any) -> None:
         print(json.dumps({"peer": str(caller.peer), "seconds": round(seconds, 3)}))
     else:
         print(f"{caller.peer} answers, in {seconds:.3f} s")
-
-
-def _find(arguments: Any) -> None:
-    from iopfl.dimse.scu import build_query, find
-
-    query = build_query(arguments.keys)
-    found = list(find(_caller(arguments), query, patient_root=arguments.patient_root))
-    if arguments.json:
-        print(json.dumps([ds.to_json_dict() for ds in found], ensure_ascii=False))
-        return
-    columns = [element.keyword or str(element.tag) for element in query if element.keyword != _LEVEL_COLUMN]
-    tags = [element.tag for element in query if element.keyword != _LEVEL_COLUMN]
-    print_table([[ds[tag].value if tag in ds else "" for tag in tags] for ds in found], columns)
-    print(f"{len(found)} found", file=sys.stderr)
-
-
-def _get(arguments: Any) -> None:
-    from iopfl.dimse.scu import build_query, get
-
-    query = build_query(arguments.keys)
-    result = get(_caller(arguments), query, arguments.output, patient_root=arguments.patient_root)
-    _report(arguments, result, f"instances in {arguments.output}")
-
-
-def _move(arguments: Any) -> None:
-    from iopfl.dimse.peers import check_ae_title
-    from iopfl.dimse.scu import build_query, move
-
-    query, target = build_query(arguments.keys), check_ae_title(arguments.aem)
-    result = move(_caller(arguments), query, target, patient_root=arguments.patient_root)
-    _report(arguments, result, f"instances sent to {arguments.aem}")
-
-
-def _report(arguments: Any, result: Retrieval, what: str) -> None:
-    if arguments.json:
-        print(json.dumps(vars(result)))
-    else:
-        print(f"{result.completed + result.warnings} {what}, {result.failed} failed")
-    if result.failed:
-        raise SystemExit(_INCOMPLETE)
 
 
 def _send(arguments: Any) -> None:

@@ -15,7 +15,6 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 
 from iopfl.base.errors import AssociationError, ConfigError
-from iopfl.dimse.messages import Place
 from iopfl.dimse.sockets import MAX_PDU, TunedAE, TunedSocket
 
 __all__ = ["TLS", "Peer", "Timeouts", "associated", "check_ae_title"]
@@ -144,8 +143,6 @@ def associated(
     ae_title: str,
     timeouts: Timeouts | None = None,
     negotiation: Sequence[Any] = (),
-    handlers: Sequence[Any] = (),
-    place: Place | None = None,
 ) -> Iterator[Association]:
     """An association with a peer for as long as the block lasts; released at its end, aborted where that failed.
 
@@ -155,14 +152,11 @@ def associated(
         ae_title: our own.
         timeouts: None = the defaults.
         negotiation: more items to negotiate, e.g. roles.
-        handlers: pynetdicom's `(event, handler)` pairs.
-        place: makes the files of large instances that come; None = none do.
 
     Raises:
         AssociationError: there is none; the message says why.
     """
     ae = TunedAE(check_ae_title(ae_title))
-    ae.place = place
     timeouts = timeouts or Timeouts()
     timeouts.apply(ae)
     tls_args = (peer.tls.client_context(), peer.tls.name or peer.host) if peer.tls else None
@@ -175,7 +169,6 @@ def associated(
             max_pdu=MAX_PDU,
             ext_neg=list(negotiation),
             tls_args=tls_args,
-            evt_handlers=list(handlers),
         )
     except OSError as error:  # its name is not known
         raise AssociationError(f"{peer}: no such host ({error.strerror or error}): check its name") from error

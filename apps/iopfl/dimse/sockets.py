@@ -30,7 +30,7 @@ from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.transport import T_CONNECT, AddressInformation, AssociationSocket
 
-from iopfl.dimse.messages import BoundedMessages, Place, peer_of
+from iopfl.dimse.messages import BoundedMessages, peer_of
 
 logger = logging.getLogger(__name__)
 
@@ -228,17 +228,11 @@ class Requestor(FileSender):
 
 
 class TunedAE(AE):
-    """An application entity whose connections are tuned, those it opens too.
-
-    Attributes:
-        place: makes the files of large instances that come on associations that it asks for; None = they do not come.
-    """
-
-    place: Place | None = None
+    """An application entity whose connections are tuned, those it opens too."""
 
     def _create_socket(self, assoc: Association, address: AddressInformation, tls_args: Any) -> TunedSocket:
         assoc.__class__ = Requestor  # AE.associate names the class itself
-        assoc.dimse = BoundedMessages(assoc, self.place)
+        assoc.dimse = BoundedMessages(assoc, place=None)
         connection = TunedSocket(assoc, address=address)
         connection.tls_args = tls_args
         return connection

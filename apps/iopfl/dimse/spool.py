@@ -76,17 +76,6 @@ def _discard(file: Any, path: Path, held: list[int], release: Callable[[int], No
     release(held[0])
 
 
-def place_in(folder: Path) -> Callable[[bytes], Incoming]:
-    """Makes files in a folder, with their heads."""
-
-    def place(head: bytes) -> Incoming:
-        incoming = Incoming(folder)
-        incoming.write(head)
-        return incoming
-
-    return place
-
-
 class Spool(BytesIO):
     """A data set as it comes, which pynetdicom takes for one in memory.
 
