@@ -22,7 +22,7 @@ class Row:
         method: name in the table.
         dice: case -> foreground Dice on the case's own grid; mean over the task's regions.
         seconds: an image.
-        forwards: forward-equivalents an image.
+        forwards: forward-equivalents per image.
         quality: case -> quality score without labels, where the method gives one.
     """
 

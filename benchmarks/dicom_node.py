@@ -1,4 +1,4 @@
-"""What receiving, segmenting and sending DICOM costs: instances a second on loopback, and a series from end to end.
+"""What receiving, segmenting and sending DICOM costs: instances per second on loopback, and a series from end to end.
 
     python benchmarks/dicom_node.py rates     C-STORE by DCMTK's storescu, a plain pynetdicom sender and ours, to our
                                          listener and to Orthanc; C-GET from Orthanc

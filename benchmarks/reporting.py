@@ -141,7 +141,7 @@ def _draw_bars(rows: Sequence[Row], path: Path) -> None:
 
 
 def _draw_costs(rows: Sequence[Row], order: Sequence[str], path: Path) -> None:
-    """Mean Dice against forward-equivalents an image."""
+    """Mean Dice against forward-equivalents per image."""
     figure = Figure(figsize=(7.5, 4.5), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -152,7 +152,7 @@ def _draw_costs(rows: Sequence[Row], order: Sequence[str], path: Path) -> None:
         axes.plot(cost, dice, "o", color="C1" if method.startswith(OURS) else "C0")
         axes.annotate(method, (cost, dice), textcoords="offset points", xytext=(5, 3), fontsize=7)
     axes.set_xscale("log")
-    axes.set_xlabel("forward-equivalents an image")
+    axes.set_xlabel("forward-equivalents per image")
     axes.set_ylabel("foreground Dice, mean over sites")
     axes.margins(x=0.25)
     figure.savefig(path)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def describe_round(record: dict[str, Any], rounds: int) -> list[str]:
-    """A finished round as lines, one a site: validation Dice of the weights it began with, and of P_k."""
+    """A finished round as lines, one per site: validation Dice of the weights it began with, and of P_k."""
     name = f"round {record['round_index'] + 1}/{rounds}"
     width = max(map(len, record["sites"]), default=0)
     return [f"{name}  {site:{width}}  {describe_site(fate)}" for site, fate in sorted(record["sites"].items())]

@@ -1,4 +1,4 @@
-"""Following a running federation by its state folder: a progress bar, and a line a site after every round."""
+"""Following a running federation by its state folder: a progress bar, and a line per site after every round."""
 
 from __future__ import annotations
 

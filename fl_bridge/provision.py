@@ -1,7 +1,7 @@
 """Start-up kits of a federation: FLARE's provisioning with mutual TLS, and our policies in place.
 
     kits/server/          for the consortium's machine; with it, in `admin/`, what submits jobs
-    kits/<site>/          one a site
+    kits/<site>/          one per site
     kits/.provision/      the federation's certificate authority: whoever has it can make kits
 
 Called again, it makes the kits that are not there yet, with the same authority.

@@ -1,6 +1,6 @@
 """Answers of a round as they come in: checked, then on disk, never all in memory.
 
-One safetensors file a site in the federation's state folder, with the order it
+One safetensors file per site in the federation's state folder, with the order it
 answers. So the server's memory does not grow with the number of sites, what
 had come in before a crash is there after it, and the sum is made in the fixed
 order of sites whatever the order of arrival.

@@ -41,7 +41,7 @@ ROUNDS = 16
 INSIDE_KINDS = ("global", "local", "personalized")
 OUTSIDE_KINDS = ("global", "average", "published", "routed")
 MAX_IMAGES = 8
-"""Test images a site that the demo scores; `iopfl evaluate` scores all."""
+"""Test images per site that the demo scores; `iopfl evaluate` scores all."""
 EXAMPLES = 3
 
 

@@ -94,7 +94,7 @@ def test_a_bank_builds_the_average_or_one_model(folder):
 @pytest.mark.parametrize("chosen", [[], [1], [0, 0], [0, 1, 1]])
 def test_a_bank_is_one_global_model_and_one_a_site(chosen, tmp_path, keys):
     models = make_models(DISK)
-    with pytest.raises(BankError, match="expected one global model and one personalized model a site"):
+    with pytest.raises(BankError, match="expected one global model and one personalized model per site"):
         save_bank(tmp_path / "b", [models[i] for i in chosen], task=DISK, federation="f", keys=keys)
 
 

@@ -112,7 +112,7 @@ def test_a_consortium_and_an_administrator_who_takes_its_bank(tmp_path):
     reader = Reader(tmp_path)
     reader.follow(TUTORIALS / "consortium.md")
     assert (reader.folder / "prostate.iopfl").is_file()
-    assert {path.name for path in (reader.folder / "kits").iterdir()} >= {"server", "site_a", "site_b", "site_c"}
+    assert {path.name for path in (reader.folder / "kits").iterdir()} >= {"server", "site-a", "site-b", "site-c"}
     assert len(reader.said["iopfl bank key"].strip()) == 44
 
     page = TUTORIALS / "administrator.md"

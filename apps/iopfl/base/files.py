@@ -116,7 +116,7 @@ _apart: Scratch | None = None
 def keep_temporary_apart() -> None:
     """Have all temporary files of this process, also those of others' code, in one folder: once the process is gone, a
     `sweep` of `temporary_home` removes it."""
-    global _apart  # one a process, as `tempfile.tempdir` is
+    global _apart  # one per process, as `tempfile.tempdir` is
     if _apart is None:
         _apart = Scratch(Path(tempfile.gettempdir(), "iopfl"))
         tempfile.tempdir = str(_apart.path)

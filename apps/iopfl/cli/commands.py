@@ -184,7 +184,7 @@ def _say_evaluation(
     for region in predictor.task.scored_regions:
         dice, hd95, assd = (result.mean(metric, region) for metric in ("dice", "hd95", "assd"))
         print(f"{region:<14}{dice:8.3f}{hd95:13.2f}{assd:13.2f}")
-    print(f"{result.seconds:.2f} s an image")
+    print(f"{result.seconds:.2f} s per image")
     if result.undefined("dice") or result.undefined("hd95"):
         print(
             f"left out: {result.undefined('dice')} Dice (nothing in the reference), "

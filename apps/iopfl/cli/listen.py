@@ -51,7 +51,7 @@ def add_listen(actions: Any, add: Add, add_keys: Callable[[argparse.ArgumentPars
         action="append",
         required=True,
         metavar="DIR",
-        help="folder of a bank; repeatable, one a task",
+        help="folder of a bank; repeatable, one per task",
     )
     parser.add_argument("--site", default="", help="this site's name in the banks; none for an outside site")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""Work-arounds for MONAI Label 0.8.5, one file a defect; `docs/compat.md` is the table of them.
+"""Work-arounds for MONAI Label 0.8.5, one file per defect; `docs/compat.md` is the table of them.
 
 Nothing in site-packages is written to: classes, module functions and routes are
 replaced in memory. Every `apply` is idempotent. Each file says where the defect

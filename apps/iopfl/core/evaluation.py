@@ -73,7 +73,7 @@ class Evaluation:
 
     @property
     def seconds(self) -> float:
-        """Mean seconds an image."""
+        """Mean seconds per image."""
         return float(np.mean([case.answer.seconds for case in self.cases]))
 
     def to_dict(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def limit_to(gigabytes: float | None) -> None:
     Raises:
         ConfigError: it is not above 0.
     """
-    global _limit  # one a process, like torch's number of threads
+    global _limit  # one per process, like torch's number of threads
     if gigabytes is not None and not 0 < gigabytes < math.inf:
         raise ConfigError(f"--max-memory-gb: expected a number above 0, given {gigabytes:g}")
     _limit = None if gigabytes is None else int(gigabytes * 1e9)
@@ -100,7 +100,7 @@ def find_grid(shape: Sequence[int], affine: np.ndarray, task: Task) -> tuple[flo
 def estimate(shape: Sequence[int], grid: Sequence[float] | None, task: Task, *, voters: int = 0) -> float:
     """Bytes that it takes to segment an image.
 
-    Measured as peaks of processes (`benchmarks/large_volumes.py`), in bytes a voxel of the image as stored and of
+    Measured as peaks of processes (`benchmarks/large_volumes.py`), in bytes per voxel of the image as stored and of
     the network's grid: while the file is read, and after, a DICOM segmentation of all labels in every slice included.
 
     Args:

@@ -77,7 +77,7 @@ class LabeledImages:
             progress=False,
             hash_as_key=False,
         )
-        # (case, slice) pairs of a 2D task; 3D windows are drawn at random, one a case.
+        # (case, slice) pairs of a 2D task; 3D windows are drawn at random, one per case.
         self.instances = [
             (case, position)
             for case in range(len(cases))

@@ -35,7 +35,7 @@ def average(models: Sequence[Mapping[str, Tensor]], shares: Sequence[float] | No
 
     Args:
         models: the same keys and shapes in each.
-        shares: non-negative, one a model, e.g. sample counts; normalized here.
+        shares: non-negative, one per model, e.g. sample counts; normalized here.
 
     Raises:
         WeightsError: no models, or shares that do not fit them.

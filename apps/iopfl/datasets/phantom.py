@@ -212,7 +212,7 @@ def write_phantoms(
     Args:
         folder: to be made; may exist, if empty.
         sites: names from `SITES`; all of them if None.
-        cases: cases a site, at least 2 (one to train, one to test).
+        cases: cases per site, at least 2 (one to train, one to test).
         seed: the same seed writes the same volumes.
         progress: called with cases done and cases in all.
 
@@ -231,7 +231,7 @@ def write_phantoms(
             f"there is no phantom site {', '.join(unknown) or '(none given)'}: choose from {', '.join(SITES)}"
         )
     if cases < 2:
-        raise DatasetError(f"at least 2 cases a site are needed to train and test, {cases} given")
+        raise DatasetError(f"at least 2 cases per site are needed to train and test, {cases} given")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DatasetError(f"{folder} is not an empty folder: choose another, or remove what is there")
 

@@ -22,7 +22,7 @@ SLICES = frozenset(
         uid.PositronEmissionTomographyImageStorage,
     )
 )
-"""One instance a slice, placed in the patient (PS3.3 C.7.6.2)."""
+"""One instance per slice, placed in the patient (PS3.3 C.7.6.2)."""
 
 VOLUMES = frozenset(
     (

@@ -38,7 +38,7 @@ class Series:
     """An image series as one volume.
 
     Attributes:
-        datasets: the source instances without pixel data: one a slice, in slice order; or one enhanced multi-frame.
+        datasets: the source instances without pixel data: one per slice, in slice order; or one enhanced multi-frame.
         array: (X, Y, Z), stored integers or float32 after the modality's rescale, high values bright; or
             (X, Y, Z, 3) uint8 RGB. Where slices shift sideways (gantry tilt), on a straight grid, which is larger.
         affine: (4, 4) float64, voxel index (x, y, z) to RAS mm, at right angles; identity where there is no geometry.

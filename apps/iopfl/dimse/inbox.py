@@ -1,4 +1,4 @@
-"""The inbox: a folder for each received series, an instance a file, as it came.
+"""The inbox: a folder for each received series, each instance a file, as it was sent.
 
 An instance that was accepted is a whole file under its final name: it is written
 under another one and renamed, so a killed process leaves none that is half, and

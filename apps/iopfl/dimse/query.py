@@ -160,7 +160,7 @@ def find(inbox: Inbox, query: Dataset, *, whole: bool = False) -> list[list[tupl
     Args:
         inbox: where to look.
         query: with a level and keys.
-        whole: every instance of each entity; otherwise those that were needed to tell, one a series.
+        whole: every instance of each entity; otherwise those that were needed to tell, one per series.
 
     Returns:
         The files of each entity, and of their headers what the query names.

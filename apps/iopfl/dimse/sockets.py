@@ -1,7 +1,7 @@
 """The transport of DICOM associations, tuned and bounded: pynetdicom's, without its waits and with limits.
 
 A C-STORE is a ping-pong of small messages, and what it costs is waiting: Nagle's
-algorithm against delayed acknowledgements (40 ms an instance from a sender that
+algorithm against delayed acknowledgements (40 ms per instance from a sender that
 does not know better), and the sleeps of pynetdicom's two loops (1 ms each, at each turn).
 Here small segments leave at once, received ones are acknowledged at once, and
 the loops wake up for what they wait for. What a peer can make this side hold is

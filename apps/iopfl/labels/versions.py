@@ -1,6 +1,6 @@
 """Every label that was ever submitted, kept: who drew it, when, and what became of it.
 
-A folder an image: the files of its versions, and the log of what happened to them (`log`). A version's file and
+A folder per image: the files of its versions, and the log of what happened to them (`log`). A version's file and
 its line are on the disk before a submission is answered, so that a crash loses no accepted label. No file is ever
 written over: numbers are not used twice, whatever the log has lost. Which version is an image's final label is decided
 elsewhere (`final_rule`) and noted here.

@@ -38,7 +38,7 @@ class AppSettings:
 
     Attributes:
         tasks: name -> task; empty = those of the banks.
-        banks: folders of banks, one a task.
+        banks: folders of banks, one per task.
         site: this site's name, as the bank knows it; empty = an outside site.
         state: folder of all that must not be lost.
         keys: folder of the keyring that says whose banks are trusted.

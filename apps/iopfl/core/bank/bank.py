@@ -96,7 +96,7 @@ class ModelBank:
             experts.append(weights)
         names = [(entry.role, entry.site) for entry in manifest.entries]
         if len(set(names)) != len(names) or sum(role is Role.GLOBAL for role, _ in names) > 1:
-            raise BankError(f"{what}: expected one entry a site and one global model, an entry is listed twice")
+            raise BankError(f"{what}: expected one entry per site and one global model, an entry is listed twice")
         if not experts or manifest.entries[0].role is not Role.GLOBAL:
             raise BankError(f"{what}: expected the global model as its first entry")
         return cls(folder, manifest, experts)
@@ -163,7 +163,7 @@ def save_bank(folder: Path, models: Sequence[Model], *, task: Task, federation: 
     models = sorted(models, key=lambda model: (model.role is not Role.GLOBAL, model.site))
     names = [model.site if model.role is Role.PERSONALIZED else "" for model in models]
     if len(set(names)) != len(names) or "" not in names:
-        raise BankError(f"expected one global model and one personalized model a site, given {names}")
+        raise BankError(f"expected one global model and one personalized model per site, given {names}")
     reference = build_network(task).state_dict()
     for model in models:
         check_weights(model.weights, reference, what=f"model of {model.site or 'the federation'}")

@@ -27,7 +27,7 @@ from iopfl.core.task import Task
 from iopfl.core.weights import serialize
 
 SUFFIX = ".iopfl"
-_MAX_MANIFEST = 16 * 2**20  # bytes; a manifest is a few kB a site
+_MAX_MANIFEST = 16 * 2**20  # bytes; a manifest is a few kB per site
 _MAX_HEADER = 2**20  # bytes by which an entry's header may be longer than ours
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, NotImplementedError, RuntimeError)
 """What `zipfile` raises on damaged, encrypted or oddly compressed archives."""

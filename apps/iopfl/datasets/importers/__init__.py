@@ -53,7 +53,7 @@ class ImportSummary:
     Attributes:
         name: of the importer.
         target: folder of the site folders.
-        sites: one entry a site.
+        sites: one entry per site.
         notes: what was changed, left out or not found, one sentence each.
     """
 

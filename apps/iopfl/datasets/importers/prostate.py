@@ -1,7 +1,7 @@
 """The six-site prostate T2 MR collection that came with SAML, for the task `prostate`.
 
 Source: Liu et al., "Shape-aware meta-learning for generalizing prostate MRI
-segmentation to unseen domains", MICCAI 2020. One folder a site, in it
+segmentation to unseen domains", MICCAI 2020. One folder per site, in it
 `CaseNN.nii.gz` and `CaseNN_segmentation.nii.gz`. Some labels tell zones apart
 (1 and 2); the task has one label, so all of them become 1.
 """
