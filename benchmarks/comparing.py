@@ -18,7 +18,7 @@ class Row:
     Attributes:
         fold: the site that was outside of the federation.
         site: where the cases are from; the outside site, or an inside one.
-        seed: of the federation.
+        seed: the seed of the federation.
         method: name in the table.
         dice: case -> foreground Dice on the case's own grid; mean over the task's regions.
         seconds: an image.

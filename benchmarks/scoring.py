@@ -30,7 +30,7 @@ class Images:
     """A site's labeled images.
 
     Attributes:
-        stems: of the cases.
+        stems: the stems of the cases.
         grids: the way to the network's grid and back, of each.
         volumes: on the network's grid, (C, X, Y, Z) each.
         classes: the labels on the images' own grid, class indices (X, Y, Z). For the scorer alone.

@@ -44,7 +44,7 @@ def compose_bank(
     keeps the model it shared before; one that withholds its model has none.
 
     Args:
-        folder: of the bank.
+        folder: the bank's folder.
         state: with the global weights.
         order: that asked for the models.
         spool: the differences of personalized models to the global weights that came in.

@@ -91,7 +91,7 @@ class RoundController(ModelController):
         rounds: to be done when this job ends, those already done included.
         bank: folder of the bank to be composed.
         keys: folder of the keys that sign it.
-        total_rounds: of the federation, after which the bank is composed in any case; 0 = `rounds`.
+        total_rounds: rounds of the whole federation, after which the bank is composed in any case; 0 = `rounds`.
         share_every: rounds from one bank to the next; 0 = at the end alone.
         publish: bring each bank to the sites.
         min_sites: updates that a round needs to count.

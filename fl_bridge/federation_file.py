@@ -23,10 +23,10 @@ class FederationFile:
     """A federation's settings.
 
     Attributes:
-        name: of the federation.
+        name: the name of the federation.
         task: what is segmented.
         host: name or address of the server, as the sites reach it.
-        port: of the server.
+        port: the port of the server.
         sites: site name -> what its administrator starts with; the site's own `site.yaml` counts.
         rounds: in all.
         rounds_per_job: a FLARE job's length. Starting one takes 12 to 20 s, and should be under a tenth of it.
@@ -37,11 +37,11 @@ class FederationFile:
         norm_limit: see `RoundController`.
         aggregation: one of `AGGREGATIONS`.
         weight_limit: see `RoundController`.
-        proximal_weight: of FedProx's term; 0 = none.
+        proximal_weight: the weight of FedProx's term; 0 = none.
         quantize: `float16` halves the bytes on the link.
-        update_percentile: of an update's entries, those below this percentile stay at the site (FLARE's
+        update_percentile: entries of an update below this percentile stay at the site (FLARE's
             `PercentilePrivacy`); 0 = all leave.
-        seed: of initial weights and of training.
+        seed: the seed of initial weights and of training.
         federation: its id, made with its first kits; no setting of the file.
     """
 

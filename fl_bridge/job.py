@@ -66,7 +66,7 @@ def build_job(
         state: the federation's state folder, on the server.
         trainers: FLARE client name -> what trains there.
         packages: installed packages whose code the job must not carry along.
-        name: of the job.
+        name: the name of the job.
         options: what FLARE's own parts add.
 
     Raises:

@@ -45,8 +45,8 @@ class LabelServerTrainer:
     def __init__(self, task: str, seed: int = 0, proximal_weight: float = 0.0) -> None:
         """Args:
         task: its name.
-        seed: of training, together with the site's name and the round.
-        proximal_weight: of FedProx's term.
+        seed: the seed of training, together with the site's name and the round.
+        proximal_weight: the weight of FedProx's term.
         """
         self.task = task
         self.seed = seed

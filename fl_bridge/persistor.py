@@ -43,7 +43,7 @@ class FederationState(FederationRecord):
             folder: where its state will be.
             task: what is segmented.
             clients: FLARE client name -> site name.
-            seed: of the initial weights.
+            seed: the seed of the initial weights.
             federation: its id; empty = a new one.
         """
         weights = snapshot(build_network(task, seed=seed))

@@ -62,9 +62,9 @@ class Kits:
     """What was provisioned.
 
     Attributes:
-        folder: of all kits.
+        folder: the folder that holds all kits.
         made: names of the kits that are new.
-        kept: of those that were there.
+        kept: those that were there before.
         expires: when the certificates do.
         key: public key of the federation's banks, which sites trust by `iopfl bank trust`.
     """

@@ -50,7 +50,7 @@ class Simulation:
 
     Attributes:
         bank: its folder.
-        version: of the bank that was written.
+        version: the version of the bank that was written.
         federation: id of the federation.
         rounds: rounds done, those of earlier runs included.
         inside: sites that trained.
@@ -97,7 +97,7 @@ def simulate(
         outside: sites that take no part.
         rounds: in all.
         bank: folder of the bank; a new version is added to one that exists.
-        seed: of initial weights and of training.
+        seed: the seed of initial weights and of training.
         state: state folder; None = `<bank>.state` beside the bank.
         keys: folder of the signing keys; None = the user's own.
         device: where sites train.

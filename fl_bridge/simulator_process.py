@@ -32,7 +32,7 @@ def reserve_ports(number: int) -> list[int]:
     `multiprocessing` sets where it listens, both may be bound.
 
     Args:
-        number: of ports, for which a `multiprocessing` listener is meant.
+        number: how many ports, for which a `multiprocessing` listener is meant.
     """
     ports = []
     for _ in range(number):

@@ -69,7 +69,7 @@ def run(kit: Path, *, progress: TextIO | None = None) -> FederationRecord:
     """Run a federation until its last round is done and its bank is made; goes on where it stopped.
 
     Args:
-        kit: of the server, on its machine; FLARE's server need not be up yet.
+        kit: the kit of the server, on its machine; FLARE's server need not be up yet.
         progress: where progress bar and round lines go; None = nowhere.
 
     Raises:

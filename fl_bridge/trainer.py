@@ -64,10 +64,10 @@ class InProcessTrainer:
         task: name of a built-in task, or path of a YAML file.
         state_folder: where the site keeps its models.
         device: where to train.
-        seed: of training, together with the site's name and the round.
+        seed: the seed of training, together with the site's name and the round.
         turns: folder of lock files shared by the sites of one machine; empty = no waiting.
         at_once: sites that may train at the same time there.
-        proximal_weight: of FedProx's term.
+        proximal_weight: the weight of FedProx's term.
         """
         keep_blocks()
         self.site_folder = site_folder

@@ -40,7 +40,7 @@ class SiteSummary:
     """A site of the benchmark.
 
     Attributes:
-        name: of the site.
+        name: the name of the site.
         is_inside: whether it took part in training.
         train: images it trained on; 0 outside.
         test: images it was scored on.
@@ -60,7 +60,7 @@ class Example:
 
     Attributes:
         site: where it comes from.
-        stem: of the image.
+        stem: the file stem of the image.
         segmentations: kind of the model -> its answer; `routed` says whose knowledge is in it.
         reference: the clinician's label values, (X, Y, Z), or None.
         dice: kind of the model -> mean Dice of this image.
@@ -78,7 +78,7 @@ class Report:
     """What a report says.
 
     Attributes:
-        title: of the page.
+        title: the title of the page.
         task: segmented.
         created: when, in words.
         sites: inside and outside.

@@ -32,7 +32,7 @@ def train_bank(folder: Path, data: Path) -> ModelBank:
     """A global model of 32 crops, and two sites' own of 16 each, with their Dice on eight further ones.
 
     Args:
-        folder: of the bank; its signer's keys are beside it.
+        folder: the bank's folder; its signer's keys are beside it.
         data: `shared/data`.
     """
     cases = real_cases(data)

@@ -27,7 +27,7 @@ class Orthanc:
     """A running PACS.
 
     Attributes:
-        url: of its REST API, without a slash at its end.
+        url: the URL of its REST API, without a slash at its end.
         dicom_port: where it takes associations.
         ae_title: its own.
         auth: user and password, where it asks for one.

@@ -125,7 +125,7 @@ class Fuzz:
         schema: its description.
         known: parameter -> values that mean something to it: without these, little but 404 would come back.
         tokens: first part of an address -> token to send with it; "" = all others.
-        statuses: of all answers.
+        statuses: the statuses of all answers.
         bare: the same of the same requests, each sent once more without a token.
         failures: what may not be: a 500, a hang, a lost connection, a 503 that does not say when to come back, an
             answer in words that tells where the server's folders are.

@@ -22,6 +22,7 @@ from iopfl.core.bank.bank import OWN_SETTINGS
 from iopfl.core.bank.manifest import BankEntry, Manifest, Role
 from iopfl.core.networks import NETWORKS, build_network
 from iopfl.core.task import builtin_tasks, read_task
+from iopfl.dimse import listening
 from scripts import task_fields
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -296,6 +297,19 @@ def test_no_results_and_no_one_machines_paths_are_quoted(page):
     assert "±" not in text
     assert not re.search(r"(?<![\w.~])/(tmp|root|home|work)/", text)
     assert not re.search(r"(?i)pypi|artifactory", text)
+
+
+def test_a_destination_is_tried_for_as_long_as_the_page_says():
+    hours = sum(listening._pause(attempt) for attempt in range(1, listening.SEND_ATTEMPTS)) / 3600
+    assert f"is tried for {hours:.0f} hours" in TEXT[ROOT / "docs" / "site-administrator.md"]
+
+
+def test_no_field_is_described_by_a_fragment():
+    """`path: of the image` makes people guess what is meant: a file, a folder, a name."""
+    sources = [path for folder in ("apps", "fl_bridge") for path in (ROOT / folder).rglob("*.py")]
+    text = {path: path.read_text(encoding="utf-8") for path in sources}
+    fragments = r"^ +(?!\w*(?:Error|Exception):)\w+: of \w.*$"
+    assert {path.name: found for path in sources if (found := re.findall(fragments, text[path], re.MULTILINE))} == {}
 
 
 def test_the_license_is_whole_and_the_notice_is_there():

@@ -93,7 +93,7 @@ def serve(settings: ServerSettings, *, check: Callable[[], None] = lambda: None)
 
     Args:
         settings: what to serve, where.
-        check: of more that must be right, which takes seconds: comes after what is quick to check.
+        check: checks what takes seconds, once all that is quick was right.
 
     Raises:
         ConfigError: there is no app, no study folder, or the port is taken.

@@ -26,7 +26,7 @@ def use_average(*, share: float, views: bool, only_global: bool = False) -> Meth
     """The uniform average of the bank, or the global model.
 
     Args:
-        share: of the statistics of the images at hand in normalization.
+        share: the share of the statistics of the images at hand in normalization.
         views: mean over flips and turns.
         only_global: leave the personalized models out.
     """

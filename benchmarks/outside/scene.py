@@ -26,7 +26,7 @@ class Scene:
         experts: weights in bank order: the global model, then each inside site's personalized one.
         volumes: prepared images (C, X, Y, Z), in the order in which they come.
         batch_size: pictures taken together by methods that work on batches; volumes come one by one.
-        seed: of everything random in a method.
+        seed: the seed of everything random in a method.
         device: where to run.
     """
 

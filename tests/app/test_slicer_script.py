@@ -50,7 +50,7 @@ class Site:
         folder: for what clients write.
         pacs: where its images are; None = in a folder.
         users: who may sign in there; None = nobody has to, and people are who their Slicer says they are.
-        tokens: of those who did.
+        tokens: the tokens of those who did.
     """
 
     server: LabelServer

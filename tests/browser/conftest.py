@@ -35,7 +35,7 @@ class Visit:
     Attributes:
         called: hosts it sent requests to.
         sent: method and path of its requests.
-        errors: of its scripts.
+        errors: the errors of its scripts.
     """
 
     called: set[str] = field(default_factory=set)

@@ -90,11 +90,11 @@ def build_slices(
     Args:
         voxels: (X, Y, Z).
         spacing: in mm along x, y, z.
-        directions: of a row and a column, LPS.
-        origin: of voxel (0, 0, 0), LPS.
+        directions: the directions of a row and a column, LPS.
+        origin: the origin of voxel (0, 0, 0), LPS.
         shift: added from slice to slice, LPS in mm: a gantry tilt.
-        sop_class: of the instances.
-        modality: of the instances.
+        sop_class: the SOP class of the instances.
+        modality: the modality of the instances.
         series: seed of its UIDs.
     """
     normal = np.cross(*directions)

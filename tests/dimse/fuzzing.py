@@ -33,7 +33,7 @@ def fuzz(folder: Path, caplog, *, datasets: int, conversations: int, first: int 
 
     Args:
         folder: for its inbox.
-        caplog: of the test.
+        caplog: the log of the test.
         datasets: damaged data sets in whole requests: each gets a status, no association is lost.
         conversations: damaged PDUs: each connection ends, and no thread with an exception.
         first: seed.

@@ -68,7 +68,7 @@ class Chain:
 
     Attributes:
         lines: how many.
-        torn: of them, those that a crash cut off while they were written.
+        torn: how many of them a crash cut off while they were written.
         size: bytes.
         head: SHA-256 of the newest line; "" = there is none.
     """

@@ -202,7 +202,7 @@ def beside(path: Path, *, suffix: str = "", mode: int = 0o600) -> Iterator[Path]
     Args:
         path: what it is for.
         suffix: what its name ends in, for who goes by that.
-        mode: of it from its first byte, less what the umask takes away.
+        mode: its mode, from the first byte on, less what the umask takes away.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     held = None

@@ -69,7 +69,7 @@ def find_path(scope: Mapping[str, Any]) -> str:
     """A request's path as routes know it: without the prefix that a reverse proxy was told to use.
 
     Args:
-        scope: of ASGI, whose `path` begins with its `root_path`.
+        scope: ASGI's scope, whose `path` begins with its `root_path`.
     """
     path, root = scope["path"], scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(f"{root}/") else path

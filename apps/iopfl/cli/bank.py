@@ -37,7 +37,7 @@ def add_actions(add: AddAction, add_keys: Callable[[argparse.ArgumentParser], No
         parser.add_argument("--json", action="store_true", help="for programs")
     difference.add_argument("first", type=Path, help="folder of a bank")
     difference.add_argument("second", type=Path, help="folder of a bank; the same, to compare versions")
-    difference.add_argument("--versions", type=int, nargs=2, metavar=("A", "B"), help="of first and second")
+    difference.add_argument("--versions", type=int, nargs=2, metavar=("A", "B"), help="the first and the second")
     rollback.add_argument("version", type=int)
     prune.add_argument("--keep", type=int, default=3, help="newest versions to keep (default: %(default)s)")
     export.add_argument("target", type=Path, help="new file, ending in .iopfl")

@@ -82,13 +82,13 @@ def add_listen(actions: Any, add: Add, add_keys: Callable[[argparse.ArgumentPars
         "--keep-days", type=float, default=7, metavar="D", help="series stay when done (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-gb", type=float, metavar="GB", help="of received series; the oldest that are done go first"
+        "--max-gb", type=float, metavar="GB", help="largest size of received series; the oldest that are done go first"
     )
     parser.add_argument(
         "--min-free-gb",
         type=float,
         metavar="GB",
-        help="of the disk stay free, or nothing is accepted (default: a twentieth of it, at most 10)",
+        help="what stays free of the disk, or nothing is accepted (default: a twentieth of it, at most 10)",
     )
     parser.add_argument("--durable", action="store_true", help="accept an instance when it is on the disk: slower")
     parser.add_argument("--commitment", action="store_true", help="answer requests for storage commitment")

@@ -23,7 +23,7 @@ def add_bank(parser: argparse.ArgumentParser, *, bank: str, site: str) -> None:
     """Which bank is opened, for which site, and where it runs.
 
     Args:
-        parser: of the command.
+        parser: the parser of the command.
         bank: help on `--bank`.
         site: help on `--site`.
     """

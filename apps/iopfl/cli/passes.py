@@ -17,7 +17,7 @@ class PassBar:
     """A bar of an image's passes on stderr, and of a large image a line that says beforehand what it will take.
 
     Args:
-        name: of the image.
+        name: the name of the image.
     """
 
     def __init__(self, name: str) -> None:

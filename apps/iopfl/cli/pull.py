@@ -38,8 +38,8 @@ def pull_bank(
     """Download a bank, verify it, and make it the served version of a folder, or change nothing.
 
     Args:
-        url: of an `.iopfl` file, e.g. `https://SERVER/iopfl/banks/TASK.iopfl`.
-        folder: of the bank, new or not.
+        url: the URL of an `.iopfl` file, e.g. `https://SERVER/iopfl/banks/TASK.iopfl`.
+        folder: the bank's folder, new or not.
         keys: whose signers are trusted.
         task: that it must be for; None = any.
         token_file: file with a bearer token; None = none asked.

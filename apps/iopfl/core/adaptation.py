@@ -59,12 +59,11 @@ class AdaptedSeries:
 
     Attributes:
         parts: count alike in the prediction.
-        share: of the series' own statistics that was chosen.
+        share: the share of the series' own statistics that was chosen.
         quality: agreement of the experts with their mean, 0 to 1, on the instances looked at.
         routing_weights: (E,), of every layer.
         seconds: that it took.
-        voted_share: of the series' own statistics with which the experts voted, which is not `share` where they
-            hardly agreed.
+        voted_share: the share with which the experts voted, which is not `share` where they hardly agreed.
         votes: class probabilities (E, N, K, *S) float16 of those that voted, where they saw the whole series then.
         shortened: what was left out to stay within a time budget, in words.
         voters: experts that voted.

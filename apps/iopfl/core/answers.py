@@ -23,7 +23,7 @@ class Answer:
         seconds: from file to mask.
         routing_weights: expert name -> share of it in the answer, summing to 1; empty where one model answered.
         quality: agreement of the experts with the answer, 0 to 1; None if not asked for.
-        share: of the series' own normalization statistics, for `routed`.
+        share: the share of the series' own normalization statistics, for `routed`.
         zooms: magnifications that the answer averages over, for `routed`.
         shortened: what `routed` left out to stay within the time budget, in words.
         reason: why this model answered, where there was a choice.

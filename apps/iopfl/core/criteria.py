@@ -83,11 +83,11 @@ class ImageFacts:
         modality: DICOM Modality.
         body_part: DICOM Body Part Examined, or what its Anatomic Region is called.
         description: DICOM Series Description.
-        orientation: of its slices, one of `ORIENTATIONS`.
+        orientation: the orientation of its slices, one of `ORIENTATIONS`.
         kind: picture or volume.
         slices: how many; of a picture 1.
-        rows: of a slice.
-        columns: of a slice.
+        rows: the number of rows in a slice.
+        columns: the number of columns in a slice.
         channels: values of a pixel.
     """
 
@@ -107,7 +107,7 @@ def find_mismatch(task: Task, facts: ImageFacts, *, but: Collection[str] = ()) -
 
     Args:
         task: says what it asks for.
-        facts: of the image.
+        facts: what is known of the image.
         but: fields of `ImageFacts` that are not looked at, since somebody who knows said so.
     """
     given = {name: getattr(facts, name) for name in vars(facts) if name not in but}

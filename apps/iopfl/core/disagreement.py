@@ -34,7 +34,7 @@ def find_disagreement(masks: Sequence[Tensor]) -> Tensor:
     """Disagreement of several masks of one image.
 
     Args:
-        masks: of E experts, (X, Y, Z) uint8 each.
+        masks: the masks of E experts, (X, Y, Z) uint8 each.
 
     Returns:
         (X, Y, Z) uint8, percent of the experts that give another label than most do.

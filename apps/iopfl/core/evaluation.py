@@ -35,7 +35,7 @@ class CaseScore:
     """Scores of one case, region name -> value; NaN where undefined (`metrics`).
 
     Attributes:
-        stem: of the image.
+        stem: the file stem of the image.
         dice: foreground Dice.
         hd95: 95th percentile of the Hausdorff distance, in `unit`.
         assd: average symmetric surface distance, in `unit`.
@@ -126,9 +126,9 @@ def evaluate(
     """Segment and score cases.
 
     Args:
-        predictor: of a bank.
+        predictor: what segments, with the models of a bank.
         cases: labeled.
-        kind: of the model; None = the site's choice. `published` adapts to all images first.
+        kind: which model answers; None = the site's choice. `published` adapts to all images first.
         site: name, for the result.
         progress: told cases done and cases in all.
         follow: gives, for as long as a case takes, what is told how far it is.

@@ -95,7 +95,7 @@ class Grid:
 
         Args:
             slabs: (K, X', Y', d) on the network's grid, one after the other along Z'.
-            values: of the K classes in the mask, 0 to 255.
+            values: the values of the K classes in the mask, 0 to 255.
 
         Returns:
             (X, Y, Z) uint8; in memory, slices lie one after the other, as in most files.
@@ -174,7 +174,7 @@ class _Way:
 
     Args:
         matrix: (4, 4), index of an output to index of an input.
-        shape: of the outputs.
+        shape: the shape of the outputs.
         box: along each axis, the first input and the one after the last; beyond them, the nearest counts.
         taps: along each axis, instead of linear interpolation at the matrix's places.
     """
@@ -301,8 +301,8 @@ def _place(shape: tuple[int, ...], affine: np.ndarray, task: Task) -> tuple[np.n
     """Index in the network's volume, before it is padded, to index in the image turned to RAS; and that volume's size.
 
     Args:
-        shape: of the image turned to RAS.
-        affine: of it.
+        shape: the shape of the image turned to RAS.
+        affine: its affine.
         task: says what the network's grid is.
     """
     in_plane = task.spatial_dims == 2

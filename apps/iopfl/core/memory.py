@@ -105,7 +105,7 @@ def estimate(shape: Sequence[int], grid: Sequence[float] | None, task: Task, *, 
 
     Args:
         shape: (X, Y, Z) as stored.
-        grid: of the network (`find_grid`); None = not known, so what it takes is left out.
+        grid: the grid of the network (`find_grid`); None = not known, so what it takes is left out.
         task: says channels and classes.
         voters: experts whose masks are compared, where a map of disagreement is made: all are held, and the map.
     """
@@ -124,8 +124,8 @@ def check_room(
     """Refuse an image that would take more memory than an answer may.
 
     Args:
-        name: of the file.
-        shape: of the image in space, as stored.
+        name: the file's name.
+        shape: the shape of the image in space, as stored.
         task: what it is read for.
         affine: (4, 4), mm; None = before the image was read, when its voxels alone count.
         voters: as in `estimate`.

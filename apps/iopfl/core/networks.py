@@ -27,7 +27,7 @@ def build_network(task: Task, *, seed: int | None = None) -> nn.Module:
 
     Args:
         task: says which network, and its channels.
-        seed: of the initial weights; the caller's random state is left as it was. None = as it comes.
+        seed: the seed of the initial weights; the caller's random state stays as it was. None = not seeded.
 
     Raises:
         ConfigError: an unknown network, or arguments it does not take.

@@ -22,7 +22,7 @@ class Order:
     Attributes:
         federation: id of the federation.
         round_index: from 0.
-        base_hash: of the global weights as the controller holds them. It names them; a filter on the
+        base_hash: the hash of the global weights as the controller holds them. It names them; a filter on the
             way (quantization) may change the values that arrive.
     """
 

@@ -20,8 +20,8 @@ class Plan:
     """What a routed answer will do.
 
     Attributes:
-        settings: of adaptation, effective.
-        views: of the final prediction.
+        settings: the task's settings of adaptation, as they are in effect.
+        views: the views of the final prediction.
         passes: in all, at most.
         shortened: what was left out to stay within the budget, in words; empty = nothing.
     """
@@ -36,7 +36,7 @@ def count_views(settings: Adaptation, windows: int) -> int:
     """Views that the final prediction may take of a series: fewer for a large one, one at least.
 
     Args:
-        settings: of adaptation, effective.
+        settings: the task's settings of adaptation, as they are in effect.
         windows: passes of one view (`count_windows`).
     """
     return max(1, min(settings.max_views, settings.max_passes // windows))
@@ -109,8 +109,8 @@ class Paces:
         """Seconds of a pass; None where the answer is too short for a trial.
 
         Args:
-            name: of what answers.
-            passes: of the answer.
+            name: the name of what answers.
+            passes: the number of passes of the answer.
             sample: gives at least one instance, (N, in_channels, *S).
             run: takes the passes of some instances.
         """

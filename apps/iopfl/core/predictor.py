@@ -51,7 +51,7 @@ class LocalModel:
     """A site's own training, by its Train button.
 
     Attributes:
-        weights: of the task's network.
+        weights: the weights of the task's network.
         metrics: validation Dice of `local`, `personalized` and `global`, all on the site's labels of that day.
     """
 
@@ -115,7 +115,7 @@ class Predictor:
         """Segment an image file.
 
         Args:
-            path: of the image.
+            path: the image's file.
             kind: one of `KINDS`; None = what the site's validation labels favor.
             with_quality: agreement of the experts too, at a forward pass an expert; `routed` has it anyway.
             with_disagreement: where the experts disagree too, at up to a view of the whole image per expert.

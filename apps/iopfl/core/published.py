@@ -55,7 +55,7 @@ def adapt_published(
         experts: the bank's, the global model first.
         volumes: prepared images, (C, X, Y, Z) each; no labels.
         task: says how they become instances.
-        seed: of router weights, dropout, noise and order.
+        seed: the seed of router weights, dropout, noise and order.
         device: where to run.
         progress: told epochs done and epochs in all.
         cancelled: asked before each step.

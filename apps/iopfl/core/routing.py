@@ -115,7 +115,7 @@ class RoutedBatchNorm(RoutedLayer):
     """Batch normalization: the experts' statistics mixed, then a share of the series' own.
 
     Attributes:
-        share: of the series' own mean and variance, 0 to 1 (alpha-BN). 0 is the stored statistics.
+        share: the share of the series' own mean and variance, 0 to 1 (alpha-BN). 0 is the stored statistics.
         series: the series' mean and variance (C,) once frozen; None = those of the batch at hand.
         batch: mean and variance (C,) of the batch at hand.
     """

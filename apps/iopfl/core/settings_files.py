@@ -14,7 +14,7 @@ def read_settings(path: Path, what: str) -> dict[str, Any]:
     """Read a file of `key: value` lines.
 
     Args:
-        path: of the file.
+        path: the file.
         what: it is, for the message, e.g. "task mine.yaml".
 
     Raises:

@@ -68,12 +68,12 @@ class SiteRounds:
         turns: Sequence[Path] = (),
     ) -> None:
         """Args:
-        folder: of the state.
+        folder: the state folder.
         task: what is segmented.
         site: the site's name.
         cases: the site's images as they are now, by split (`sites.split_cases`).
         device: where to train.
-        seed: of training, together with the site's name and the round.
+        seed: the seed of training, together with the site's name and the round.
         turns: lock files shared by the sites of one machine, one of which is held while training.
         """
         self._folder = folder
@@ -100,7 +100,7 @@ class SiteRounds:
             global_weights: W^t.
             order: the round.
             min_new_labels: labels drawn or changed since the last round trained here, without which it is sat out.
-            proximal_weight: of FedProx's term (`training.train`).
+            proximal_weight: the weight of FedProx's term (`training.train`).
             cancelled: asked often.
 
         Raises:

@@ -157,7 +157,7 @@ def train(
     Args:
         network: the task's.
         images: what to train on; they carry the task.
-        seed: of the order and augmentation. The same seed, data and weights give the same result on a CPU.
+        seed: the seed of the order and augmentation. The same seed, data and weights give the same result on a CPU.
         device: where to train, in mixed precision where it has that (`precision.autocast`).
         steps: optimizer steps; None = the task's `local_steps`.
         proximal_weight: FedProx's mu (Li et al., MLSys 2020): pulls toward `proximal_to`.

@@ -49,7 +49,7 @@ class SiteStyle:
     """How one hospital scans.
 
     Attributes:
-        name: of the site and of its folder.
+        name: the name of the site and of its folder.
         spacing: voxel size in mm; with `IN_PLANE` it gives the field of view.
         slices: number of axial slices.
         gamma: contrast curve, `signal ** gamma`; below 1 lifts dark tissue.
@@ -180,7 +180,7 @@ def draw_case(style: SiteStyle, case: int, *, seed: int = 0) -> tuple[nib.Nifti1
     Args:
         style: the site.
         case: number of the case, from 1.
-        seed: of the whole set.
+        seed: the seed of the whole set.
 
     Returns:
         Image (int16, the site's intensities) and label (uint8, 1 = prostate).

@@ -24,8 +24,8 @@ def check_codestream(frame: bytes, syntax: str, rows: int, columns: int) -> None
     Args:
         frame: one frame's bytes.
         syntax: transfer syntax UID.
-        rows: of the instance.
-        columns: of the instance.
+        rows: the number of rows of the instance.
+        columns: the number of columns of the instance.
 
     Raises:
         SeriesError: another size, or no header.

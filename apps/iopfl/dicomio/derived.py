@@ -44,9 +44,9 @@ class Origin:
 
     Attributes:
         algorithm: its name; empty = drawn by a person.
-        version: of the algorithm: the bank's version and hash.
+        version: the version of the algorithm: the bank's version and hash.
         annotator: content creator, where a person drew or corrected it; empty = nobody.
-        description: of the content, e.g. the task; free of patient identifiers.
+        description: the description of the content, e.g. the task; free of patient identifiers.
     """
 
     algorithm: str = ""

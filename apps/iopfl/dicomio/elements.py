@@ -25,8 +25,8 @@ def check_order(data: bytes | mmap.mmap, start: int, end: int, *, is_implicit: b
 
     Args:
         data: holds it.
-        start: of its file meta information, after `DICM`.
-        end: of the instance.
+        start: where its file meta information begins, after `DICM`.
+        end: where the instance ends.
         is_implicit: whether its transfer syntax is Implicit VR Little Endian; else it is explicit, little endian.
 
     Raises:

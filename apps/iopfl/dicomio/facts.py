@@ -17,7 +17,7 @@ def find_facts(ds: Dataset, *, instances: int = 0) -> ImageFacts:
 
     Args:
         ds: one of its instances, pixels not needed.
-        instances: of the series; 0 = not known.
+        instances: the number of instances in the series; 0 = not known.
     """
     kind_of = ds.get("SOPClassUID")
     is_picture = kind_of in PICTURES

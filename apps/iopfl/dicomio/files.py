@@ -31,7 +31,7 @@ def reading(what: str, error_type: type[SeriesError] = SeriesError) -> Iterator[
 
     Args:
         what: is read, in the message.
-        error_type: of the error to raise.
+        error_type: the type of the error to raise.
     """
     try:
         yield

@@ -38,7 +38,7 @@ def find_group(ds: Dataset, index: int, macro: str) -> Dataset:
 
     Args:
         ds: single or multi-frame.
-        index: of the frame, from 0.
+        index: the index of the frame, from 0.
         macro: its sequence, e.g. `PlanePositionSequence`.
 
     Returns:

@@ -205,7 +205,7 @@ def is_close(off: np.ndarray, distance: float) -> bool:
 
     Args:
         off: (N, 3), from a slice's place to where it lies, LPS in mm.
-        distance: of slices, in mm.
+        distance: the distance of slices, in mm.
     """
     if np.linalg.norm(off, axis=1).max() <= SPACING_TOLERANCE * distance:
         return True

@@ -22,10 +22,10 @@ def place_frames(
     """Put frames on an even grid, on which some slices may be missing.
 
     Args:
-        planes: of the frames, in any order; several may share a place.
-        affine: of the series, (4, 4) RAS.
-        distance: of slices, that the frames claim, in mm; None = they do not say.
-        thickness: of slices, in mm: their distance, unless they overlap or have gaps.
+        planes: the planes of the frames, in any order; several may share a place.
+        affine: the affine of the series, (4, 4) RAS.
+        distance: the distance of slices that the frames claim, in mm; None = they do not say.
+        thickness: the thickness of slices, in mm: their distance, unless they overlap or have gaps.
 
     Returns:
         The slice of the grid that each frame is, and the grid's affine, (4, 4) RAS.
@@ -77,7 +77,7 @@ def resample_nearest(volume: np.ndarray, affine: np.ndarray, shape: tuple[int, .
 
     Args:
         volume: (X', Y', Z') label values.
-        affine: of the volume, (4, 4) RAS.
+        affine: the affine of the volume, (4, 4) RAS.
         shape: (X, Y, Z) of the result.
         onto: affine of the result, (4, 4) RAS.
     """

@@ -32,7 +32,7 @@ class Label:
         names: label value -> the segment's label.
         annotator: content creator; empty = not said.
         when: content date and time, local; None = not said.
-        description: of the segmentation's series.
+        description: the Series Description of the segmentation.
         notes: what whoever reads it should know, as sentences.
     """
 
@@ -50,7 +50,7 @@ class Drawn:
 
     Attributes:
         name: that it carries, or of the label that it is.
-        value: of that label; None = it is none.
+        value: that label's value; None = there is none.
         is_something_else: whether it is told what it is instead, so that it may be passed over.
     """
 
@@ -173,8 +173,8 @@ def fill(plane: np.ndarray, drawn: np.ndarray, number: int, value: int) -> None:
     Args:
         plane: label values so far.
         drawn: bool, of the same shape.
-        number: of the segment, for the message.
-        value: of its label.
+        number: the number of the segment, for the message.
+        value: the value of its label.
 
     Raises:
         SegmentationError: another label is there already; which one is right cannot be known.

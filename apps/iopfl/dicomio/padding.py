@@ -37,7 +37,7 @@ def find_padding(ds: Dataset, index: int, frame: np.ndarray) -> np.ndarray | Non
 
     Args:
         ds: its instance.
-        index: of the frame, from 0.
+        index: the index of the frame, from 0.
         frame: stored values (rows, columns), the bits above Bits Stored as they came.
 
     Returns:

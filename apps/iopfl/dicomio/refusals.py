@@ -119,7 +119,7 @@ def find_series_refusal(headers: Sequence[Dataset]) -> str | None:
     """Why a series is no image to segment, or None: by most of its instances, among which may be a scout.
 
     Args:
-        headers: of all its instances.
+        headers: those of all its instances.
     """
     reasons = [find_refusal(ds) for ds in headers]
     refused = [ds for ds, reason in zip(headers, reasons, strict=True) if reason]

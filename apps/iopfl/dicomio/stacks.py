@@ -49,7 +49,7 @@ class Chosen:
     """What a series is taken to be.
 
     Attributes:
-        instances: of its stack.
+        instances: those that make up its stack.
         left_out: the others, and why: a line for each reason.
     """
 

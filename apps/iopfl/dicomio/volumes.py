@@ -88,7 +88,7 @@ def _fill(volume: np.ndarray, padding: Mapping[int, np.ndarray]) -> tuple[np.nda
 
     Args:
         volume: (Z, Y, X), written over.
-        padding: of slices that have some, where: packed bits.
+        padding: where slices that have padding have it: packed bits.
 
     Returns:
         The volume, in a type that has room for the value, and the value.

@@ -32,7 +32,7 @@ class RefusedError(PACSError):
     """A request is refused.
 
     Attributes:
-        status: of the answer.
+        status: the status of the answer.
         items: that came with it.
     """
 
@@ -51,13 +51,13 @@ class Endpoint:
 
     Attributes:
         url: their root.
-        name: of the server, in messages.
+        name: the name of the server, in messages.
         headers: what signs in, as it is at each request.
         verify: PEM file of the authority that signed its certificate; True = the public ones count.
         ca_hint: how to give that file.
         proxy: URL of the proxy that leads there; empty = none.
-        prefixes: of QIDO, WADO and STOW, below the root.
-        attempts: of a request, where the server is busy.
+        prefixes: the prefixes of QIDO, WADO and STOW, below the root.
+        attempts: how often a request is tried where the server is busy.
         wait_seconds: between two pieces of an answer.
     """
 
@@ -77,7 +77,7 @@ class Answer:
     """An answer with a status below 400, read.
 
     Attributes:
-        status: of HTTP.
+        status: the HTTP status.
         items: data sets in DICOM JSON.
         is_dicom: whether it is DICOM, or nothing.
     """

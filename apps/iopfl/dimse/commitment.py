@@ -52,7 +52,7 @@ class Commitment:
         inbox: what is held.
         find_peer: where an AE title lives, for an answer on an association of its own.
         ae_title: our own.
-        timeouts: of such an association.
+        timeouts: how long to wait in such an association.
     """
 
     def __init__(

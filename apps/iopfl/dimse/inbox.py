@@ -54,8 +54,8 @@ class Instance:
     """An instance as it came, and from whom.
 
     Attributes:
-        series_instance_uid: of its series.
-        study_instance_uid: of its study.
+        series_instance_uid: the Series Instance UID.
+        study_instance_uid: the Study Instance UID.
         sop_instance_uid: its own.
         calling: AE title that sent it.
         called: AE title that it was sent to.
@@ -85,9 +85,9 @@ class Inbox:
     """The received series of a folder.
 
     Args:
-        folder: of the inbox.
+        folder: the inbox's folder.
         queue: where a job is made for each series.
-        max_bytes: of all series together, with what is coming; None = as the disk has it.
+        max_bytes: the largest size, in bytes, of all series together, with what is coming; None = as the disk has it.
         min_free: bytes of the disk that are left to others.
         durable: have each instance on the disk before it is accepted.
     """

@@ -59,7 +59,7 @@ class Answered:
         mask: (X, Y, Z) label values on the image's grid.
         segments: all labels that it may hold.
         origin: what made it.
-        seconds: of the model, from file to mask.
+        seconds: how long the model took, from file to mask.
         quality: agreement of the bank's experts with the mask, 0 to 1; None where it was not computed.
         disagreement: (X, Y, Z) percent of the experts that give another label; None where nobody asked for it.
     """
@@ -82,13 +82,13 @@ class ListenSettings:
     """How to listen and what to keep.
 
     Attributes:
-        folder: of inbox, outbox and queue.
+        folder: the folder that holds inbox, outbox and queue.
         scp: how associations are taken.
         quiet_seconds: without a new instance, after which a series is complete.
         keep_days: finished series stay so long.
-        max_bytes: of received series; the oldest finished ones make room, beyond it nothing is accepted; None = as
-            many as fit.
-        min_free_bytes: of the disk, with which it is the same; None = a twentieth, at most 10 GB.
+        max_bytes: the largest size, in bytes, of received series; the oldest finished ones make room, and beyond it
+            nothing is accepted; None = as many as fit.
+        min_free_bytes: what stays free of the disk, likewise; None = a twentieth, at most 10 GB.
         durable: have each instance on the disk before it is accepted.
         commitment: whether to answer requests for storage commitment.
     """
@@ -116,7 +116,7 @@ class Listener:
         settings: how to listen.
         rules: which series is answered by what.
         answer: the models.
-        record: of each series that is segmented, sent on or retrieved; what cannot be recorded is tried again.
+        record: records each series that is segmented, sent on or retrieved; what cannot be recorded is tried again.
 
     Raises:
         ConfigError: another listener has the folder, or the address is taken.

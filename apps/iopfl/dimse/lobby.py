@@ -41,7 +41,7 @@ class Guest:
 
     Attributes:
         connection: not blocking.
-        address: of the peer.
+        address: the address of the peer.
         until: when it has to go, monotonic seconds.
         handshakes: whether TLS is being set up.
         data: that came.

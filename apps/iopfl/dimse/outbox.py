@@ -85,10 +85,10 @@ def send(
     """Send instances to a destination, which may have some of them from an attempt before.
 
     Args:
-        paths: of their files.
+        paths: the paths of their files.
         destination: where to.
         ae_title: our own, for C-STORE.
-        timeouts: of the association.
+        timeouts: how long to wait in the association.
         again: whether they were sent before: a DICOMweb server gets those alone that it does not have.
 
     Raises:

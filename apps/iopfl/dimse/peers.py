@@ -52,7 +52,7 @@ class TLS:
     Attributes:
         ca: PEM certificates that peers' certificates must lead to.
         certificate: our own, PEM.
-        key: of our certificate, PEM.
+        key: the key of our certificate, PEM.
         name: that must stand in the certificate of a peer we call; empty = its host name.
     """
 

@@ -43,7 +43,7 @@ class ProgressFile:
     """Takes down how far a series is, as long as the context lasts.
 
     Args:
-        folder: of the work at hand, which is emptied at the start and which the file is in.
+        folder: where the work at hand is kept, the file in it; emptied at the start.
         series: Series Instance UID.
     """
 

@@ -73,7 +73,7 @@ class QueryRetrieve:
     Args:
         inbox: what is found.
         find_peer: where an AE title lives, for C-MOVE; None = nowhere.
-        record: of each series that is retrieved.
+        record: records each series that is retrieved.
     """
 
     def __init__(self, inbox: Inbox, find_peer: Callable[[str], Peer | None], record: Record = record_nothing) -> None:

@@ -45,11 +45,11 @@ class Job:
     """A series in the queue. No patient identifiers.
 
     Attributes:
-        series_instance_uid: of the series.
-        study_instance_uid: of its study.
+        series_instance_uid: the Series Instance UID.
+        study_instance_uid: the Study Instance UID.
         calling_ae_title: who sent its first instance.
         called_ae_title: and to whom.
-        state: of the work.
+        state: the state of the work.
         reason: why it was refused, or what failed last.
         rule: name of the rule that answers it.
         answer: what segmented it.

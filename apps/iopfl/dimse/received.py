@@ -26,7 +26,7 @@ def count_missing(header: Dataset, came: int) -> int:
     """Instances that did not come, of as many as a series says it has; a single one counts for nothing: many miscount.
 
     Args:
-        header: of one of them.
+        header: the header of one of them.
         came: how many did.
 
     Raises:

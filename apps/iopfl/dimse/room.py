@@ -28,7 +28,7 @@ class Room:
 
     Args:
         folder: on the disk.
-        max_bytes: of everything together; None = as the disk has it.
+        max_bytes: the largest size, in bytes, of everything together; None = as the disk has it.
         min_free: bytes of the disk that are left to others.
 
     Attributes:

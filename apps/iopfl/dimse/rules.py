@@ -63,7 +63,7 @@ class Stow:
     """A PACS that takes instances over DICOMweb.
 
     Attributes:
-        url: of its DICOMweb root.
+        url: the URL of its DICOMweb root.
         user: to sign in with; empty = none.
         password_env: environment variable that holds the password.
         token_env: environment variable that holds a bearer token, instead.
@@ -117,14 +117,14 @@ class Rule:
     """One rule.
 
     Attributes:
-        name: of the rule, in logs and lists.
+        name: the name of the rule, in logs and lists.
         answer: task that segments, or `<task>_routed`.
         send_to: names of destinations.
         patterns: what the series must look like, e.g. modality -> `MR`.
         min_slices: below which the rule does not match; 0 = the task's.
         max_slices: above which it does not; 0 = the task's.
         results: kinds of what is sent.
-        task: of the answer, whose criteria count where the rule names none; None = not known.
+        task: the task of what answers, whose criteria count where the rule names none; None = not known.
     """
 
     name: str

@@ -86,7 +86,7 @@ class SCPSettings:
         allow: calling AE titles; empty = every one.
         max_associations: at once; the next are rejected for now.
         tls: with it peers need a certificate; None = plain.
-        timeouts: of associations.
+        timeouts: how long to wait in associations.
     """
 
     ae_title: str = "IOPFL"

@@ -56,8 +56,8 @@ class Sent:
     """What came of sending a file.
 
     Attributes:
-        path: of the file.
-        sop_instance_uid: of the instance.
+        path: the file.
+        sop_instance_uid: its SOP Instance UID.
         status: that the peer answered; None = it was not sent.
         reason: why it was not taken, or of the warning; empty = it was.
         is_transcoded: whether it was decompressed, since the peer does not take the file's transfer syntax.

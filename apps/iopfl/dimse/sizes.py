@@ -25,8 +25,8 @@ def write_sizes(folder: Path, jobs: Iterable[Job], target: Path) -> None:
     A line has the series' and study's UIDs and nothing of the patient; `problem` says why there are no figures.
 
     Args:
-        folder: of the service.
-        jobs: of its queue.
+        folder: the service's folder.
+        jobs: the jobs of its queue.
         target: a CSV file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)

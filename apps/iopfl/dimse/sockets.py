@@ -196,8 +196,8 @@ class OnDisk(Dataset):
     """An instance that is sent from its file, as it is there: too large to be held in memory.
 
     Args:
-        path: of the file.
-        sop_instance_uid: of the instance.
+        path: the file.
+        sop_instance_uid: its SOP Instance UID.
     """
 
     def __init__(self, path: Path, sop_instance_uid: str) -> None:

@@ -55,9 +55,9 @@ def ask(folder: Path, action: str, series_instance_uid: str) -> bool:
     """Have an action done to a series.
 
     Args:
-        folder: of inbox, outbox and queue.
+        folder: the folder that holds inbox, outbox and queue.
         action: one of `ACTIONS`.
-        series_instance_uid: of a job.
+        series_instance_uid: the Series Instance UID of a job.
 
     Returns:
         Whether it is done; False = a listener will, after what it does now.

@@ -110,7 +110,7 @@ def turn_label(path: Path, label: Tensor, image: Tensor, *, is_volume: bool) -> 
     """A label of a turned picture, upright.
 
     Args:
-        path: of the label.
+        path: the label's file.
         label: (C, X', Y', Z), upright by what its own file says, if that says anything.
         image: (C, X, Y, Z), upright.
         is_volume: whether the label comes as a volume, hence from ITK, on the file's own rows.

@@ -80,7 +80,7 @@ def read_voxels(
     """Read an image file as it is stored.
 
     Args:
-        path: of the image.
+        path: the image's file.
         colors: whether a palette becomes its colors; else its indices, which are a label's values.
         check: given the header before anything else is read; raises to refuse the image.
 

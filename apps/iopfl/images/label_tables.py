@@ -23,7 +23,7 @@ def read_label_table(path: Path) -> dict[int, str]:
     """What a label's file says that its values are: value -> name; nothing of a file without a table.
 
     Args:
-        path: of the label, read before.
+        path: the label's file, read before.
 
     Raises:
         SeriesError: there is a table that is none, or that names a value twice.

@@ -34,8 +34,8 @@ class Segment:
     """What the header says of a segment.
 
     Attributes:
-        name: of it.
-        value: of its voxels, in its layer.
+        name: what it is called.
+        value: the value of its voxels, in its layer.
         layer: where it is.
         codes: value and coding scheme of what it is, then of where, as far as it says.
     """

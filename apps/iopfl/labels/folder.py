@@ -32,7 +32,7 @@ class FolderDatastore(Datastore):
 
     def __init__(self, folder: str | Path, *, extensions: Sequence[str], follows_folder: bool = True) -> None:
         """Args:
-        folder: of the images; created.
+        folder: the folder of the images; created.
         extensions: patterns of the names of images and labels, such as `*.png`.
         follows_folder: whether its files say which images there are; a subclass may know better.
         """

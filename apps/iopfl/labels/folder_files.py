@@ -30,8 +30,8 @@ class FolderFiles:
 
     def __init__(self, folder: Path, index: IndexFile, extensions: Sequence[str]) -> None:
         """Args:
-        folder: of the images.
-        index: of the folder.
+        folder: the folder of the images.
+        index: the index of the folder.
         extensions: patterns of the names of images and labels, such as `*.png`.
         """
         self._folder = folder

@@ -21,13 +21,13 @@ class FolderNames:
     """Names of the files, or of the folders, in one folder.
 
     Attributes:
-        path: of the folder.
+        path: the folder.
         names: what was found there last.
     """
 
     def __init__(self, path: Path, *, folders: bool = False) -> None:
         """Args:
-        path: of the folder; need not be there.
+        path: the folder; need not be there.
         folders: whether the names are those of the folders in it.
         """
         self.path = path

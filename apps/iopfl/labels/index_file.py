@@ -59,8 +59,8 @@ class IndexFile:
 
     Attributes:
         entries: image id -> entry; changed by `set_image` and `set_label` alone.
-        name: of the datastore.
-        description: of the datastore.
+        name: the name of the datastore.
+        description: the description of the datastore.
     """
 
     def __init__(self, folder: Path) -> None:

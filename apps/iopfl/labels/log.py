@@ -39,12 +39,12 @@ class LabelVersion:
         when: UTC, ISO 8601; later than that of the versions before, except for what a PACS dates itself.
         kind: of `SUBMITTED`, `FOLDER`, `FROM_PACS`, `CONSENSUS`, `RECOVERED`.
         file: its name in the image's folder; "" = still in the PACS alone.
-        sha256: of the file, hexadecimal; "" without one.
+        sha256: the SHA-256 of the file, hexadecimal; "" without one.
         tasks: names of the tasks that it is a label for; empty = not known.
         origin: what it started from, e.g. task, model, bank.
         info: what the client said with it.
-        sources: of a consensus: the versions it was made of.
-        sop_instance_uid: of the SEG that holds it; "" = there is none.
+        sources: the versions that a consensus was made of.
+        sop_instance_uid: the SOP Instance UID of the SEG that holds it; "" = there is none.
         is_stored: whether that SEG is in the PACS.
     """
 

@@ -25,7 +25,7 @@ def check_federation(folder: Path, federation: str, *, known: Collection[str], l
     """Check that a task takes part in a federation, or may begin to; called before its weights are taken in.
 
     Args:
-        folder: of the task's federations.
+        folder: the folder of the task's federations.
         federation: the one that asks.
         known: ids of those that the administrator named; empty = whichever come first.
         limit: how many there may be.

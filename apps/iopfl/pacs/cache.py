@@ -81,7 +81,7 @@ class SeriesCache:
 
     def __init__(self, folder: Path, pacs: PACS, *, limit: int) -> None:
         """Args:
-        folder: of the cache; created.
+        folder: the cache's folder; created.
         pacs: where series come from.
         limit: bytes that images and instances may take together.
         """

@@ -72,7 +72,7 @@ class PACSDatastore(SelectingPACS):
     ) -> None:
         """Args:
         access: the PACS.
-        folder: of the cache.
+        folder: the cache's folder.
         cache_bytes: what images may take in it.
         filters: more that an image must match, DICOM keyword -> value; a modality replaces the tasks'. Of its labels
             nothing is asked but what is of their study.

@@ -48,7 +48,7 @@ class FoundLabel:
     """A segmentation in the PACS, by its header.
 
     Attributes:
-        sop_instance_uid: of the SEG.
+        sop_instance_uid: the SOP Instance UID of the SEG.
         image: Series Instance UID of what it was drawn on; "" = that is not known.
         annotator: content creator; "" = it does not say.
         when: UTC, ISO 8601.
@@ -70,7 +70,7 @@ class FoundSegmentations:
         study: Study Instance UID.
         modality: of `MODALITIES`.
         instances: how many there were when the headers were read.
-        labels: of the instances.
+        labels: the labels of the instances.
     """
 
     study: str
@@ -87,7 +87,7 @@ class PACSLabels:
         file: where headers are kept; whatever is in it can be had from the PACS again.
         pacs: where segmentations are.
         versions: the versions of all images' labels.
-        tasks: of this server.
+        tasks: the tasks of this server.
         """
         self._tasks = tasks
         self._file = file

@@ -40,7 +40,7 @@ class Failure:
     Attributes:
         attempts: so far.
         due: when it is offered again, seconds of the epoch.
-        reason: of the last one.
+        reason: why the last one failed.
         is_hopeless: whether it says that no other attempt would do better.
     """
 

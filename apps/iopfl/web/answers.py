@@ -80,11 +80,11 @@ class Answers:
         """Segment an image with one of `MODELS`, or take what was made of it before.
 
         Args:
-            models: of the site.
+            models: the models of the site.
             task: its name.
             image: the file.
             model: one of `MODELS`.
-            name: of the image, for the list of what is being computed.
+            name: the name of the image, for the list of what is being computed.
 
         Raises:
             CancelledError: it was stopped, or who asked has left.

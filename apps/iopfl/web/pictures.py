@@ -81,7 +81,7 @@ def overlay(
         slice_index: axial slice, counted from the feet; None = the one with most foreground.
         reference: label values of a clinician's mask, (X, Y, Z); dashed.
         disagreement: percent of the experts, (X, Y, Z), shown as heat; the labels are outlined alone then.
-        spacing: of X, Y and Z in mm; None = the affine's, or square pixels.
+        spacing: the spacing of X, Y and Z in mm; None = the affine's, or square pixels.
 
     Raises:
         ConfigError: there is no such slice, or a mask of another shape.

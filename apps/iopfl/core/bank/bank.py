@@ -66,7 +66,7 @@ class ModelBank:
         """Open a bank and verify all of it: signature, checksums, keys, shapes, values.
 
         Args:
-            folder: of the bank.
+            folder: the bank's folder.
             task: what the caller is going to segment; None = whatever the bank is for.
             keys: whose signatures are accepted; None = any whole signature.
             version: None = the served one.

@@ -43,7 +43,7 @@ class Model:
         round_index: last round that went into it.
         samples: training images behind it.
         metrics: validation figures, e.g. `dice`, `dice_global`.
-        weights: of the task's network.
+        weights: the weights of the task's network.
     """
 
     site: str

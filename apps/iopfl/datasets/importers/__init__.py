@@ -51,7 +51,7 @@ class ImportSummary:
     """What an import wrote, and what a reader should know about it.
 
     Attributes:
-        name: of the importer.
+        name: the name of the importer.
         target: folder of the site folders.
         sites: one entry per site.
         notes: what was changed, left out or not found, one sentence each.

@@ -68,7 +68,7 @@ class Importer:
 
     Attributes:
         title: what a person calls it.
-        extension: of the files written, `.png` or `.nii.gz`.
+        extension: the extension of the files written, `.png` or `.nii.gz`.
         plan: download folder to cases and notes; raises `DatasetError`
             naming what is missing.
         convert: write image and label of a case; returns remarks about it.

@@ -34,12 +34,12 @@ class MetaImageHeader(ImageHeader):
     """With all that reading the data takes.
 
     Attributes:
-        dtype: of a value, as numpy writes it.
+        dtype: the type of a value, as numpy writes it.
         is_packed: whether the data are a zlib stream.
         start: byte at which they begin.
-        spacing: of each axis, mm.
+        spacing: the spacing of each axis, mm.
         directions: unit vector of each axis, in LPS.
-        origin: of the first voxel, mm in LPS.
+        origin: the origin of the first voxel, mm in LPS.
         unit: in which lengths are given, if not in mm.
     """
 
