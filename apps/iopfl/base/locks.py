@@ -18,7 +18,7 @@ def lock(descriptor: int, *, wait: bool = True, shared: bool = False) -> bool:
     """Lock an open file or folder until its descriptor is closed.
 
     Args:
-        descriptor: of it.
+        descriptor: its file descriptor.
         wait: for whoever has it.
         shared: with others who ask so.
 
