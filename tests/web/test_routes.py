@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import re
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http import HTTPStatus
@@ -19,7 +21,7 @@ from iopfl.core.predictor import Predictor
 from iopfl.core.sites import IMAGE_SUFFIXES
 from iopfl.labels.datastore import VersionedDatastore
 from iopfl.labels.final_rule import FinalRule
-from iopfl.web import routes
+from iopfl.web import routes, size_routes
 from iopfl.web.answers import Answers
 
 from .conftest import GLAND, make_bank
@@ -270,3 +272,44 @@ def test_sizes_of_all_labels_are_a_table_without_formulas(client, app, site_fold
     of_task = client.get("/iopfl/sizes.csv", params={"task": "gland"}).text
     assert [row for row in csv.DictReader(io.StringIO(of_task)) if row["label"]] == [scan]
     assert client.get("/iopfl/sizes.csv", params={"task": "liver"}).status_code == HTTPStatus.NOT_FOUND
+
+
+def test_tables_of_sizes_that_are_asked_for_at_once_wait_their_turn(client, monkeypatch):
+    """Each reads all labels: any number at once took all threads, and the memory of as many volumes."""
+    begun, go = threading.Semaphore(0), threading.Event()
+
+    def hold(*about):
+        begun.release()
+        assert go.wait(30)
+        return []
+
+    monkeypatch.setattr(size_routes, "_rows", hold)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(client.get, "/iopfl/sizes.csv") for _ in range(2)]
+        for _ in asked:
+            assert begun.acquire(timeout=30)
+        refused = client.get("/iopfl/sizes.csv")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert "again in a moment" in refused.json()["detail"]
+        assert client.get("/iopfl/sizes.csv", params={"task": "liver"}).status_code == 404
+        go.set()
+        assert [one.result(30).status_code for one in asked] == [200, 200]
+    for _ in range(3):
+        assert client.get("/iopfl/sizes.csv").status_code == 200
+
+
+def test_who_leaves_before_the_table_of_sizes_begins_keeps_nobody_waiting(client, monkeypatch):
+    monkeypatch.setattr(size_routes, "_rows", lambda *about: [])
+
+    async def leave(message):
+        raise ConnectionResetError
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "GET", "path": "/iopfl/sizes.csv", "query_string": b"", "headers": []}
+    with ThreadPoolExecutor(1) as other:  # Playwright leaves a running loop in this one
+        for _ in range(3):
+            left = other.submit(lambda: asyncio.run(client.app({**scope}, receive, leave))).exception(30)
+            assert left is not None
+    assert client.get("/iopfl/sizes.csv").status_code == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import StreamingResponse
 from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
+from starlette.types import Receive, Scope, Send
 
 from iopfl.access.roles import for_user
 from iopfl.base.errors import IOPFLError
@@ -32,6 +34,8 @@ _HEADERS = {
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet would compute a cell that begins so."""
 _KEPT = 20_000
+_slots = threading.BoundedSemaphore(2)
+"""Tables that may be made at once: each holds a thread of the server, and a volume with its label."""
 _measured: dict[tuple[str, Stamp | None, str], list[Measurement]] = {}
 
 router = APIRouter(prefix="/iopfl", tags=["iopfl"], dependencies=[Depends(for_user)])
@@ -49,7 +53,19 @@ def sizes(task: str = "") -> StreamingResponse:
         raise HTTPException(404, f"no task {task!r}: this server has {', '.join(app.models.tasks) or 'none'}")
     images = sorted(app.datastore().get_labeled_images())
     lines = _lines(app.datastore(), list(app.models.tasks.values()), task, images)
-    return StreamingResponse(lines, media_type="text/csv", headers=_HEADERS)
+    if not _slots.acquire(blocking=False):
+        raise HTTPException(503, "others ask for all sizes just now: try again in a moment", {"Retry-After": "5"})
+    return _Table(lines, media_type="text/csv", headers=_HEADERS)
+
+
+class _Table(StreamingResponse):
+    """Gives its slot back however it ends, also before a first line was asked for."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            _slots.release()
 
 
 def _lines(store: VersionedDatastore, tasks: list[Task], asked: str, images: list[str]) -> Iterator[str]:
