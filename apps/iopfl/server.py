@@ -109,6 +109,8 @@ def serve(settings: ServerSettings, *, check: Callable[[], None] = lambda: None)
 
     import uvicorn
 
+    from iopfl.access.connections import BoundedConnection
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -129,6 +131,8 @@ def serve(settings: ServerSettings, *, check: Callable[[], None] = lambda: None)
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        http=BoundedConnection,
+        ws="none",  # no route has any
     )
     # uvicorn raises the signal that stopped it once more when it is done; the
     # process shall then end in the ordinary way.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 import SimpleITK
 
+from iopfl.access.connections import MOST
 from label_server import params, wait_until, write_volume
 
 
@@ -214,3 +219,15 @@ def test_numbers_that_json_cannot_say_do_not_hide_the_datastore(server):
 def test_an_image_may_be_offered_twice_in_a_second(server):
     offered = [server.post("/activelearning/random").json()["id"] for _ in range(8)]
     assert set(offered) == {"case2"}
+
+
+def test_hundreds_who_send_half_a_header_keep_nobody_out_and_files_are_bounded(server):
+    address = ("127.0.0.1", urlsplit(server.url).port)
+    before = psutil.Process(server.pid).num_fds()
+    with contextlib.ExitStack() as stack:
+        for _ in range(MOST + 100):
+            half = stack.enter_context(socket.create_connection(address, timeout=30))
+            half.sendall(b"GET /info/ HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        assert server.get("/info/").ok
+        assert psutil.Process(server.pid).num_fds() <= before + MOST + 5
+    assert server.get("/info/").ok

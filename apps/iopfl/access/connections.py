@@ -1,0 +1,106 @@
+"""How many connections there may be, and for how long somebody may send a request.
+
+uvicorn waits for ever for a header or a body that comes byte by byte, and its own `limit_concurrency` turns away
+whoever comes once there are that many connections, those that say nothing among them. The times and the rate are of
+the kind of Apache's mod_reqtimeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+logger = logging.getLogger(__name__)
+
+MOST = 512
+"""Connections at once; below the 1024 files that a process may usually have open."""
+HEADER_SECONDS = 20.0
+"""For a whole header, from the connection or the answer before."""
+BODY_SECONDS = 30.0
+BODY_RATE = 500
+"""Bytes a second that a body has to come with, counted over `BODY_SECONDS`."""
+_STEP = 1.0
+
+
+class BoundedConnection(H11Protocol):
+    """A connection of uvicorn's that ends when its client keeps it waiting, or when others need its place.
+
+    An answer may take as long as it takes.
+    """
+
+    most, header_seconds, body_seconds = MOST, HEADER_SECONDS, BODY_SECONDS
+    _said = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._timer: asyncio.TimerHandle | None = None
+        self._came = 0
+        self._since = 0.0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a whole header is still to come."""
+        return self.conn.their_state is h11.IDLE
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, in place of the one that has said nothing for longest if there are too many."""
+        super().connection_made(transport)
+        self._begin()
+        if len(self.connections) > self.most:
+            self._make_room()
+        self._check()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Watch it no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what comes; with the header, the time of the body begins."""
+        was_waiting = self.is_waiting
+        self._came += len(data)
+        super().data_received(data)
+        if was_waiting and not self.is_waiting:
+            self._begin()
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next header."""
+        self._begin()
+        super().on_response_complete()
+
+    def _begin(self) -> None:
+        self._since, self._came = self.loop.time(), 0
+
+    def _check(self) -> None:
+        """End the connection if its client takes too long."""
+        passed = self.loop.time() - self._since
+        if self.is_waiting and passed >= self.header_seconds:
+            self.transport.abort()
+            return
+        if self.conn.their_state is not h11.SEND_BODY or self._waits_for_us():
+            if not self.is_waiting:
+                self._begin()
+        elif passed >= self.body_seconds:
+            if self._came < BODY_RATE * passed:
+                self.transport.abort()
+                return
+            self._begin()
+        self._timer = self.loop.call_later(_STEP, self._check)
+
+    def _waits_for_us(self) -> bool:
+        return self.flow.read_paused or (self.cycle is not None and self.cycle.waiting_for_100_continue)
+
+    def _make_room(self) -> None:
+        open_ones = [one for one in self.connections if not one.transport.is_closing()]
+        if len(open_ones) <= self.most:
+            return
+        waiting = [one for one in open_ones if isinstance(one, BoundedConnection) and one.is_waiting]
+        min(waiting, key=lambda one: one._since).transport.abort()  # this one, if all others are being answered
+        if not BoundedConnection._said:
+            BoundedConnection._said = True
+            logger.warning("more than %d connections: those that send no request lose their place to others", self.most)
