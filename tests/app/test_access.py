@@ -175,6 +175,10 @@ LOWEST = [
     ("GET", BANK, "annotator"),
     ("POST", "/train/nothing", "admin"),
     ("DELETE", "/train/", "admin"),
+    ("GET", "/scoring/", "annotator"),
+    ("POST", "/scoring/nothing", "admin"),
+    ("POST", "/scoring/nothing?run_sync=true", "admin"),
+    ("DELETE", "/scoring/", "admin"),
     ("POST", "/batch/infer/nothing", "admin"),
     ("POST", "/iopfl/labels/eye1/versions/1/store", "admin"),
     ("DELETE", "/datastore/image?id=nothing", "admin"),
@@ -196,6 +200,12 @@ def test_each_role_may_what_is_its_own(guarded, tokens, method, path, lowest):
         status = ask(guarded, token, method, path).status_code
         assert (status not in CLOSED) == (role in may), (role, status)
         assert status < 500
+
+
+def test_who_may_not_train_starts_and_stops_no_scoring(guarded, tokens):
+    """An annotator could queue all methods any number of times, and stop what an administrator had begun."""
+    for role in set(tokens) - {"admin"}:
+        assert ask(guarded, tokens[role], "POST", "/scoring/").status_code == 403, role
 
 
 def test_the_federations_token_opens_nothing_else(guarded, tokens, routes):
