@@ -35,6 +35,31 @@ def test_a_request_for_what_is_not_there_is_refused_by_name(restarted, method, p
     assert "Traceback" not in refused.text
 
 
+@pytest.mark.parametrize("name", ["slide.svs", "slide.tif"])
+def test_a_slide_of_pathology_is_refused_as_any_other_image_that_cannot_be_read(restarted, name):
+    """It was an ImportError, as OpenSlide is not installed, with a bare 500."""
+    refused = restarted.post("/infer/wsi_v2/gland", files={"file": (name, b"II*\0 no slide")})
+    assert refused.status_code in (400, 422), refused.text
+    assert "upload" in refused.json()["detail"]
+
+
+def test_a_session_of_several_files_is_not_sent_as_one(restarted, home):
+    content = (home / "site_a" / f"{IMAGE}.nii.gz").read_bytes()
+    files = [("files", (f"{number}.nii.gz", content)) for number in range(2)]
+    made = restarted.request("PUT", "/session/", files=files).json()["session_id"]
+    refused = restarted.get(f"/session/{made}?image=true")
+    assert (refused.status_code, "several files" in refused.json()["detail"]) == (400, True)
+    for method, path in (
+        ("POST", f"/infer/gland?session_id={made}"),
+        ("POST", f"/infer/wsi_v2/gland?session_id={made}"),
+    ):
+        refused = restarted.request(method, path)
+        assert refused.status_code in (400, 422), refused.text
+        assert refused.json()["detail"]
+    assert restarted.get(f"/session/{made}").ok
+    assert restarted.request("DELETE", f"/session/{made}").ok
+
+
 @pytest.mark.parametrize(
     ("name", "values", "words"),
     [

@@ -1,8 +1,8 @@
 """What a refused request brought stays in the temporary folder for ever, where every user of the machine may read it.
 
-Defect: `endpoints/datastore.py:72,103`, `endpoints/infer.py:135,144`, `endpoints/session.py:72` and
-`utils/sessions.py:122` write to a name that `tempfile` has let go again, with ordinary permissions,
-and remove it in a background task, which FastAPI does not run for a request that fails.
+Defect: `endpoints/datastore.py:72,103`, `endpoints/infer.py:135,144`, `endpoints/wsi_infer.py:90`,
+`endpoints/session.py:72` and `utils/sessions.py:122` write to a name that `tempfile` has let go again, with
+ordinary permissions, and remove it in a background task, which FastAPI does not run for a request that fails.
 Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
 """
 
@@ -97,11 +97,12 @@ def _adopt_answer(arguments: dict[str, Any]) -> None:
 def apply() -> None:
     """Name the files of a request in a folder of its own."""
     from monailabel.app import app
-    from monailabel.endpoints import datastore, infer, session
+    from monailabel.endpoints import datastore, infer, session, wsi_infer
     from monailabel.utils import sessions
 
     names = SimpleNamespace(NamedTemporaryFile=_name_only, TemporaryDirectory=_name_only)
-    for module in (datastore, infer, session, sessions):
+    for module in (datastore, infer, session, sessions, wsi_infer):
         module.tempfile = names
-    guard(infer, "send_response", _adopt_answer)
+    for module in (infer, wsi_infer):
+        guard(module, "send_response", _adopt_answer)
     app.add_middleware(RemovesFiles)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
@@ -47,7 +48,7 @@ def apply() -> None:
     for function in ("model_info", "download_model"):
         guard(model, function, _named("model", "model", _models))
     for function in ("get_session", "remove_session"):
-        guard(session, function, lambda arguments: _check_session(arguments["session_id"]))
+        guard(session, function, lambda arguments: _check_session(arguments["session_id"], arguments.get("image")))
 
     for function in ("download_image", "get_image_info", "update_image_info", "save_label"):
         guard(datastore, function, lambda arguments: _check_image(arguments["image"]))
@@ -109,12 +110,15 @@ def _check_label(label: str, tag: str) -> None:
     _check_known(f"label of image {label!r} with tag", tag, labels)
 
 
-def _check_session(session_id: str) -> None:
+def _check_session(session_id: str, is_sent: bool | None = False) -> None:
     sessions = _app().sessions()
     if sessions is None:
         raise HTTPException(406, "sessions are off: start the server with MONAI_LABEL_SESSIONS=true")
-    if sessions.get_session(session_id, update_ts=False) is None:
+    found = sessions.get_session(session_id, update_ts=False)
+    if found is None:
         raise HTTPException(404, f"no session {session_id!r}: it may have expired, create another")
+    if is_sent and not Path(found.image).is_file():
+        raise HTTPException(400, "expected a session of one file, this one has several files: they are not sent back")
 
 
 def _check_known(kind: str, name: str, existing: Iterable[str]) -> None:

@@ -54,6 +54,11 @@ class BaseApp(MONAILabelApp):
                 stack.enter_context(self._queue.turn(who))
             return self._look_up_and_infer(request, datastore)
 
+    def infer_wsi(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Infer on an image as on any other: MONAI Label takes each TIFF for a slide of pathology, and fails without
+        OpenSlide (`interfaces/utils/wsi.py:42`), which nothing here needs."""
+        return self.infer(request, datastore)
+
     def _look_up_and_infer(self, request: dict[str, Any], datastore: Datastore | None) -> dict[str, Any]:
         image = request.get("image")
         # Uploads and sessions are absolute paths; `file_access` refuses those of clients.
