@@ -20,6 +20,7 @@ from pydicom import dcmread
 from dicomio.phantoms import build_slices, series_uid, volume, write
 from dicomweb.odd_server import FAILED, JSON, OddServer, encode, multipart, odd_server, receipt
 from iopfl.base.errors import PACSError
+from iopfl.core.criteria import Criteria
 from iopfl.dicomio.segmentation import Origin, build_segmentation, segments_of
 from iopfl.dicomio.series import read_series
 from iopfl.images.files import find_notes, read_voxels
@@ -274,6 +275,18 @@ def test_a_scout_leaves_a_series_usable_and_is_named(odd, open_store, caplog):
     image = read_voxels(Path(store.get_image_uri(SERIES[0])))
     assert image.shape[1:] == SHAPE and find_notes(image).left_out == ("instance 1: a localizer (Image Type)",)
     assert f"series {SERIES[0]}: left out of the image: instance 1: a localizer" in caplog.text
+
+
+def test_an_unmarked_scout_that_comes_first_speaks_for_no_series(odd, open_store, tmp_path):
+    """Neither of its orientation and size, nor of its place."""
+    draw_segmentation(odd, tmp_path, name_nothing)
+    (scout,) = build_slices(volume((20, 64, 1)), series="first", directions=((0, 1, 0), (0, 0, -1)))
+    scout.SOPInstanceUID = scout.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    others, odd.instances = odd.instances, {}
+    odd.add([scout, *others.values()])
+    store = open_store(odd.url, task=replace(TASK, images=Criteria(orientations=("axial",), max_edge=15)))
+    assert sorted(store.list_images()) == sorted(SERIES) and store.others() == []
+    assert store.get_labeled_images() == [SERIES[0]]
 
 
 @pytest.mark.parametrize("off", [-1, 1])

@@ -147,13 +147,22 @@ def choose_header(headers: Iterable[Dataset]) -> Dataset:
         if find_refusal(ds):
             refused.append(ds)
             continue
-        look = str([ds.get(keyword) for keyword in ("Rows", "Columns", "ImageOrientationPatient")])
+        look = _look_of(ds)
         if look in by_look:
             return by_look[look]
         by_look[look] = ds
     if not by_look:
         raise SeriesError(find_series_refusal(refused) or "expected an image series, given nothing")
     return next(iter(by_look.values()))
+
+
+def are_alike(headers: Sequence[Dataset]) -> bool:
+    """Whether instances are images of one size and orientation."""
+    return not any(map(find_refusal, headers)) and len(set(map(_look_of, headers))) == 1
+
+
+def _look_of(ds: Dataset) -> str:
+    return str([ds.get(keyword) for keyword in ("Rows", "Columns", "ImageOrientationPatient")])
 
 
 def is_other_object(ds: Dataset) -> bool:

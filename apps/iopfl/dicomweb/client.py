@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import requests
@@ -105,20 +106,20 @@ class DICOMweb:
                 return [_without_pixels(ds) for ds in self.retrieve(series)]
             return [_to_dataset(item) for item in items]
 
-    def read_first_header(self, series: FoundSeries) -> Dataset | None:
-        """One instance of a series, without pixel data; None of a series that is empty by now."""
+    def read_first_headers(self, series: FoundSeries, *, count: int = 2) -> list[Dataset]:
+        """So many instances of a series, without pixel data; none of a series that is empty by now."""
         what = "an instance of a series"
         with self._asking(what):
-            found = list_instances(self._mine(), series, limit=1)
-            if not found:
-                return None
-            uid = str(first_value(found[0], SOP_INSTANCE))
-            item: Item = {}
-            with contextlib.suppress(RefusedError):
-                item = next(iter(self._read_metadata(what, f"{path_of(series)}/instances/{uid}")), {})
-            if not first_value(item, SOP_CLASS):  # some have no headers, or not whole ones
-                return next(map(_without_pixels, self.retrieve(series)), None)
-            return _to_dataset(item)
+            items: list[Item] = []
+            for found in list_instances(self._mine(), series, limit=count)[:count]:
+                uid = str(first_value(found, SOP_INSTANCE))
+                item: Item = {}
+                with contextlib.suppress(RefusedError):
+                    item = next(iter(self._read_metadata(what, f"{path_of(series)}/instances/{uid}")), {})
+                if not first_value(item, SOP_CLASS):  # some have no headers, or not whole ones
+                    return [_without_pixels(ds) for ds in islice(self.retrieve(series), count)]
+                items.append(item)
+            return [_to_dataset(item) for item in items]
 
     def retrieve(self, series: FoundSeries) -> Iterator[Dataset]:
         """A series' instances as they are stored, one at a time in memory."""

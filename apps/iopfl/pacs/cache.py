@@ -26,7 +26,7 @@ from iopfl.base.files import write_bytes
 from iopfl.base.locks import hold_one, lock, try_hold
 from iopfl.base.private_files import read_or_make_key
 from iopfl.dicomio.facts import find_facts
-from iopfl.dicomio.refusals import choose_header, find_refusal, find_series_refusal
+from iopfl.dicomio.refusals import are_alike, choose_header, find_series_refusal
 from iopfl.dicomio.series import Series, read_series, write_nifti
 from iopfl.pacs.access import PACS, FoundSeries
 
@@ -122,20 +122,19 @@ class SeriesCache:
     def check(self, series: FoundSeries) -> None:
         """Find out whether a series is an image; does nothing where that is known.
 
-        One instance's header tells where it is one; where it is none, it may be the scout of a series that is.
+        Two instances' headers tell where they are images that look alike; else one may be the scout of a series
+        that is one, and all headers are read.
         """
         if self.facts(series.uid).is_of(series):
             return
-        header = self._pacs.read_first_header(series)
-        if header is None:
+        headers = self._pacs.read_first_headers(series)
+        if not headers:
             return
-        refusal = find_refusal(header)
-        if refusal and series.instances != 1:
+        if series.instances != 1 and not are_alike(headers):
             with contextlib.suppress(PACSError):  # a PACS that gives no headers of a whole series
-                headers = self._pacs.read_headers(series)
-                refusal = find_series_refusal(headers)
-                header = header if refusal else choose_header(headers)
-        self._learn(series, refusal=refusal or "", header=header)
+                headers = self._pacs.read_headers(series) or headers
+        refusal = find_series_refusal(headers)
+        self._learn(series, refusal=refusal or "", header=headers[0] if refusal else choose_header(headers))
 
     def check_new(self, found: Iterable[FoundSeries]) -> None:
         """Check some of the series that are new; those that were tried without success come after the others."""

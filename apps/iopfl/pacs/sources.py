@@ -41,7 +41,9 @@ def find_image(pacs: PACS, ds: Dataset, segmentation: FoundSeries, images: Mappi
         if not found:
             logger.warning("segmentation %s is passed over for now: the images it was drawn on are not listed", uid)
         return found
-    fitting = [series.uid for series in in_study if _lies_on(ds, pacs.read_first_header(series))]
+    fitting = [
+        series.uid for series in in_study if any(_lies_on(ds, image) for image in pacs.read_first_headers(series))
+    ]
     if len(fitting) != 1:
         fits = f"{len(fitting)} listed series of its study fit its place" if fitting else "none fits its place"
         logger.warning(
@@ -52,10 +54,10 @@ def find_image(pacs: PACS, ds: Dataset, segmentation: FoundSeries, images: Mappi
     return fitting[0]
 
 
-def _lies_on(ds: Dataset, image: Dataset | None) -> bool:
+def _lies_on(ds: Dataset, image: Dataset) -> bool:
     """Whether a segmentation has an image's frame of reference, directions and pixels."""
     frame_of_reference = str(ds.get("FrameOfReferenceUID") or "")
-    if image is None or not frame_of_reference or image.get("FrameOfReferenceUID") != frame_of_reference:
+    if not frame_of_reference or image.get("FrameOfReferenceUID") != frame_of_reference:
         return False
     try:
         plane, other = find_plane(ds), find_plane(image)
