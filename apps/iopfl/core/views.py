@@ -29,12 +29,14 @@ class View:
     turns: int = 0
 
     def apply(self, images: Tensor) -> Tensor:
-        """(N, C, *S) to the view's (N, C, *S')."""
-        return torch.rot90(images.flip([axis + 2 for axis in self.flips]), self.turns, (2, 3))
+        """(N, C, *S) to the view's (N, C, *S'); the image itself, not a copy, where the view is nothing else."""
+        images = images.flip([axis + 2 for axis in self.flips]) if self.flips else images
+        return torch.rot90(images, self.turns, (2, 3)) if self.turns else images
 
     def undo(self, outputs: Tensor) -> Tensor:
         """What the network made of the view, back on the image's grid."""
-        return torch.rot90(outputs, -self.turns, (2, 3)).flip([axis + 2 for axis in self.flips])
+        outputs = torch.rot90(outputs, -self.turns, (2, 3)) if self.turns else outputs
+        return outputs.flip([axis + 2 for axis in self.flips]) if self.flips else outputs
 
 
 def views_of(task: Task) -> list[View]:
