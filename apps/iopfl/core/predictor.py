@@ -264,7 +264,7 @@ class Predictor:
         self, volume: Tensor, padding: Tensor | None, work: Work, *, with_mask: bool = True, with_map: bool = False
     ) -> AdaptedSeries:
         """Adapt, or take what was adapted for the very same series before; without a mask, also what was for one."""
-        name = hash_weights({"series": volume})
+        name = hash_weights({"series": volume.permute(0, 3, 1, 2)})
         key = (name, with_mask or (name, True) in self._series)
         if key not in self._series:
             routed = self._route()
