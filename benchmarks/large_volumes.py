@@ -17,6 +17,8 @@ and memory.
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import os
 import platform
@@ -26,7 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,53 +102,76 @@ def main() -> None:
     if arguments.thin > 1:
         print(f"networks of 1/{arguments.thin} of the channels answered; GB, CPU s and passes are those of whole ones")
     print(f"{'':<42}{'peak GB':>9}{'CPU s':>9}{'passes':>8}{'their s':>9}{'beyond':>8}{'wall s':>9}")
-    for network in arguments.networks:
-        for model in arguments.models:
-            for way in arguments.ways:
-                shape = [arguments.size, arguments.size, arguments.slices]
-                key = {"network": network, "model": model, "way": way, "shape": shape, "threads": arguments.threads}
-                key["thin"] = arguments.thin
-                row = next((row for row in rows if key.items() <= row.items()), None)
-                if row is None:
-                    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-                        row = key | _measure(Path(folder), stack, **key)
-                    rows.append(row)
-                    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                    arguments.out.write_text(json.dumps(rows, indent=1))
-                name = f"{way}, {network}, {model}, {'x'.join(map(str, shape))}"
-                beyond = row["cpu_seconds"] / row["pass_seconds"] - 1
-                print(
-                    f"{name:<42}{row['peak_bytes'] / 1e9:>9.2f}{row['cpu_seconds']:>9.0f}{row['passes']:>8}"
-                    f"{row['pass_seconds']:>9.0f}{beyond:>8.0%}{row['wall_seconds']:>9.0f}",
-                    flush=True,
-                )
+    shape = [arguments.size, arguments.size, arguments.slices]
+    with tempfile.TemporaryDirectory() as common:
+        make = functools.cache(lambda network: _make(Path(common) / network, network, shape, arguments.thin))
+        for network, model, way in itertools.product(arguments.networks, arguments.models, arguments.ways):
+            key = {"network": network, "model": model, "way": way, "shape": shape}
+            key |= {"threads": arguments.threads, "thin": arguments.thin}
+            row = next((row for row in rows if key.items() <= row.items()), None)
+            if row is None:
+                with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+                    row = key | _measure(Path(folder), stack, make(network), model, way, arguments.threads)
+                rows.append(row)
+                arguments.out.parent.mkdir(parents=True, exist_ok=True)
+                arguments.out.write_text(json.dumps(rows, indent=1))
+            name = f"{way}, {network}, {model}, {'x'.join(map(str, shape))}"
+            beyond = row["cpu_seconds"] / row["pass_seconds"] - 1
+            print(
+                f"{name:<42}{row['peak_bytes'] / 1e9:>9.2f}{row['cpu_seconds']:>9.0f}{row['passes']:>8}"
+                f"{row['pass_seconds']:>9.0f}{beyond:>8.0%}{row['wall_seconds']:>9.0f}",
+                flush=True,
+            )
 
 
-def _measure(
-    folder: Path, stack: ExitStack, *, network: str, model: str, way: str, shape: list[int], threads: int, thin: int
-) -> Any:
-    task = replace(
+@dataclass(frozen=True)
+class _Made:
+    """What the rows of one network have in common.
+
+    Attributes:
+        whole: the task, with all channels of its network.
+        task: the one whose network answers.
+        shape: (X, Y, Z) of the image.
+        image: NIfTI.
+        bank: of the task's experts.
+        windows: passes over the image.
+    """
+
+    whole: Task
+    task: Task
+    shape: list[int]
+    image: Path
+    bank: Any
+    windows: int
+
+
+def _make(folder: Path, network: str, shape: list[int], thin: int) -> _Made:
+    whole = replace(
         read_task(BASES[network]), name="organs", labels=LABELS, codes={}, regions={}, modality="CT", subject=""
     )
-    whole = task
-    if thin > 1:
-        features = [max(1, width // thin) for width in task.network.args["features"]]
-        task = replace(task, network=replace(task.network, args={**task.network.args, "features": features}))
-    studies = folder / "studies"
-    studies.mkdir()
-    image = studies / "abdomen.nii.gz"
+    features = [max(1, width // thin) for width in whole.network.args["features"]]
+    task = replace(whole, network=replace(whole.network, args={**whole.network.args, "features": features}))
+    folder.mkdir()
+    image = folder / "abdomen.nii.gz"
     _write_volume(image, shape)
     volume = Preprocessing(task)(read_image(image, task))
-    bank = _make_bank(folder / "bank", task, volume)
+    return _Made(whole, task, shape, image, _make_bank(folder / "bank", task, volume), count_windows(volume, task))
+
+
+def _measure(folder: Path, stack: ExitStack, made: _Made, model: str, way: str, threads: int) -> Any:
+    task, windows = made.task, made.windows
+    studies = folder / "studies"
+    studies.mkdir()
+    image = studies / made.image.name
+    os.link(made.image, image)
     run: Callable[..., Any] = {"command": _by_command, "server": _by_server, "listener": _by_listener}[way]
-    cost = run(folder, stack, bank, image, task, "routed" if model == "routed" else "global", shape)
-    windows = count_windows(volume, task)
+    cost = run(folder, stack, made.bank, image, task, "routed" if model == "routed" else "global", made.shape)
     passes = windows * (count_views(task.adaptation.effective, windows) if model == "routed" else 1)
     if model == "routed":  # the experts' votes
         settings = task.adaptation
         looks = len(settings.shares) + (len(settings.zooms) - 1 if task.spacing is None and passes > windows else 0)
         passes += looks * (len(SITES) + 1) * settings.max_instances
-    own, timed = (_have_timed(folder, which, threads) for which in (task, whole))
+    own, timed = (_have_timed(folder, which, threads) for which in (task, made.whole))
     cost["cpu_seconds"] += passes * (timed["seconds"] - own["seconds"])
     cost["peak_bytes"] += timed["bytes"] - own["bytes"]
     return {**cost, "passes": passes, "pass_seconds": passes * timed["seconds"]}
@@ -246,7 +271,7 @@ def _peak_of(process: psutil.Process) -> int:
 
 def _by_command(folder: Path, stack: ExitStack, bank: Any, image: Path, task: Task, model: str, shape: Any) -> Any:
     words = [sys.executable, "-m", "iopfl.cli", "segment", str(image), "--bank", str(bank.folder), "-o", str(folder)]
-    words += ["--model", model, "--keys", str(folder / "keys")]
+    words += ["--model", model, "--keys", str(bank.folder.parent / "keys")]
     started = time.monotonic()
     process = subprocess.Popen(words)
     _, status, usage = os.wait4(process.pid, 0)
@@ -280,8 +305,8 @@ def _by_listener(folder: Path, stack: ExitStack, bank: Any, image: Path, task: T
     }
     (folder / "rules.yaml").write_text(json.dumps(rules))
     port, log = free_port(), folder / "listen.log"
-    words = ["--rules", folder / "rules.yaml", "--bank", bank.folder, "--keys", folder / "keys", "--state", folder]
-    words += ["--port", port, "--quiet-seconds", 2]
+    words = ["--rules", folder / "rules.yaml", "--bank", bank.folder, "--keys", bank.folder.parent / "keys"]
+    words += ["--state", folder, "--port", port, "--quiet-seconds", 2]
     listener = start_process([sys.executable, "-m", "iopfl.cli", "dicom", "listen", *map(str, words)], log)
     stack.callback(stop_process, listener)
     wait_until(lambda: "listens on" in log.read_text(), 300, what=f"the listener, see {log}")
