@@ -26,6 +26,6 @@ def test_what_a_bank_is_made_of_is_imported_from_its_package():
     from iopfl.core.bank.bank import ModelBank, bank
 
     assert all(getattr(bank, name) for name in bank.__all__)
-    assert bank.ModelBank is ModelBank
+    assert bank.ModelBank is importlib.import_module("iopfl.core.bank.bank").ModelBank
     with pytest.raises(AttributeError, match="no attribute 'Bank'"):
         _ = bank.Bank
