@@ -23,8 +23,7 @@ def test_an_old_name_is_the_same_module(old, monkeypatch):
 
 
 def test_what_a_bank_is_made_of_is_imported_from_its_package():
-    from iopfl.core.bank.bank import ModelBank, bank
-
+    bank = importlib.import_module("iopfl.core.bank")
     assert all(getattr(bank, name) for name in bank.__all__)
     assert bank.ModelBank is importlib.import_module("iopfl.core.bank.bank").ModelBank
     with pytest.raises(AttributeError, match="no attribute 'Bank'"):
