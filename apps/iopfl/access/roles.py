@@ -1,7 +1,7 @@
 """Who may use which of our routes: dependencies for routers, each a role and those above it.
 
 A reviewer may do all that an annotator may, an admin all that a reviewer may. What a token or a
-cookie says is read in `access.gate`; without authentication everybody may do everything.
+cookie says is read in `access.identity`; without authentication everybody may do everything.
 """
 
 from __future__ import annotations
