@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import re
 import socket
 import time
@@ -17,6 +18,7 @@ import pytest
 import SimpleITK
 
 from iopfl.access.connections import MOST
+from iopfl.images.places import find_stack
 from label_server import params, wait_until, write_volume
 
 
@@ -67,11 +69,15 @@ def test_what_itk_would_not_open_is_handed_out_so_that_it_does(server, state, tm
         assert "leaning.nii.gz" in answer.headers["content-disposition"]
         (tmp_path / "sent.nii.gz").write_bytes(answer.content)
         shown, seen = SimpleITK.ReadImage(str(tmp_path / "sent.nii.gz")), nib.load(tmp_path / "sent.nii.gz")
-        assert np.allclose(seen.affine, affine)
-        assert np.array_equal(SimpleITK.GetArrayFromImage(shown).T, np.asarray(volume.dataobj))
+        stack = find_stack(tmp_path / "leaning.nii.gz")
+        assert np.allclose(seen.affine, stack.straight_affine)
+        assert np.array_equal(stack.take(SimpleITK.GetArrayFromImage(shown).T), np.asarray(volume.dataobj))
         middle = seen.affine @ [1.5, 2, 2.5, 1]
         assert np.allclose(shown.TransformContinuousIndexToPhysicalPoint([1.5, 2, 2.5]), middle[:3] * [-1, -1, 1])
         wait_until(lambda: set((state / "tmp").iterdir()) <= before, 5, what="the copy to be removed")
+        session = server.request("PUT", "/session/", files={"files": files["file"]}).json()["session_id"]
+        again = server.get(f"/session/{session}?image=true").content
+        assert gzip.decompress(again) == gzip.decompress(answer.content)
     finally:
         server.request("DELETE", "/datastore/image?id=leaning").raise_for_status()
     server.get("/datastore/image?image=case0").raise_for_status()

@@ -26,7 +26,7 @@ from iopfl.compat import (
     dataset_archive,
     dicom_proxy,
     file_access,
-    leaning_images,
+    handing_out,
     logs_page,
     mlflow_tracking,
     offline_pages,
@@ -68,7 +68,7 @@ def apply_all() -> None:
     admin_routes.apply()
     # What is applied last is asked first: a name that could be a path is refused
     # before anybody looks it up.
-    leaning_images.apply()
+    handing_out.apply()
     unknown_names.apply()
     file_access.apply()
     background_processes.apply()

@@ -13,7 +13,7 @@ import os
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
+from iopfl.base.errors import SeriesError
+from iopfl.core.handing_out import copy_image, copy_label
+from iopfl.core.task import Task
 from iopfl.labels.folder_files import FolderFiles, new_item, plain_tag
 from iopfl.labels.index_file import Entry, IndexFile, Item
 
@@ -180,15 +183,45 @@ class FolderDatastore(Datastore):
         """Id of an image's label; "" = there is none."""
         return self.get_labels_by_image_id(image_id).get(plain_tag(tag), "")
 
+    def copy_label(self, image_id: str, label: Path, tasks: Collection[str]) -> Path | None:
+        """A copy of an image's label as clients are sent it, which whoever asks removes; None = it is sent as it is.
+
+        Args:
+            image_id: whose label it is.
+            label: its file.
+            tasks: names of those that it was drawn for, as far as they are known.
+
+        Raises:
+            SeriesError: its names or colors are no task's.
+        """
+        image = Path(FolderDatastore.get_image_info(self, image_id).get("path", ""))  # of a PACS, it is not here
+        return copy_label(label, image, self.tasks_of_label(image_id, tasks) if image.is_file() else [])
+
+    def tasks_of_label(self, image_id: str, names: Collection[str]) -> list[Task]:
+        """The tasks that a label of an image was drawn for; a plain folder knows none."""
+        return []
+
     def get_dataset_archive(self, limit_cases: int | None) -> str:
-        """A ZIP archive of labeled images, their labels and the index; whoever asks removes it."""
+        """A ZIP archive of labeled images and their labels as clients are sent them, and the index.
+
+        Whoever asks removes it. A label with the names of no task is there as it is, and says so itself.
+        """
         pairs = self.datalist()
         pairs = pairs[:limit_cases] if limit_cases and limit_cases > 0 else pairs
         with tempfile.NamedTemporaryFile(delete=False) as file, zipfile.ZipFile(file, mode="w") as archive:
-            for kind, path in ((kind, path) for pair in pairs for kind, path in pair.items()):
-                archive.write(path, arcname=f"{kind}/{Path(path).name}")
+            for kind, path in ((kind, Path(path)) for pair in pairs for kind, path in pair.items()):
+                sent = None
+                with contextlib.suppress(SeriesError):
+                    sent = copy_image(path) if kind == "image" else self._copy_final(path)
+                archive.write(sent or path, arcname=f"{kind}/{path.name}")
+                if sent:
+                    sent.unlink()
             archive.writestr("metadata.json", self._index.dumps())
         return file.name
+
+    def _copy_final(self, label: Path) -> Path | None:
+        image, _ = self._files.split(label.name)
+        return self.copy_label(image, label, self.get_label_info(image, FINAL).get("tasks", ()))
 
     def refresh(self) -> None:
         """Look at the folder."""

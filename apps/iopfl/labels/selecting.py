@@ -67,6 +67,10 @@ class SelectingDatastore(FolderDatastore):
         """The tasks that an image may be labeled for: its own; all for an image of none, which somebody opened."""
         return self.tasks_of(image_id) or self._tasks
 
+    def tasks_of_label(self, image_id: str, names: Collection[str]) -> list[Task]:
+        """The tasks that a label was drawn for: those of these names, else all that its image may be labeled for."""
+        return [task for task in self._tasks if task.name in names] or self.tasks_for(image_id)
+
     def images_for(self, task: Task, images: list[str]) -> list[str]:
         """Of some images those that are a task's, as far as is known."""
         if task not in self._tasks:

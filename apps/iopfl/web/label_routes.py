@@ -9,6 +9,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance
 from pydantic import BaseModel, Field
+from starlette.background import BackgroundTask
 
 from iopfl.access.roles import for_admin, for_annotator, for_reviewer, for_user
 from iopfl.base.errors import LabelVersionError
@@ -66,12 +67,16 @@ def describe(image: str, store: Store) -> Response:
 
 @router.get("/{image}/versions/{number}", summary="One of an image's labels", dependencies=[Depends(for_user)])
 def download(image: str, number: int, store: Store) -> FileResponse:
+    """As viewers show it (`core/handing_out.py`), which the file that is kept need not be."""
     try:
         version = store.history(image).find(number)
         file = store.versions.file(image, version)
     except LabelVersionError as error:
         raise HTTPException(404, str(error)) from error
-    return FileResponse(file, media_type="application/octet-stream", filename=f"{image}-{file.name}", headers=_HEADERS)
+    copy = store.copy_label(image, file, version.tasks)
+    removed = BackgroundTask(copy.unlink, missing_ok=True) if copy else None
+    name, kind = f"{image}-{file.name}", "application/octet-stream"
+    return FileResponse(copy or file, media_type=kind, filename=name, headers=_HEADERS, background=removed)
 
 
 @router.post(
