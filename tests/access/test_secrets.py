@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from iopfl.access.audit import KEY, AuditLog  # noqa: E402
 from iopfl.access.sessions import Sessions  # noqa: E402
 from iopfl.access.state import check_state, check_users  # noqa: E402
 from iopfl.access.users import USERS_FILE, Users  # noqa: E402
-from iopfl.base.errors import ConfigError  # noqa: E402
+from iopfl.base.errors import AccessError, ConfigError  # noqa: E402
 from iopfl.core.bank.signing import Keyring  # noqa: E402
 from iopfl.pacs.cache import SeriesCache  # noqa: E402
 
@@ -135,6 +136,15 @@ def test_a_token_that_was_signed_out_never_counts_again_whatever_is_lost(tmp_pat
     for each in (new, running):
         assert each.read("session", ended) is None and each.read("session", token) is None
     assert running.read("session", new.make("session", 60, {})), "both servers go on alike"
+
+
+def test_sessions_that_cannot_be_looked_at_are_said_in_plain_words(tmp_path):
+    sessions = Sessions(tmp_path)
+    sessions.make("session", 60, {"sub": "anna"})
+    shutil.rmtree(tmp_path / "keys")
+    (tmp_path / "keys").write_text("a file where a folder was")
+    with pytest.raises(AccessError, match="cannot be read or written to"):
+        sessions.make("session", 60, {"sub": "anna"})
 
 
 def test_signing_out_at_one_of_two_servers_counts_at_both(tmp_path):

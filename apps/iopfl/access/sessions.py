@@ -102,9 +102,12 @@ class Sessions:
 
     def _refresh(self) -> None:
         """Read both files, if they are others than last time: another server may share them."""
-        if self._stamp() != self._seen:
-            with self._lock, self._alone():
-                self._load()
+        try:
+            if self._stamp() != self._seen:
+                with self._lock, self._alone():
+                    self._load()
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def _load(self) -> None:
         try:
@@ -118,10 +121,13 @@ class Sessions:
             write_private(self._ended_file, b"{}")
             logger.warning("%s. A new key was made, and everybody has to sign in anew", error)
         except OSError as error:
-            raise AccessError(f"{self._key_file.parent} cannot be read or written to ({error.strerror})") from error
+            raise self._unusable(error) from error
         except ConfigError as error:
             raise AccessError(str(error)) from error
         self._key, self._ended, self._seen = key, ended, self._stamp()
+
+    def _unusable(self, error: OSError) -> AccessError:
+        return AccessError(f"{self._key_file.parent} cannot be read or written to ({error.strerror})")
 
     def _stamp(self) -> tuple[Any, ...]:
         return find_stamp(self._key_file), find_stamp(self._ended_file)
