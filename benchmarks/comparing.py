@@ -21,7 +21,7 @@ class Row:
         seed: the seed of the federation.
         method: name in the table.
         dice: case -> foreground Dice on the case's own grid; mean over the task's regions.
-        seconds: an image.
+        seconds: seconds per image.
         forwards: forward-equivalents per image.
         quality: case -> quality score without labels, where the method gives one.
     """

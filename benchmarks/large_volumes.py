@@ -132,9 +132,9 @@ class _Made:
         whole: the task, with all channels of its network.
         task: the one whose network answers.
         shape: (X, Y, Z) of the image.
-        image: NIfTI.
-        bank: of the task's experts.
-        windows: passes over the image.
+        image: its file, a NIfTI.
+        bank: a bank of the task's experts.
+        windows: the passes of one view of the image.
     """
 
     whole: Task

@@ -89,7 +89,7 @@ def _figures(evaluations: Sequence[Evaluation]) -> str:
     """The table of figures; the best value of a site is bold."""
     units = {case.unit for evaluation in evaluations for case in evaluation.cases}
     unit = units.pop() if len(units) == 1 else "mm or pixels"
-    heads = ["Site", "Model", "Images", "Dice", f"HD95, {unit}", f"ASSD, {unit}", "Seconds an image"]
+    heads = ["Site", "Model", "Images", "Dice", f"HD95, {unit}", f"ASSD, {unit}", "Seconds per image"]
     rows = []
     left_out = 0
     for models in by_site(evaluations).values():

@@ -18,8 +18,7 @@ CORE_NEEDS = {"torch", "monai", "numpy", "nibabel", "nrrd", "PIL", "safetensors"
     "pydicom",  # its table of SNOMED's codes
 }
 MONAILABEL_USERS = {"labels", "lib", "pacs", "app", "server", "access", "web", "compat"}
-# Part of iopfl -> the parts it may import, besides itself:
-# main > app > web > pacs > lib > labels > core > images > base.
+# Part of iopfl -> the parts it may import, besides itself; docs/developer.md says what each part is for.
 ALGORITHM = {"base", "images", "core"}
 LABEL_SERVER = ALGORITHM | {"dicomio", "labels", "lib", "pacs", "access", "web"}
 MAY_IMPORT = {

@@ -16,7 +16,6 @@ from monailabel.interfaces import app as upstream  # noqa: E402
 from monailabel.interfaces.exception import ImageNotFoundException  # noqa: E402
 from monailabel.utils.async_tasks import utils  # noqa: E402
 from monailabel.utils.async_tasks.task import AsyncTask  # noqa: E402
-from monailabel.utils.sessions import Sessions  # noqa: E402
 
 from iopfl.labels.folder import FolderDatastore  # noqa: E402
 from iopfl.lib.base_app import BaseApp  # noqa: E402
@@ -90,5 +89,4 @@ def test_folders_that_are_no_sessions_do_not_stop_the_start(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "meta.info").write_text("{")
-    assert isinstance(OwnedSessions(str(tmp_path)), Sessions)
     assert OwnedSessions(str(tmp_path)).remove_expired() == 2

@@ -1,8 +1,8 @@
 """How many connections there may be, and for how long somebody may send a request.
 
-uvicorn waits for ever for a header or a body that comes byte by byte, and its own `limit_concurrency` turns away
-whoever comes once there are that many connections, those that say nothing among them. The times and the rate are of
-the kind of Apache's mod_reqtimeout.
+uvicorn waits forever for a header or a body that comes byte by byte, and its own `limit_concurrency` turns away
+whoever comes once there are that many connections, those that say nothing among them. The times and the rate are
+like those of Apache's mod_reqtimeout.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ logger = logging.getLogger(__name__)
 MOST = 512
 """Connections at once; below the 1024 files that a process may usually have open."""
 HEADER_SECONDS = 20.0
-"""For a whole header, from the connection or the answer before."""
-BODY_SECONDS = 30.0
+"""For a whole header, counted from the start of the connection or from the answer before."""
 BODY_RATE = 500
-"""Bytes a second that a body has to come with, counted over `BODY_SECONDS`."""
-_STEP = 1.0
+"""Bytes per second that a client must send of a body, at least."""
+BODY_SECONDS = 30.0
+"""Over which that rate is counted."""
+_STEP = 1.0  # seconds from one look at a connection to the next
 
 
 class BoundedConnection(H11Protocol):

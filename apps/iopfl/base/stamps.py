@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Stamp(NamedTuple):
-    """Of a file as it is on the disk.
+    """How a file was on the disk when it was looked at.
 
     Attributes:
-        inode: another one once the file was replaced; not the same after a restore, so nothing that is kept has it.
-        modified: when, in ns.
-        size: in bytes.
+        inode: changes when the file is replaced; also by a restore, so it is not part of what is kept (`kept`).
+        modified: when its content changed last, in ns since 1970.
+        size: its length in bytes.
     """
 
     inode: int

@@ -106,7 +106,7 @@ def name_values(said: Any, values: Iterable[float], task: Task, file: str) -> di
 
 
 def merge(drawn: Drawn, task: Task, file: str, codes: Mapping[str, Sequence[tuple[str, str]]] | None = None) -> Tensor:
-    """Bring segments together to one class a voxel.
+    """Bring segments together to one class per voxel.
 
     A segment may be a region of the task that holds other labels: what these leave of it is the one label of the
     region that is not drawn itself. A disc with a cup on it is rim and cup.

@@ -117,7 +117,7 @@ class Predictor:
         Args:
             path: the image's file.
             kind: one of `KINDS`; None = what the site's validation labels favor.
-            with_quality: agreement of the experts too, at a forward pass an expert; `routed` has it anyway.
+            with_quality: agreement of the experts too, at a forward pass per expert; `routed` has it anyway.
             with_disagreement: where the experts disagree too, at up to a view of the whole image per expert.
             progress: told passes of the network done and in all, and what those take.
             cancelled: asked between them.

@@ -182,7 +182,7 @@ def _to_floats(ds: Dataset) -> Iterator[np.ndarray]:
     bits = FLOATS[keyword]
     if syntax.is_encapsulated or int(ds.BitsAllocated) != bits or _samples(ds) != 1:
         raise SeriesError(
-            f"expected real values of {bits} bits, one a pixel and uncompressed, given others: {AT_SOURCE}"
+            f"expected real values of {bits} bits, one per pixel and uncompressed, given others: {AT_SOURCE}"
         )
     dtype = np.dtype(f"{'<' if syntax.is_little_endian else '>'}f{bits // 8}")
     shape = (count_frames(ds), int(ds.Rows), int(ds.Columns))

@@ -45,7 +45,7 @@ class GapError(SeriesError):
     """Slices do not lie evenly.
 
     Attributes:
-        what: is the matter, without what to do, which depends on whether slices were left out.
+        what: what is wrong, without what to do about it, which depends on whether slices were left out.
     """
 
     def __init__(self, what: str, advice: str) -> None:

@@ -105,7 +105,7 @@ def is_something_else(name: str, labels: Iterable[str]) -> bool:
 
 
 def kinds_of(segment: Dataset) -> list[Dataset]:
-    """Items of a segment's code sequences that say what it is: its type's; its region's too, of tissue or organ."""
+    """Code items that say what a segment is: its type and, where that is only tissue or organ, its anatomic region."""
     types = list(segment.get("SegmentedPropertyTypeCodeSequence") or [])
     is_open = all(is_general(str(kind.get("CodeValue")), str(kind.get("CodingSchemeDesignator"))) for kind in types)
     return types + (list(segment.get("AnatomicRegionSequence") or []) if is_open else [])

@@ -21,8 +21,6 @@ from iopfl.dicomweb.matching import find_mismatch
 
 logger = logging.getLogger(__name__)
 
-"""What may become a file's name."""
-
 OF_STUDY = (
     "AccessionNumber",
     "ModalitiesInStudy",

@@ -71,7 +71,7 @@ def store(asking: Asking, ds: Dataset, *, again: bool) -> str:
     if is_there or (is_there is None and not failed and answer.is_dicom):
         return uid
     reasons = _failures(answer.items)
-    said = f"failure reason {_list_failures(reasons)}" if reasons else "failure reason no reason"
+    said = f"failure reason {_list_failures(reasons)}" if reasons else "without a reason"
     raise _refusal(name, f"{name} did not store {uid} ({said}): see its log", ds, reasons)
 
 

@@ -1,4 +1,4 @@
-"""Errors of ours as MONAI Label's, which its clients show."""
+"""How our errors reach clients: MONAI Label tells them the text of its own exceptions alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from iopfl.base.errors import IOPFLError
 
 
 def as_client_error(error: IOPFLError) -> Exception:
-    """An error of ours as MONAI Label's, which its clients show."""
+    """MONAI Label's exception with the text of one of our errors."""
     from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
     return MONAILabelException(MONAILabelError.INVALID_INPUT, str(error))

@@ -84,7 +84,7 @@ class IndexFile:
     def catch_up(self) -> bool:
         """Take in what others wrote; says whether it was all read anew."""
         index, changes = find_stamp(self._index), find_stamp(self._changes)
-        inode, size = (changes[0], changes[2]) if changes else (0, 0)
+        inode, size = (changes.inode, changes.size) if changes else (0, 0)
         if index != self._index_seen or inode != self._changes_seen or size < self._read_to:
             self.load()
             return True
@@ -191,7 +191,7 @@ class IndexFile:
         self._digest = hashlib.sha256(content).hexdigest() if content is not None else ""
         self._changes_seen, self._read_to = 0, 0
         if (changes := find_stamp(self._changes)) is not None:
-            self._changes_seen = changes[0]
+            self._changes_seen = changes.inode
             self._read_on()
 
     def _apply_pending(self) -> None:

@@ -38,7 +38,7 @@ class OwnedSessions(Sessions):
         return super().get_session(session_id, True) if update_ts else session
 
     def remove_expired(self) -> int:
-        """Remove expired sessions, and before them what is none: 0.8.5 does not start where there is such a folder
+        """Remove expired sessions, and before them folders that hold none, with which 0.8.5 does not start
         (`utils/sessions.py:65`)."""
         store = Path(self.store_path)
         folders = [path for path in store.iterdir() if path.is_dir()] if store.is_dir() else []
