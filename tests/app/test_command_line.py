@@ -13,8 +13,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 
 from iopfl.cli import build_parser, main
+from iopfl.images.places import find_stack
 
 from .site import GLAND, SPOT, make_site_bank, write_scans
 
@@ -262,3 +264,26 @@ def test_phantoms_are_a_federation_at_once(run, tmp_path):
     assert status == 0
     splits = json.loads((tmp_path / "sites" / "splits.json").read_text())
     assert len(splits) >= 4
+
+
+def test_the_mask_of_a_leaning_nifti_opens_at_one_place_and_says_so(run, home):
+    volume = nib.load(home / "unlabeled" / "case00.nii.gz")
+    leaning = volume.affine.copy()
+    leaning[:3, 2] += 1.5 * leaning[:3, 0]  # of slices that shift
+    lying = nib.Nifti1Image(np.asarray(volume.dataobj), leaning)
+    lying.header["qform_code"] = 0
+    nib.save(lying, home / "leaning.nii.gz")
+    status, out, err = run(
+        "segment leaning.nii.gz unlabeled/case00.nii.gz --bank bank --json --model global -o masks --disagreement maps"
+    )
+    first, second = map(json.loads, out.splitlines())
+    assert status == 0 and "straight grid" in first["grid"] and "grid" not in second
+    assert err.count("straight grid") == 1 and "leaning.nii.gz: its axes lean" in err
+    stack = find_stack(home / "leaning.nii.gz")
+    for folder in ("masks", "maps"):
+        seen, shown = (read(home / folder / "leaning.nii.gz") for read in (nib.load, SimpleITK.ReadImage))
+        assert seen.shape == shown.GetSize() == stack.straight_shape
+        assert np.allclose(seen.affine, stack.straight_affine, atol=1e-4)
+        assert np.allclose(shown.GetOrigin(), seen.affine[:3, 3] * [-1, -1, 1], atol=1e-3)
+        directions = np.reshape(shown.GetDirection(), (3, 3)) * shown.GetSpacing()
+        assert np.allclose(directions, np.diag([-1, -1, 1]) @ seen.affine[:3, :3], atol=1e-4)

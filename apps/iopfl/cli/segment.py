@@ -20,13 +20,18 @@ _COLUMNS = ("image", "task", "bank", "model", "quality", "label", "volume_ml", "
 _IN_PIXELS = ("pixels", "long_axis_pixels")
 """Of photographs, which have no millimeters."""
 
+_STRAIGHT = "its axes lean, which ITK does not open: the mask is on the straight grid on which a server sends the image"
+
 WriteSizes = Callable[[Path, dict[str, Any]], None]
 
 
 def add_segment(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add `iopfl segment`."""
     example = "iopfl segment case1.nii.gz case2.nii.gz --bank bank/ --model routed -o masks/"
-    text = "Segment images; masks keep each image's grid. Exit status 1: some images could not be segmented."
+    text = (
+        "Segment images; masks keep each image's grid, but for a NIfTI whose axes lean: ITK opens none. "
+        "Exit status 1: some images could not be segmented."
+    )
     parser = add(commands, "segment", _segment, text, example)
     parser.add_argument("images", nargs="+", type=Path, help="NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF or BMP")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the masks")
@@ -41,10 +46,12 @@ def add_segment(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> N
 
 
 def _segment(arguments: Any) -> None:
+    import numpy as np
     from tqdm import tqdm
 
     from iopfl.cli.passes import PassBar
     from iopfl.core.criteria import describe_mismatch, find_mismatch
+    from iopfl.core.handing_out import to_straight
     from iopfl.core.image_facts import read_facts
     from iopfl.core.writers import mask_name, write_disagreement, write_mask
 
@@ -70,6 +77,11 @@ def _segment(arguments: Any) -> None:
                         with_disagreement=where is not None,
                         progress=show,
                     )
+                straight = to_straight(result)
+                is_moved = straight.mask.shape != result.mask.shape or not np.allclose(
+                    straight.image.affine, result.image.affine, atol=1e-4
+                )
+                result = straight
                 write_mask(target, result)
                 if where is not None:
                     write_disagreement(where, result)
@@ -81,6 +93,9 @@ def _segment(arguments: Any) -> None:
                     print(f"iopfl: {error}", file=sys.stderr, flush=True)
                 continue
             params = result.answer.to_params()
+            if is_moved:
+                params["grid"] = _STRAIGHT
+                print(f"iopfl: {image.name}: {_STRAIGHT}", file=sys.stderr, flush=True)
             if warning := describe_mismatch(predictor.task, find_mismatch(predictor.task, read_facts(image))):
                 params["warning"] = warning
                 print(f"iopfl: {image.name}: {warning}", file=sys.stderr, flush=True)
