@@ -38,6 +38,8 @@ for _name in ("dicomweb_client", "retrying"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _RETRIEVING = "a series"
+_OF_WHOLE = ("00280010", "30060020", "0040A730")
+"""Rows, Structure Set ROI Sequence, Content Sequence: what images and segmentations, contours or reports hold."""
 _NEVER = (405, 406, 415, 501)
 """Statuses of what a server has not, whatever the series."""
 _RETRY_MILLISECONDS = 200
@@ -99,27 +101,31 @@ class DICOMweb:
 
     def read_headers(self, series: FoundSeries) -> list[Dataset]:
         """The instances of a series, without pixel data."""
-        with self._asking("the headers of a series"):
-            try:
-                items = self._read_metadata("the headers of a series", path_of(series))
-            except RefusedError:  # some have none
-                return [_without_pixels(ds) for ds in self.retrieve(series)]
-            return [_to_dataset(item) for item in items]
+        what = "the headers of a series"
+        with self._asking(what):
+            items: list[Item] = []
+            with contextlib.suppress(RefusedError):
+                items = self._read_metadata(what, path_of(series))
+            if items and all(map(_is_whole, items)):
+                return [_to_dataset(item) for item in items]
+            return self._read_one_by_one(what, series)  # some have none of a series, or a few elements of each
 
     def read_first_headers(self, series: FoundSeries, *, count: int = 2) -> list[Dataset]:
         """So many instances of a series, without pixel data; none of a series that is empty by now."""
         what = "an instance of a series"
         with self._asking(what):
-            items: list[Item] = []
-            for found in list_instances(self._mine(), series, limit=count)[:count]:
+            return self._read_one_by_one(what, series, limit=count)
+
+    def _read_one_by_one(self, what: str, series: FoundSeries, *, limit: int = 0) -> list[Dataset]:
+        """Headers of so many instances, asked for each for itself; 0 = of all."""
+        items: list[Item] = []
+        with contextlib.suppress(RefusedError):
+            for found in list_instances(self._mine(), series, limit=limit)[: limit or None]:
                 uid = str(first_value(found, SOP_INSTANCE))
-                item: Item = {}
-                with contextlib.suppress(RefusedError):
-                    item = next(iter(self._read_metadata(what, f"{path_of(series)}/instances/{uid}")), {})
-                if not first_value(item, SOP_CLASS):  # some have no headers, or not whole ones
-                    return [_without_pixels(ds) for ds in islice(self.retrieve(series), count)]
-                items.append(item)
-            return [_to_dataset(item) for item in items]
+                items += self._read_metadata(what, f"{path_of(series)}/instances/{uid}")[:1] or [{}]
+            if all(first_value(item, SOP_CLASS) for item in items):
+                return [_to_dataset(item) for item in items]
+        return [_without_pixels(ds) for ds in islice(self.retrieve(series), limit or None)]
 
     def retrieve(self, series: FoundSeries) -> Iterator[Dataset]:
         """A series' instances as they are stored, one at a time in memory."""
@@ -203,6 +209,11 @@ class DICOMweb:
         )
         client.set_http_retry_params(max_attempts=to.attempts, wait_exponential_multiplier=_RETRY_MILLISECONDS)
         return client
+
+
+def _is_whole(item: Item) -> bool:
+    """Whether a header holds more than the elements that a server has in its database, as far as can be told."""
+    return bool(first_value(item, SOP_CLASS)) and any(tag in item for tag in _OF_WHOLE)
 
 
 def _without_pixels(ds: Dataset) -> Dataset:
