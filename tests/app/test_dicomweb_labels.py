@@ -18,6 +18,7 @@ from iopfl.core.predictor import Predictor
 from iopfl.dicomio.segmentation import read_segmentation, segments_of
 from iopfl.dicomio.series import read_series
 from iopfl.labels.log import LOG
+from orthanc import running_orthanc
 
 from .archive import (
     SERIES,
@@ -162,6 +163,15 @@ def test_a_photograph_is_labeled_too(pacs, open_store, tmp_path):
     assert store.submit(image, tmp_path / "drawn.nii.gz", {"client_id": "ann"}).is_stored
     again = open_store(pacs.dicomweb_url, task=task, state="other")
     assert np.array_equal(values_of(again.datalist()[0]["label"]), mask)
+
+
+def test_labels_are_seen_in_a_pacs_that_gives_few_elements_of_a_series_headers(open_store, tmp_path):
+    settings = {"DicomWeb": {"Enable": True, "Root": "/dicom-web/", "SeriesMetadata": "MainDicomTags"}}
+    with running_orthanc(tmp_path / "orthanc", settings=settings) as pacs:
+        send(pacs, tmp_path, "first")
+        put_segmentation(pacs, tmp_path, slice(2, 6), annotator="ann")
+        store = open_store(pacs.dicomweb_url)
+        until(lambda: store.get_labeled_images() == [SERIES[0]], "the label")
 
 
 def test_a_label_from_the_future_is_from_now(pacs, open_store, tmp_path):
