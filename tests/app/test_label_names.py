@@ -214,3 +214,13 @@ def test_a_background_in_the_list_moves_no_label(store, studies, tmp_path, drawn
     with pytest.raises(MONAILabelException) as refused:
         submit(store, export(tmp_path, scene[1:], drawn), scene, model="pair")
     assert "a segment named background" in refused.value.msg
+
+
+@pytest.mark.parametrize("name", ["gr\u00f6\u00dfe", "gro\u0308\u00dfe", " GR\u00d6SSE "])
+def test_a_name_is_the_same_however_its_letters_are_composed(studies, tmp_path, name):
+    """macOS takes them apart."""
+    from .labels import draw
+
+    one = open_store(studies, task=replace(GLAND, name="size", labels={"gr\u00f6\u00dfe": 5}))
+    version = one.submit(IMAGE, draw(tmp_path / "label.nii.gz", np.s_[2:6], value=1), {"label_info": listed([name])})
+    assert version.tasks == ("size",) and set(np.unique(final(studies)).tolist()) == {0, 5}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from iopfl.base.errors import SeriesError
 from iopfl.core.task import Task
-from iopfl.images.codes import normalize_code
+from iopfl.images.codes import fold_name, normalize_code
 
 _BACKGROUND = "background"
 _SHOWN = 8
@@ -31,7 +31,7 @@ def find_label(name: str, task: Task, codes: Sequence[tuple[str, str]] = ()) -> 
     """
     if name in task.labels:
         return name
-    found = [label for label in task.labels if label.strip().casefold() == name.strip().casefold()]
+    found = [label for label in task.labels if fold_name(label) == fold_name(name)]
     for code in codes if not found else ():
         found = [label for label, own in task.codes.items() if normalize_code(*own[:2]) == normalize_code(*code)]
         if found:
@@ -181,11 +181,11 @@ def _resolve(
 
 
 def _find_region(name: str, task: Task) -> str | None:
-    return next((region for region in task.regions if region.casefold() == name.strip().casefold()), None)
+    return next((region for region in task.regions if fold_name(region) == fold_name(name)), None)
 
 
 def _is_background(name: str) -> bool:
-    return name.strip().casefold() == _BACKGROUND
+    return fold_name(name) == _BACKGROUND
 
 
 def _listed(said: Any) -> list[tuple[str, int | None]]:

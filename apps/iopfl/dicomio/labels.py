@@ -14,7 +14,7 @@ from pydicom.valuerep import DA, TM
 from iopfl.base.errors import SeriesError
 from iopfl.dicomio.series import Series
 from iopfl.dicomio.showing import show_label, show_uid
-from iopfl.images.codes import is_general, normalize_code
+from iopfl.images.codes import fold_name, is_general, normalize_code
 
 _NUMBERED = re.compile(r"((unnamed|segment|segmentation|label|mask|region|roi|object|class|structure)[ _-]*)?\d*")
 
@@ -100,8 +100,8 @@ class Described:
 
 def is_something_else(name: str, labels: Iterable[str]) -> bool:
     """Whether a name says that something is none of some labels: no number of a program's own, nor part of a label."""
-    said = name.strip().casefold()
-    return not _NUMBERED.fullmatch(said) and not any(label.strip().casefold() in said for label in labels)
+    said = fold_name(name)
+    return not _NUMBERED.fullmatch(said) and not any(fold_name(label) in said for label in labels)
 
 
 def kinds_of(segment: Dataset) -> list[Dataset]:
@@ -122,7 +122,7 @@ def find_label(
         values: label -> value.
         codes: label -> (code value, coding scheme, ...).
     """
-    labels = [label for label in values if label.strip().casefold() == name.strip().casefold()]
+    labels = [label for label in values if fold_name(label) == fold_name(name)]
     for kind in kinds if not labels else ():
         wanted = normalize_code(str(kind.get("CodeValue")), str(kind.get("CodingSchemeDesignator")))
         labels = [label for label in values if normalize_code(*tuple(codes.get(label, ("", "")))[:2]) == wanted]

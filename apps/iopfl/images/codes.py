@@ -1,10 +1,21 @@
-"""Codes of what a segment is, whichever of SNOMED's schemes they are written in."""
+"""Codes of what a segment is, whichever of SNOMED's schemes they are written in, and names, however they are typed."""
 
 from __future__ import annotations
+
+import unicodedata
 
 _SNOMED = ("SCT", "SRT", "SNM3", "99SDM", "99SNM3")
 _GENERAL = ("85756007", "113343008", "123037004", "91723000")
 """Tissue, organ, and anatomical structure: of which kind is said by where it is."""
+
+
+def fold_name(name: str) -> str:
+    """A name as it is compared: case, blanks around it, and how its letters are composed do not matter.
+
+    >>> fold_name(" Gro\u0308\u00dfe"), fold_name("disc\u00a0rim")
+    ('gr\u00f6sse', 'disc rim')
+    """
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
 def normalize_code(value: str, scheme: str) -> tuple[str, str]:
