@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import itk
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 
 from iopfl.base.errors import ConfigError, SeriesError
@@ -19,6 +21,7 @@ from iopfl.core.task import Task, read_task
 from iopfl.core.transforms import (
     Preprocessing,
     from_instances,
+    open_label,
     read_image,
     read_label,
     to_instances,
@@ -336,13 +339,37 @@ def test_a_label_some_pixels_beside_a_thick_slice_is_refused(moved, fits, tmp_pa
             read_label(path, BALL, like=image)
 
 
-def test_a_label_of_another_orientation_is_refused(tmp_path):
-    """Same shape, but mirrored in the patient: compared by index, left would be right."""
+@pytest.mark.parametrize("axes", ["".join(a) for a in itertools.product(*["RL", "AP", "SI"])] + ["PIR", "SLA", "IRP"])
+@pytest.mark.parametrize("size", [(16, 16, 16), (16, 14, 6)])
+def test_a_label_whose_axes_run_otherwise_lies_where_its_file_says(tmp_path, axes, size):
+    """As programs save it that bring all images into one orientation: compared by index, left would be right."""
+    voxels, affine = asymmetric_label(size), make_affine(SPACING, origin=(3, -20, 7))
+    path = save_volume(tmp_path / "i.nii", voxels.astype(np.float32), affine)
+    image = read_image(path, BALL)
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(axes))
+    nib.save(nib.Nifti1Image(voxels, affine).as_reoriented(turn), tmp_path / "l.nii")
+    label = open_label(tmp_path / "l.nii", BALL, like=image)
+    assert np.array_equal(label.classes[0].numpy(), voxels)
+    assert label.is_as_stored == (axes == "RAS")
+    torch.testing.assert_close(label.classes.affine, image.affine)
+
+
+def test_a_label_that_is_mirrored_beside_the_image_is_refused(tmp_path):
     voxels = asymmetric_label((16, 16, 16))
     image = read_image(save_volume(tmp_path / "i.nii", voxels.astype(np.float32), np.eye(4)), BALL)
-    path = save_volume(tmp_path / "l.nii", voxels, make_affine(np.diag([-1, 1, 1]), origin=(15, 0, 0)))
+    path = save_volume(tmp_path / "l.nii", voxels, make_affine(np.diag([-1, 1, 1]), origin=(12, 0, 0)))
     with pytest.raises(SeriesError, match=r"label l.nii: .*lies elsewhere in the patient"):
         read_label(path, BALL, like=image)
+
+
+def test_what_is_wrong_with_a_labels_voxels_is_said_as_it_is(tmp_path):
+    image = read_image(save_volume(tmp_path / "i.nii", np.ones((16, 16, 6), np.float32), np.eye(4)), BALL)
+    two = save_volume(tmp_path / "two.nii", np.ones((16, 16, 6, 2), np.uint8), np.eye(4))
+    with pytest.raises(SeriesError, match="expected one value in a voxel, given 2"):
+        read_label(two, BALL, like=image)
+    near = save_volume(tmp_path / "near.nii", np.full((16, 16, 6), 1.0001, np.float32), np.eye(4))
+    with pytest.raises(SeriesError, match=r"the label holds \[1.0001\]"):
+        read_label(near, BALL, like=image)
 
 
 def test_a_label_with_a_rounded_header_takes_the_images_grid(tmp_path):

@@ -28,7 +28,7 @@ from iopfl.core.task import Task
 from iopfl.images.exif import find_orientation, to_stored, to_upright, turn_label
 from iopfl.images.files import find_notes, is_picture, read_voxels
 from iopfl.images.headers import ImageHeader, read_header
-from iopfl.images.label_grids import check_same_place, find_most, is_straight, lay_slices, refuse_grid, take_slices
+from iopfl.images.label_grids import bring_to_grid, check_same_place, find_most, is_straight, refuse_grid
 from iopfl.images.label_tables import check_named, read_label_table
 from iopfl.images.names import find_suffix
 from iopfl.images.places import find_stack, place_in_itk, source_of
@@ -132,13 +132,12 @@ def open_label(path: Path, task: Task, *, like: Tensor, said: Any = None) -> Lab
         check_same_place(path, label, like)
     label = turn_label(path, label, like, is_volume=not is_picture(path))
     laid, beside = None, 0
-    if label.shape[0] == 1 and isinstance(like, MetaTensor) and (taken := take_slices(label, like)):
-        laid, beside = taken
-        label = laid
-    elif label.shape[0] == 1 and label.shape[1:] != shape and isinstance(like, MetaTensor) and not is_picture(path):
-        laid = lay_slices(label, like)
+    if (count := label.shape[0]) != 1:
+        raise SeriesError(f"label {path.name}: expected one value in a voxel, given {count}; export one map of labels")
+    if isinstance(like, MetaTensor):
+        laid, beside = bring_to_grid(label, like, has_place=not is_picture(path))
         label = label if laid is None else laid
-    if label.shape[0] != 1 or label.shape[1:] != shape:
+    if label.shape[1:] != shape:
         refuse_grid(path, shape, label.shape[1:])
     values = _find_values(label.as_tensor())
     classes: MetaTensor = torch.zeros_like(label)
@@ -210,7 +209,7 @@ def _fill_by_values(classes: Tensor, label: Tensor, values: Sequence[float], tas
     if not set(values) <= set(task.label_values):
         raise SeriesError(
             f"label {path.name}: task {task.name} has values {sorted(task.label_values)}, "
-            f"the label holds {[round(value, 3) for value in values][:8]}; map them, or give a task with these labels"
+            f"the label holds {[round(value, 6) for value in values][:8]}; map them, or give a task with these labels"
         )
     for index, value in enumerate(task.label_values):
         classes[label == value] = index

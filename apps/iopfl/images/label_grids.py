@@ -13,9 +13,12 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from iopfl.base.errors import SeriesError
-from iopfl.images.places import find_nifti_stack, place_in_itk
+from iopfl.images.files import is_picture
+from iopfl.images.places import find_nifti_stack, place_in_itk, source_of
 from iopfl.images.straightening import Stack, straighten
 
+_TURNED = 0.1
+"""Voxels by which a step along an axis of a label may differ from one along an axis of the image."""
 _SAME_PLACE = 0.5
 """Voxels by which a label may lie beside the image: its middle along each axis, its corners along the longest edge."""
 
@@ -26,6 +29,65 @@ def refuse_grid(path: Path, expected: tuple[int, ...], given: Sequence[int]) -> 
         f"label {path.name}: expected the image's grid {expected}, given {tuple(given)}; "
         "export the label on the image it was drawn on"
     )
+
+
+def bring_to_grid(label: MetaTensor, image: MetaTensor, *, has_place: bool) -> tuple[MetaTensor | None, int]:
+    """A label whose voxels are the image's, but on another grid or in another order, on the image's own.
+
+    Args:
+        label: (1, X', Y', Z').
+        image: (C, X, Y, Z).
+        has_place: whether the label's file says where it lies; a picture does not.
+
+    Returns:
+        (1, X, Y, Z), and how many voxels were drawn beside the slices; None of a label that is as it should be, or of
+        other voxels.
+    """
+    if taken := take_slices(label, image):
+        return taken
+    if not has_place:
+        return None, 0
+    laid = lay_slices(label, image) if label.shape[1:] != image.shape[1:] else None
+    return turn_axes(label, image) if laid is None else laid, 0
+
+
+def turn_axes(label: MetaTensor, image: MetaTensor) -> MetaTensor | None:
+    """A label whose axes run otherwise than the image's, as many programs save it (RAS, LPS), in the image's order.
+
+    Args:
+        label: (1, X', Y', Z').
+        image: (C, X, Y, Z).
+
+    Returns:
+        (1, X, Y, Z), or None: its axes run alike, or its voxels are not the image's.
+    """
+    own, size = label.affine.double().numpy(), tuple(image.shape[1:])
+    if is_picture(source_of(image)):
+        return None
+    turns = []
+    for place_of in (_place_of, place_in_itk):
+        place = place_of(image)
+        turn = np.rint(between := np.linalg.solve(place, own)[:3, :3])
+        if np.array_equal(turn, np.eye(3)):
+            return None
+        if np.array_equal(turn @ turn.T, np.eye(3)) and np.abs(between - turn).max() <= _TURNED:
+            turns.append((place, turn))
+    for place, turn in turns:
+        axes = [int(axis) for axis in np.abs(turn).argmax(axis=1)]
+        if tuple(label.shape[1 + axis] for axis in axes) != size:
+            continue
+        back = np.eye(4)  # from an index there to the one in the file
+        back[:3, :3] = turn.T
+        back[:3, 3] = np.maximum(-turn.T, 0) @ (np.array(size) - 1)
+        if _is_same(size, own @ back, place):
+            flipped = [1 + axis for axis in range(3) if turn[axis, axes[axis]] < 0]
+            voxels = label.as_tensor().permute(0, *(1 + axis for axis in axes)).flip(flipped)
+            return MetaTensor(voxels.contiguous(), meta={**label.meta, "affine": torch.from_numpy(own @ back)})
+    return None
+
+
+def _place_of(image: MetaTensor) -> np.ndarray:
+    return image.affine.double().numpy()
 
 
 def lay_slices(label: MetaTensor, image: MetaTensor) -> MetaTensor | None:
