@@ -168,6 +168,51 @@ def test_an_outside_site_pulls_the_bank(server, site, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"bank", "strangers"}, "nothing is left of a failure"
 
 
+def make_stranger(site, weights):
+    """A bank of a signer whom nobody trusts, as one file."""
+    models, task = [Model("", Role.GLOBAL, 1, 9, {}, weights)], read_task(str(site / "disk.yaml"))
+    save_bank(site / "strange", models, task=task, federation="disk-1", keys=Keyring(site / "stranger"))
+    export_bank(site / "strange", site / "strange.iopfl")
+    return (site / "strange.iopfl").read_bytes()
+
+
+def test_a_bank_is_refused_by_its_signer_before_the_rest_of_it_is_kept(server, site, global_weights):
+    """A digest is known at the end alone: who hears of the signer instead was refused before."""
+    url = f"{server.url}/iopfl/federations/disk/bank"
+    digest = {"Content-Digest": content_digest(b"of something else")}
+    content = make_stranger(site, global_weights)
+    refused = requests.put(url, data=content + bytes(2**24), headers=digest, timeout=60)
+    assert (refused.status_code, "not trusted here" in refused.text) == (409, True), refused.text
+    Keyring(site / "keys").trust(Keyring(site / "stranger").public_key)
+    refused = requests.put(url, data=content + bytes(2**24), headers=digest, timeout=60)
+    assert (refused.status_code, "as its manifest lists models" in refused.text) == (409, True), refused.text
+
+
+def test_a_pulled_bank_without_an_end_ends_at_its_signer(site, global_weights, tmp_path):
+    content, sent = make_stranger(site, global_weights), []
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+            while len(sent) < 256:
+                self.wfile.write(bytes(2**20))
+                sent.append(1)
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as strange:
+        threading.Thread(target=strange.serve_forever, daemon=True).start()
+        with pytest.raises(BankTrustError, match="iopfl bank trust"):
+            pull_bank(
+                f"http://127.0.0.1:{strange.server_port}/disk.iopfl", tmp_path / "b", keys=Keyring(tmp_path / "k")
+            )
+        strange.shutdown()
+    assert len(sent) < 64 and not (tmp_path / "b").exists()
+
+
 def test_what_is_wrong_is_refused_and_named(server, global_weights):
     order = order_of(global_weights, 0, "wrong")
     shorter = dict(list(global_weights.items())[1:])

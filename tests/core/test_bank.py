@@ -18,7 +18,7 @@ import torch
 from iopfl.base.errors import BankError, BankMismatchError, BankTrustError, ConfigError, WeightsError
 from iopfl.base.locks import hold_folder
 from iopfl.core.bank.bank import ModelBank, Role, save_bank
-from iopfl.core.bank.exchange import diff_banks, export_bank, import_bank, rollback_bank
+from iopfl.core.bank.exchange import ArrivingBank, diff_banks, export_bank, import_bank, rollback_bank
 from iopfl.core.bank.manifest import list_versions, prune_bank, read_manifest, serve_manifest
 from iopfl.core.bank.signing import Keyring
 from iopfl.core.task import Network
@@ -425,6 +425,64 @@ def test_an_entry_swapped_for_a_bomb_is_refused_before_it_is_unpacked(folder, ke
     )
     with pytest.raises(BankError, match="its manifest is larger than"):
         import_bank(huge, tmp_path / "in", keys=keys)
+
+
+def take_all(bank, content, pieces=7):
+    """Have a bank arrive in pieces; gives how many bytes were taken before it was refused, and why."""
+    for start in range(0, len(content), pieces):
+        try:
+            bank.take(content[start : start + pieces])
+        except BankError as error:
+            return start, str(error)
+    return len(content), ""
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_bank_shows_its_signer_before_its_weights_arrive(compression, folder, keys, tmp_path):
+    export_bank(folder, tmp_path / "a.iopfl")
+    content = repack(tmp_path / "a.iopfl", tmp_path / "b.iopfl", compression=compression).read_bytes()
+    first_entry = content.index(b"PK\x03\x04", 4)
+    assert take_all(ArrivingBank("b", keys=keys, task=DISK), content) == (len(content), "")
+    taken, why = take_all(ArrivingBank("b", keys=Keyring(tmp_path / "mine")), content)
+    assert taken <= first_entry and "not trusted here" in why
+    taken, why = take_all(ArrivingBank("b", keys=keys, task=BALL), content)
+    assert taken <= first_entry and "is for another task" in why
+    limit = len(content) + 4 * 2**20
+    taken, why = take_all(ArrivingBank("b", keys=keys), content + bytes(2 * limit), pieces=2**16)
+    assert taken < limit and re.search(r"b: expected at most \d+ bytes, as its manifest lists", why)
+
+
+@pytest.mark.parametrize(
+    "kind", ["text", "another first", "altered", "encrypted", "no size", "huge", "bomb", "damaged"]
+)
+def test_what_does_not_begin_as_a_bank_is_refused_at_its_beginning(kind, folder, keys, tmp_path):
+    export_bank(folder, tmp_path / "a.iopfl")
+    content = bytearray((tmp_path / "a.iopfl").read_bytes())
+    name, said = len("manifest.json"), "expected a whole .iopfl file of a bank, its manifest.json first"
+    if kind == "text":
+        content[:4] = b"<htm"
+    elif kind == "another first":
+        content[30 : 30 + name] = b"manifest.jsop"
+    elif kind == "altered":
+        at = content.index(b'"samples": ') + len('"samples": ')
+        content[at] = ord("7") if content[at] != ord("7") else ord("8")
+        said = "altered after it was signed"
+    elif kind in ("encrypted", "no size"):
+        content[6] |= 1 if kind == "encrypted" else 8
+    elif kind == "huge":
+        content[18:22] = (2**25).to_bytes(4, "little")
+        said = "its manifest is larger than"
+    else:
+        changes = {"manifest.json": bytes(2**25)}
+        repack(tmp_path / "a.iopfl", tmp_path / "b.iopfl", compression=zipfile.ZIP_DEFLATED, changes=changes)
+        content = bytearray((tmp_path / "b.iopfl").read_bytes())
+        content[22:26] = (2**10).to_bytes(4, "little")
+        said = "its manifest is larger than"
+        if kind == "damaged":
+            content[30 + name : 30 + name + 9] = b"\xff" * 9
+            said = "expected a whole"
+    taken, why = take_all(ArrivingBank("b", keys=keys), bytes(content) + bytes(2**22), pieces=2**14)
+    assert taken < 2**17 and said in why, (taken, why)
 
 
 def test_an_entry_swapped_for_another_is_refused(folder, keys, tmp_path):

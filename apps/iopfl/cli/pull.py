@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm
 
-from iopfl.base.errors import BankError, ConfigError
+from iopfl.base.errors import ConfigError
 from iopfl.base.files import Scratch, write_bytes
 from iopfl.base.private_files import read_secret
 from iopfl.core.bank.bank import ModelBank
-from iopfl.core.bank.exchange import SUFFIX, import_bank
+from iopfl.core.bank.exchange import SUFFIX, ArrivingBank, import_bank
 from iopfl.core.bank.manifest import MANIFEST
 from iopfl.core.bank.signing import Keyring
 from iopfl.core.task import Task
@@ -23,7 +23,6 @@ PULLED = ".pulled.json"
 """In the bank's folder: from where, and which version, so that an unchanged bank is not downloaded again."""
 _TIMEOUT = (10, 60)
 _CHUNK = 2**20
-_MAX_BYTES = 64 * 2**30
 
 
 def pull_bank(
@@ -69,7 +68,7 @@ def pull_bank(
                 )
             with Scratch(folder) as staging:
                 file = staging / f"{folder.name}{SUFFIX}"
-                _download(response, file)
+                _download(response, file, ArrivingBank(file.name, keys=keys, task=task))
                 import_bank(file, folder, keys=keys, task=task)
             if "ETag" in response.headers:
                 write_bytes(folder / PULLED, json.dumps({"url": url, "etag": response.headers["ETag"]}).encode())
@@ -94,14 +93,12 @@ def _check_address(url: str) -> None:
         raise ConfigError(f"{url}: expected an https:// address (http:// for this machine alone)")
 
 
-def _download(response: requests.Response, path: Path) -> None:
-    total, size = int(response.headers.get("Content-Length") or 0), 0
+def _download(response: requests.Response, path: Path, bank: ArrivingBank) -> None:
+    total = int(response.headers.get("Content-Length") or 0)
     bar = tqdm(total=total or None, unit="B", unit_scale=True, desc="downloading", disable=None)
     with path.open("wb") as file, bar:
         for chunk in response.iter_content(_CHUNK):
-            size += len(chunk)
-            if size > _MAX_BYTES:
-                raise BankError(f"expected a bank, the server sends more than {_MAX_BYTES} bytes")
+            bank.take(chunk)
             file.write(chunk)
             bar.update(len(chunk))
 

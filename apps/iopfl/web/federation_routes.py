@@ -9,18 +9,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.interfaces.utils.app import app_instance
+from starlette.requests import ClientDisconnect
 
 from iopfl.access.roles import for_banks, for_federation
 from iopfl.base.digest import content_digest, digest_header
-from iopfl.core.bank.exchange import SUFFIX, export_bank, import_bank
+from iopfl.base.errors import IOPFLError
+from iopfl.core.bank.exchange import SUFFIX, ArrivingBank, export_bank, import_bank
 from iopfl.core.bank.signing import Keyring
 from iopfl.core.networks import build_network
 from iopfl.core.order import Order
@@ -30,8 +33,8 @@ from iopfl.lib.federation_rounds import KINDS, FederationRounds, give_way_to_cli
 _HEADERS = {"Cache-Control": "no-store"}
 _HEAD_BYTES = 2**20
 """By which a file may be longer than the weights in it."""
-_MAX_EXPERTS = 1000
-_CHUNK = 2**20
+_LINGER_SECONDS = 30.0
+"""To read on after a refusal: who is still sending when the connection closes may never see why."""
 
 router = APIRouter(prefix="/iopfl/federations", tags=["federation"], dependencies=[Depends(for_federation)])
 banks = APIRouter(tags=["federation"], dependencies=[Depends(for_banks)])
@@ -69,7 +72,7 @@ def describe_all(task: str) -> Response:
 async def put_global(request: Request, rounds: Rounds, asked: Asked) -> Response:
     await run_in_threadpool(rounds.check_wanted, *asked)
     limit = await run_in_threadpool(lambda: _weights_size(rounds))
-    async with _received(request, limit) as file:
+    async with _received(request, _Limit(limit).take) as file:
         await run_in_threadpool(rounds.put_global, *asked, file)
     return JSONResponse(await run_in_threadpool(rounds.describe, *asked), headers=_HEADERS)
 
@@ -104,13 +107,12 @@ def weights(rounds: Rounds, asked: Asked) -> FileResponse:
 async def put_bank(request: Request, task: str, rounds: Rounds) -> Response:
     """Its signer must be trusted here already (`iopfl bank trust`)."""
     models = app_instance().models
+    keys = Keyring(models.settings.keys)
 
     def take_in(file: Path) -> str:
-        keys = Keyring(models.settings.keys)
         return import_bank(file, models.bank_folder(task), keys=keys, task=models.tasks[task]).label
 
-    limit = _MAX_EXPERTS * await run_in_threadpool(lambda: _weights_size(rounds))
-    async with _received(request, limit) as file:
+    async with _received(request, ArrivingBank("upload", keys=keys, task=models.tasks[task]).take) as file:
         return JSONResponse({"bank": await run_in_threadpool(take_in, file)}, headers=_HEADERS)
 
 
@@ -134,21 +136,39 @@ def get_bank(task: str, request: Request) -> Response:
     return FileResponse(file, media_type="application/octet-stream", headers=headers)
 
 
+class _Limit:
+    """So much of a body, and no more."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+
+    def take(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size > self._limit:
+            raise HTTPException(413, f"expected at most {self._limit} bytes: more than this task's networks have")
+
+
 @contextlib.asynccontextmanager
-async def _received(request: Request, limit: int) -> AsyncIterator[Path]:
-    """A request's body as a temporary file, once its digest was checked."""
+async def _received(request: Request, look: Callable[[bytes], None]) -> AsyncIterator[Path]:
+    """A request's body as a temporary file, once its digest was checked; `look` sees each piece before the disk."""
     promised = request.headers.get("content-digest", "")
     if not promised.startswith("sha-256=:"):
         raise HTTPException(400, "expected a Content-Digest header (sha-256), found none: update the bridge")
-    digest, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     # Its name may stand in a message, and says nothing.
     with tempfile.TemporaryDirectory(prefix="iopfl-") as folder, Path(folder, "upload").open("wb") as file:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise HTTPException(413, f"expected at most {limit} bytes: more than this task's networks have")
-            digest.update(chunk)
-            file.write(chunk)
+        pieces = request.stream()
+        async for piece in pieces:
+            try:
+                await run_in_threadpool(look, piece)
+            except (IOPFLError, HTTPException):
+                with anyio.move_on_after(_LINGER_SECONDS), contextlib.suppress(ClientDisconnect):
+                    async for _ in pieces:
+                        pass
+                raise
+            digest.update(piece)
+            file.write(piece)
         file.flush()
         if promised != digest_header(digest.digest()):
             raise HTTPException(400, "what arrived is not what its Content-Digest says: send it again")

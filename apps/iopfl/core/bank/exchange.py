@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,7 +13,7 @@ from iopfl.base.archives import read_entry
 from iopfl.base.errors import BankError
 from iopfl.base.files import Scratch, replacing, write_bytes
 from iopfl.base.locks import hold_folder
-from iopfl.core.bank.bank import ModelBank
+from iopfl.core.bank.bank import ModelBank, check_same_task
 from iopfl.core.bank.manifest import (
     MANIFEST,
     Manifest,
@@ -29,6 +30,12 @@ from iopfl.core.weights import serialize
 SUFFIX = ".iopfl"
 _MAX_MANIFEST = 16 * 2**20  # bytes; a manifest is a few kB per site
 _MAX_HEADER = 2**20  # bytes by which an entry's header may be longer than ours
+_MAX_FRAME = 2**20  # bytes of the zip around its entries
+_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+"""Before each entry of a zip: APPNOTE.TXT of PKWARE, section 4.3.7."""
+_LOCAL_MAGIC = b"PK\x03\x04"
+_ODD_FLAGS = 0b1001
+"""Encrypted; of a size that is told after the content."""
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, NotImplementedError, RuntimeError)
 """What `zipfile` raises on damaged, encrypted or oddly compressed archives."""
 
@@ -76,16 +83,10 @@ def import_bank(source: Path, folder: Path, *, keys: Keyring, task: Task | None 
         try:
             with zipfile.ZipFile(source) as archive:
                 content = read_entry(archive, MANIFEST, limit=_MAX_MANIFEST)
-                if len(content) > _MAX_MANIFEST:
-                    raise BankError(
-                        f"{source.name}: its manifest is larger than {_MAX_MANIFEST} bytes: no bank of iopfl"
-                    )
-                manifest = Manifest.from_json(content, what=source.name)
                 # Nothing of a stranger's file touches the disk before its signer is known.
-                seal = {"signature": manifest.signature, "signer": manifest.signer, "what": source.name}
-                keys.check(manifest.signed_content(), **seal)
+                manifest = _check_manifest(content, source.name, keys)
                 # The manifest signs no sizes, and a swapped entry must not fill the disk before its checksum is seen.
-                limit = len(serialize(build_network(manifest.task).state_dict())) + _MAX_HEADER
+                limit = _entry_limit(manifest)
                 for entry in manifest.entries:
                     size = archive.getinfo(checked_name(entry, source.name)).file_size
                     if size > limit:
@@ -103,6 +104,50 @@ def import_bank(source: Path, folder: Path, *, keys: Keyring, task: Task | None 
         write_bytes(staging / MANIFEST, manifest.to_json())
         ModelBank.open(staging, task=task, keys=keys)
         return _adopt(staging, folder, manifest)
+
+
+class ArrivingBank:
+    """Looks at an `.iopfl` file while it arrives: whose it is, and that no more comes than its manifest lists.
+
+    `export_bank` writes the manifest first, so nobody has to keep gigabytes before they know who signed them.
+    """
+
+    def __init__(self, what: str, *, keys: Keyring, task: Task | None = None) -> None:
+        """Args:
+        what: its name in errors.
+        keys: whose signers are trusted.
+        task: that it must be for; None = any.
+        """
+        self._what = what
+        self._keys = keys
+        self._task = task
+        self._head = bytearray()
+        self._size = 0
+        self._limit: int | None = None
+
+    def take(self, piece: bytes) -> None:
+        """Look at the next piece, before it is written; `import_bank` checks the whole.
+
+        Raises:
+            BankTrustError: its signer is not trusted, or its manifest was altered.
+            BankError: no bank with its manifest first, for another task, or longer than its entries.
+        """
+        self._size += len(piece)
+        if self._limit is None:
+            self._head += piece
+            content = _read_first_entry(self._head, self._what)
+            if content is None:
+                return
+            manifest = _check_manifest(content, self._what, self._keys)
+            if self._task is not None:
+                check_same_task(manifest.task, self._task, self._what)
+            self._limit = len(content) + len(_files(manifest)) * _entry_limit(manifest) + _MAX_FRAME
+            self._head.clear()
+        if self._size > self._limit:
+            raise BankError(
+                f"{self._what}: expected at most {self._limit} bytes, as its manifest lists models, more came: it was "
+                "altered"
+            )
 
 
 def diff_banks(first: ModelBank, second: ModelBank) -> dict[str, Any]:
@@ -126,6 +171,45 @@ def diff_banks(first: ModelBank, second: ModelBank) -> dict[str, Any]:
 def _files(manifest: Manifest) -> list[str]:
     """Each file of a version once: equal models share one."""
     return sorted({entry.file for entry in manifest.entries})
+
+
+def _check_manifest(content: bytes, what: str, keys: Keyring) -> Manifest:
+    """A manifest whose signer is trusted."""
+    if len(content) > _MAX_MANIFEST:
+        raise BankError(f"{what}: its manifest is larger than {_MAX_MANIFEST} bytes: no bank of iopfl")
+    manifest = Manifest.from_json(content, what=what)
+    keys.check(manifest.signed_content(), signature=manifest.signature, signer=manifest.signer, what=what)
+    return manifest
+
+
+def _entry_limit(manifest: Manifest) -> int:
+    """Bytes that an entry's file may have."""
+    return len(serialize(build_network(manifest.task).state_dict())) + _MAX_HEADER
+
+
+def _read_first_entry(head: bytearray, what: str) -> bytes | None:
+    """The manifest at the start of an `.iopfl` file; None while too little of it is here."""
+    refusal = BankError(f"{what}: expected a whole {SUFFIX} file of a bank, its {MANIFEST} first")
+    if head[: len(_LOCAL_MAGIC)] != _LOCAL_MAGIC[: len(head)]:
+        raise refusal
+    if len(head) < _LOCAL_HEADER.size:
+        return None
+    _, _, flags, method, _, _, _, packed, size, name, extra = _LOCAL_HEADER.unpack_from(head)
+    begin = _LOCAL_HEADER.size + name + extra
+    if flags & _ODD_FLAGS or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or name != len(MANIFEST):
+        raise refusal
+    if max(packed, size) > _MAX_MANIFEST:
+        raise BankError(f"{what}: its manifest is larger than {_MAX_MANIFEST} bytes: no bank of iopfl")
+    if len(head) < begin + packed:
+        return None
+    if head[_LOCAL_HEADER.size :][:name] != MANIFEST.encode():
+        raise refusal
+    content = bytes(head[begin : begin + packed])
+    try:
+        unpack = zlib.decompressobj(-zlib.MAX_WBITS).decompress
+        return content if method == zipfile.ZIP_STORED else unpack(content, _MAX_MANIFEST + 1)
+    except zlib.error as error:
+        raise refusal from error
 
 
 def _adopt(staging: Path, folder: Path, manifest: Manifest) -> ModelBank:
