@@ -21,6 +21,8 @@ from nvflare.job_config.defs import FilterType
 from fl_bridge.controller import RoundController
 from fl_bridge.exchange import TASK_PUBLISH, TASK_SHARE, TASK_TRAIN
 from fl_bridge.executor import SiteExecutor
+from fl_bridge.kit_policy import TRAINER
+from fl_bridge.label_server_trainer import LabelServerTrainer
 from fl_bridge.metrics import MetricsReceiver
 from fl_bridge.persistor import FederationPersistor
 from fl_bridge.trainer import SiteTrainer
@@ -50,6 +52,17 @@ class JobOptions:
     result_filters: Sequence[Filter] = ()
 
 
+class _Job(FedJob):
+    """FLARE's, which calls each class as our modules are called now."""
+
+    def export_job(self, job_root: str) -> None:
+        """Write the job's files, its trainer called as all sites know it."""
+        super().export_job(job_root)
+        now = f"{LabelServerTrainer.__module__}.{LabelServerTrainer.__qualname__}"
+        for path in Path(job_root).rglob("config_fed_client.json"):
+            path.write_text(path.read_text(encoding="utf-8").replace(f'"{now}"', f'"{TRAINER}"'), encoding="utf-8")
+
+
 def build_job(
     controller: RoundController,
     *,
@@ -76,7 +89,7 @@ def build_job(
     if options.quantize == "float16":  # imports bitsandbytes, and with it much that no other job needs
         from nvflare.app_opt.pt.quantization.dequantizer import ModelDequantizer
         from nvflare.app_opt.pt.quantization.quantizer import ModelQuantizer
-    job = FedJob(name=name, min_clients=1)
+    job = _Job(name=name, min_clients=1)
     job.set_app_packages(list(packages))
     job.to_server(controller)
     job.to_server(FederationPersistor(flare_text(state)), id="persistor")

@@ -24,7 +24,8 @@ STARTUP = {SERVER: "fed_server.json", SITE: "fed_client.json"}
 """By which a kit of each role is known, in `startup/`."""
 
 EXECUTOR = "fl_bridge.executor.SiteExecutor"
-TRAINER = "fl_bridge.label_server_trainer.LabelServerTrainer"
+TRAINER = f"{__package__}.label_server.LabelServerTrainer"
+"""As jobs call it: sites of one federation need not have the same version, whatever our modules are called."""
 PERCENTILE = "nvflare.app_common.filters.percentile_privacy.PercentilePrivacy"
 QUANTIZER = "nvflare.app_opt.pt.quantization.quantizer.ModelQuantizer"
 DEQUANTIZER = "nvflare.app_opt.pt.quantization.dequantizer.ModelDequantizer"

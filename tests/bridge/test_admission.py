@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import json
 import zipfile
@@ -23,13 +24,12 @@ from fl_bridge import site_process
 from fl_bridge.admission import CONFIGURATION, check_configuration, check_job, check_job_id
 from fl_bridge.controller import RoundController
 from fl_bridge.job import JobOptions, build_job
-from fl_bridge.kit_policy import DEQUANTIZER, QUANTIZER
+from fl_bridge.kit_policy import DEQUANTIZER, QUANTIZER, TRAINER
 from fl_bridge.label_server_trainer import LabelServerTrainer
 from fl_bridge.site_process import SiteRequest
 from iopfl.base.errors import ConfigError
 
 JOB_ID = "eaa3c845-1189-4d84-b6b6-dcebfd724820"
-TRAINER = "fl_bridge.label_server_trainer.LabelServerTrainer"
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,16 @@ def test_a_job_of_fl_bridge_run_is_taken(job, configuration):
     quantized = [{**chain, "filters": [{"path": QUANTIZER, "args": {"quantization_type": "float16"}}]}]
     check_configuration({**configuration, "task_result_filters": quantized})
     check_configuration({**configuration, "task_data_filters": [{**chain, "filters": [{"path": DEQUANTIZER}]}]})
+
+
+def test_a_job_calls_its_classes_as_every_site_of_0_1_knows_them(configuration):
+    """Hospitals bring their software up to date when they can: a module that moved must not end a federation."""
+    executor = configuration["executors"][0]["executor"]["path"]
+    trainer = configuration["components"][0]["path"]
+    assert executor.split(".") == ["fl_bridge", "executor", "SiteExecutor"]
+    assert trainer.split(".") == ["fl_bridge", "label_server", "LabelServerTrainer"]
+    module, _, name = trainer.rpartition(".")
+    assert getattr(importlib.import_module(module), name) is LabelServerTrainer
 
 
 def with_component(**component):
