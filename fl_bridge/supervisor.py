@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from nvflare.apis.job_def import JobMetaKey
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from fl_bridge.controller import RoundController
@@ -24,7 +26,7 @@ from fl_bridge.label_server_trainer import LabelServerTrainer
 from fl_bridge.persistor import FederationState
 from fl_bridge.progress import Follower
 from fl_bridge.record import RECORD, FederationRecord
-from fl_bridge.server_kit import ADMIN, ADMIN_FOLDER, BANK, KEYS, LOCK, STATE, STOP, read_settings
+from fl_bridge.server_kit import ADMIN, ADMIN_FOLDER, BANK, KEYS, LOCK, STATE, STOP, read_failed_job, read_settings
 from iopfl.base.errors import ConfigError, IOPFLError, TrainingError
 from iopfl.base.files import Scratch, sweep
 from iopfl.base.locks import try_hold
@@ -34,11 +36,26 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 _STATUS_SECONDS = 3.0
 _BACK_OFF = (2.0, 5.0, 10.0, 30.0, 60.0)
+_MAX_FAILED_JOBS = 8
+"""So many that sites ended, and no round between them: one more would end as they did."""
 _UNFINISHED = ("SUBMITTED", "APPROVED", "DISPATCHED", "RUNNING")
 
 
 class StoppedError(TrainingError):
     """Somebody asked the federation to stop (`fl-bridge stop`)."""
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How a job ended.
+
+    Attributes:
+        problem: in words.
+        sites: those whose word ended it, or that refused it.
+    """
+
+    problem: str
+    sites: tuple[str, ...] = ()
 
 
 def open_state(kit: Path) -> FederationState:
@@ -75,6 +92,7 @@ def run(kit: Path, *, progress: TextIO | None = None) -> FederationRecord:
     Raises:
         ConfigError: not the server's kit, or run by somebody else already.
         StoppedError: `fl-bridge stop` was called.
+        TrainingError: the same sites ended job after job, and no round was done.
     """
     kit = kit.absolute()
     settings = read_settings(kit)
@@ -85,20 +103,23 @@ def run(kit: Path, *, progress: TextIO | None = None) -> FederationRecord:
         (kit / STOP).unlink(missing_ok=True)
         sweep(kit)
         with Follower(state.folder, settings.rounds, progress) as follower:
-            failures = 0
+            failures, blamed = 0, list[str]()
             while not is_complete(state, settings):
                 before = (state.rounds_done, state.shared)
                 target = min(
                     settings.rounds, (state.rounds_done // settings.rounds_per_job + 1) * settings.rounds_per_job
                 )
-                problem = _run_job(kit, settings, target, follower)
+                ended = _run_job(kit, settings, target, follower)
                 state = follower.look()
                 if (state.rounds_done, state.shared) != before:
-                    failures = 0
+                    failures, blamed = 0, []
                 elif not is_complete(state, settings):
                     pause = _BACK_OFF[min(failures, len(_BACK_OFF) - 1)]
                     failures += 1
-                    logger.warning("%s; another job in %.0f s", state.failure or problem, pause)
+                    blamed += [", ".join(ended.sites)] if ended.sites else []
+                    problem = ended.problem if ended.sites else state.failure or ended.problem
+                    _check_sites(blamed, problem)
+                    logger.warning("%s; another job in %.0f s", problem, pause)
                     _wait(kit, pause)
     return state
 
@@ -108,7 +129,25 @@ def is_complete(state: FederationRecord, settings: FederationFile) -> bool:
     return state.rounds_done >= settings.rounds and (state.shared or {}).get("rounds_done") == state.rounds_done
 
 
-def _run_job(kit: Path, settings: FederationFile, target: int, follower: Follower) -> str:
+def _check_sites(blamed: Sequence[str], problem: str) -> None:
+    """Give up where sites end job after job: they could keep everybody busy for ever.
+
+    Args:
+        blamed: the sites of each such job since the last round.
+        problem: how the last one ended.
+
+    Raises:
+        TrainingError: that is so; names the sites.
+    """
+    if len(blamed) >= _MAX_FAILED_JOBS:
+        raise TrainingError(
+            f"{problem}; {len(blamed)} jobs ended so since the last round, by {'; '.join(sorted(set(blamed)))}: have "
+            "these sites look at their bridge's log and bring fl-bridge up to date, then fl-bridge run goes on; or "
+            "take them out of federation.yaml"
+        )
+
+
+def _run_job(kit: Path, settings: FederationFile, target: int, follower: Follower) -> _Ended:
     """Submit one job, and follow the state until the job has done its part or is gone; returns how it ended."""
     with contextlib.ExitStack() as stack:
         try:
@@ -118,30 +157,57 @@ def _run_job(kit: Path, settings: FederationFile, target: int, follower: Followe
         except IOPFLError:
             raise
         except Exception as error:  # FLARE's session raises many kinds while the server is away or starting
-            return f"FLARE's server does not answer ({type(error).__name__}): start it with fl-bridge server"
+            return _Ended(f"FLARE's server does not answer ({type(error).__name__}): start it with fl-bridge server")
         logger.info("job %s: rounds to %d", job, target)
         try:
-            return _follow(kit, session, job, target, follower)
+            return _follow(kit, session, job, settings, target, follower)
         except StoppedError:
             with contextlib.suppress(Exception):
                 session.abort_job(job)
             raise
 
 
-def _follow(kit: Path, session: Session, job: str, target: int, follower: Follower) -> str:
+def _follow(kit: Path, session: Session, job: str, settings: FederationFile, target: int, follower: Follower) -> _Ended:
     asked = time.monotonic()
+    refusing: tuple[str, ...] = ()
     while True:
         follower.look()
         _check_stop(kit)
         if time.monotonic() - asked > _STATUS_SECONDS:
             asked = time.monotonic()
             try:
-                status = str(session.get_job_meta(job).get("status"))
+                meta = session.get_job_meta(job)
             except Exception as error:  # FLARE's session raises many kinds when the server is gone
-                return f"FLARE's server is gone ({type(error).__name__})"
-            if not status.endswith(_UNFINISHED):
-                return f"job {job} ended as {status} at round {follower.look().rounds_done} of {target}"
+                return _Ended(f"FLARE's server is gone ({type(error).__name__})")
+            if not refusing and (refusing := _find_refusing(meta, settings.clients)):
+                what = (
+                    "refused the job or did not answer: its own log says why, and the same fl-bridge helps everywhere"
+                )
+                logger.warning("%s %s", ", ".join(refusing), what)
+            if not str(meta.get("status")).endswith(_UNFINISHED):
+                return _describe_end(
+                    kit,
+                    job,
+                    settings,
+                    refusing,
+                    f"{meta.get('status')} at round {follower.look().rounds_done} of {target}",
+                )
         time.sleep(_POLL_SECONDS)
+
+
+def _find_refusing(meta: Mapping[str, Any], clients: Mapping[str, str]) -> tuple[str, ...]:
+    """The sites that a job did not get to, as FLARE's `CLIENT: OK` or `CLIENT: why not` of each say."""
+    details = [str(line).partition(": ") for line in meta.get(JobMetaKey.JOB_DEPLOY_DETAIL.value) or ()]
+    return tuple(sorted(clients[name] for name, _, said in details if name in clients and said != "OK"))
+
+
+def _describe_end(kit: Path, job: str, settings: FederationFile, refusing: tuple[str, ...], status: str) -> _Ended:
+    failed = settings.clients.get(read_failed_job(kit, job) or "")
+    if failed:
+        return _Ended(f"job {job} ended as {status}: {failed} reported that its part failed", (failed,))
+    if refusing:
+        return _Ended(f"job {job} ended as {status}: refused or not answered by {', '.join(refusing)}", refusing)
+    return _Ended(f"job {job} ended as {status}")
 
 
 @contextlib.contextmanager
