@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 from tqdm import tqdm
+from urllib3.exceptions import HTTPError
 
-from iopfl.base.errors import ConfigError
+from iopfl.base.errors import BankError, ConfigError
 from iopfl.base.files import Scratch, write_bytes
 from iopfl.base.private_files import read_secret
 from iopfl.core.bank.bank import ModelBank
@@ -23,6 +25,8 @@ PULLED = ".pulled.json"
 """In the bank's folder: from where, and which version, so that an unchanged bank is not downloaded again."""
 _TIMEOUT = (10, 60)
 _CHUNK = 2**20
+_MAX_DETAIL = 2**14
+_LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 def pull_bank(
@@ -52,7 +56,9 @@ def pull_bank(
         BankError: no whole bank, an untrusted signer, another task, or older than the newest version there.
     """
     _check_address(url)
-    headers = {"Authorization": f"Bearer {read_secret(token_file)}"} if token_file else {}
+    headers = {"Accept-Encoding": "identity"}
+    if token_file:
+        headers["Authorization"] = f"Bearer {read_secret(token_file)}"
     before = _read_pulled(folder)
     if before.get("url") == url and (folder / MANIFEST).is_file():
         headers["If-None-Match"] = before["etag"]
@@ -94,8 +100,16 @@ def _check_address(url: str) -> None:
 
 
 def _download(response: requests.Response, path: Path, bank: ArrivingBank) -> None:
-    total = int(response.headers.get("Content-Length") or 0)
-    bar = tqdm(total=total or None, unit="B", unit_scale=True, desc="downloading", disable=None)
+    if response.headers.get("Content-Encoding", "identity") != "identity":  # a megabyte of it may be a gigabyte
+        raise BankError("expected a bank as it is, the server packs it: serve the file without compression")
+    length = response.headers.get("Content-Length", "")
+    bar = tqdm(
+        total=int(length) if _LENGTH.fullmatch(length) else None,
+        unit="B",
+        unit_scale=True,
+        desc="downloading",
+        disable=None,
+    )
     with path.open("wb") as file, bar:
         for chunk in response.iter_content(_CHUNK):
             bank.take(chunk)
@@ -111,7 +125,9 @@ def _read_pulled(folder: Path) -> dict[str, str]:
 
 
 def _detail(response: requests.Response) -> str:
+    """The server's reason in one line that no terminal takes for commands; no page is read to its end."""
     try:
-        return str(response.json()["detail"])[:300]
-    except (ValueError, KeyError, TypeError):
-        return str(response.reason)
+        text = str(json.loads(response.raw.read(_MAX_DETAIL, decode_content=False))["detail"])
+    except (ValueError, KeyError, TypeError, RecursionError, HTTPError):
+        text = str(response.reason)
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split())[:300])
