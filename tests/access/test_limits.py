@@ -59,6 +59,10 @@ def client(tmp_path, handled):
     def retrieve(path: str) -> dict[str, str]:
         return {}
 
+    @app.get("/proxy/dicom/qido/{path:path}")
+    def search(path: str) -> list:
+        return []
+
     @app.put("/iopfl/federations/{task}/bank")
     async def bank(task: str, request: Request) -> dict[str, int]:
         return {"bytes": sum([len(chunk) async for chunk in request.stream()])}
@@ -200,6 +204,25 @@ def test_copies_that_are_taken_are_written_down_and_looking_at_lists_is_not(clie
         ["1.2.3.4", None, None],
         ["1.2.3.4", "1.2.3.4.5", None],
         ["1.2.3.4", "1.2.3.4.5", "1.2.3.4.6"],
+    ]
+
+
+def test_of_searches_in_the_pacs_the_first_of_a_kind_and_a_day_is_written_down_without_what_was_searched(
+    client, tmp_path
+):
+    for path in (
+        "studies?PatientName=Mueller*",
+        "studies?PatientID=1949",
+        "studies?image=Mueller&id=1949&label=Mueller&session_id=Mueller&tag=final",
+        "studies/1.2.3.4/series?PatientName=Mueller",
+        "studies/1.2.3.9/series",
+        "instances",
+        "studies/1.2.3.4/series/1.2.3.4.5/instances",
+    ):
+        client.get(f"/proxy/dicom/qido/{path}")
+    assert [(entry.what, dict(entry.about)) for entry in entries(tmp_path)] == [
+        ("GET /proxy/dicom/qido/{path:path}", {"searched": kind, "status": "200"})
+        for kind in ("studies", "series", "instances")
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import re
 import socket
 import time
@@ -74,13 +75,27 @@ def test_what_itk_would_not_open_is_handed_out_so_that_it_does(server, state, tm
         assert np.array_equal(stack.take(SimpleITK.GetArrayFromImage(shown).T), np.asarray(volume.dataobj))
         middle = seen.affine @ [1.5, 2, 2.5, 1]
         assert np.allclose(shown.TransformContinuousIndexToPhysicalPoint([1.5, 2, 2.5]), middle[:3] * [-1, -1, 1])
-        wait_until(lambda: set((state / "tmp").iterdir()) <= before, 5, what="the copy to be removed")
+        for algorithm in ("SHA256", "SHA512", "MD5"):
+            for sent, status in ((answer.content, 200), (content, 404)):
+                kind = {"image": "leaning", "check_sum": f"{algorithm}:{hashlib.new(algorithm, sent).hexdigest()}"}
+                assert server.request("HEAD", "/datastore/image", params=kind).status_code == status, algorithm
+        wait_until(lambda: set((state / "tmp").iterdir()) <= before, 5, what="the copies to be removed")
         session = server.request("PUT", "/session/", files={"files": files["file"]}).json()["session_id"]
         again = server.get(f"/session/{session}?image=true").content
         assert gzip.decompress(again) == gzip.decompress(answer.content)
     finally:
         server.request("DELETE", "/datastore/image?id=leaning").raise_for_status()
     server.get("/datastore/image?image=case0").raise_for_status()
+
+
+def test_a_check_sum_is_of_what_a_download_sends(server, studies):
+    digest = hashlib.sha256((studies / "case0.nii.gz").read_bytes()).hexdigest()
+    for check_sum in (digest, f"SHA256:{digest}", digest.upper()):
+        assert server.request("HEAD", f"/datastore/image?image=case0&check_sum={check_sum}").status_code == 200
+    for start in "SHA256:":  # upstream strips these characters off the digits, however many
+        assert (
+            server.request("HEAD", f"/datastore/image?image=case0&check_sum=SHA256:{start}{digest}").status_code == 404
+        )
 
 
 def test_inference_without_an_image_is_refused(server):

@@ -11,6 +11,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -410,6 +411,35 @@ def test_an_answer_is_passed_on_before_it_is_whole(proxy, point_at):
             assert next(pieces) == b"a" * 1000
             seen.set()
             assert b"".join(pieces) == b"b" * 1000
+
+
+def test_an_instance_that_is_being_stored_is_stored_by_nobody_else(proxy, point_at, tmp_path):
+    """The PACS does not have it yet, and would keep what came last."""
+    ds, arrived, go_on = segmentation(tmp_path), threading.Event(), threading.Event()
+    known = {"0020000D": {"vr": "UI", "Value": [str(ds.StudyInstanceUID)]}}
+
+    def behave(handler: _Faulty) -> None:
+        text = json.dumps([known] if handler.path.split("?")[0].endswith("/studies") else []).encode()
+        if handler.command == "POST":
+            handler.rfile.read(int(handler.headers["content-length"]))
+            arrived.set()
+            go_on.wait(SECONDS)
+            text = b"{}"
+        handler.begin(len(text), "application/dicom+json")
+        handler.wfile.write(text)
+
+    with misbehaving(behave) as url, ThreadPoolExecutor(1) as pool:
+        point_at(url)
+        first = pool.submit(store, f"{proxy}/stow/studies", as_bytes(ds))
+        assert arrived.wait(SECONDS)
+        ds.PixelData = bytes(len(ds.PixelData))
+        try:
+            second = store(f"{proxy}/stow/studies", as_bytes(ds))
+        finally:
+            go_on.set()
+        assert (second.status_code, "being stored" in second.text) == (409, True)
+        assert first.result().status_code == 200
+        assert store(f"{proxy}/stow/studies", as_bytes(ds)).status_code == 200, "no more on its way"
 
 
 def test_what_is_stored_takes_no_memory_of_its_size(proxy, point_at, tmp_path):

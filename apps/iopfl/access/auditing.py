@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from iopfl.access.identity import Access
-from iopfl.base.names import find_path
+from iopfl.base.names import find_path, name_route
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,12 @@ A browser that opens an image asks for `/iopfl/answer` or for a series' metadata
 frames (`LOOKED_AT`) is not recorded once more.
 """
 
+SEARCHED = re.compile(r"/proxy/dicom/qido/(?:.+/)?(studies|series|instances)")
+"""A search gives names and numbers of patients: of each kind, the first one that somebody makes on a day is recorded.
+
+What was searched for is not, as it may be a patient's name.
+"""
+
 LOOKED_AT = re.compile(
     r"/iopfl/overlay\.png|/proxy/dicom/wado/studies/.+/(frames/[^/]+|rendered|thumbnail|pixeldata|bulk(data)?(/.*)?)"
 )
@@ -55,20 +61,6 @@ _CHANGES = {"PUT", "POST", "DELETE", "PATCH"}
 _AS_GIVEN = ("model", "method", "strategy", "task", "federation", "round_index", "kind")
 """Parts of an address that name what an administrator or a consortium set up; once the server knew them."""
 _TAGS = ("final", "original")
-_KINDS = {
-    "activelearning",
-    "batch",
-    "datastore",
-    "infer",
-    "iopfl",
-    "logs",
-    "model",
-    "proxy",
-    "scoring",
-    "session",
-    "train",
-}
-"""First parts of addresses: all that is kept of one that was refused before its route was found."""
 
 
 class Auditing:
@@ -123,24 +115,28 @@ class Auditing:
         is_known = who or (ABOUT in scope if signing_in else self._access.mode == "off")
         if not is_known:
             return
-        about = {} if signing_in else _describe(Request(scope), status)
+        if found := SEARCHED.fullmatch(find_path(scope)):
+            about = {"searched": found[1]}
+        else:
+            about = {} if signing_in else _describe(Request(scope), status)
         if scope["method"] == "GET" and status < 400 and not self._is_first(scope, who, about):
             return
         about |= {"status": str(status), **scope.get(ABOUT, {})}
         # What a form holds when somebody signs in is a password.
-        line = (who, f"{scope['method']} {_name_route(scope)}", about, "" if signing_in else digest)
+        line = (who, f"{scope['method']} {name_route(scope)}", about, "" if signing_in else digest)
         with self._lock:
             self._owed.append(line)
         self._pay()
 
     def _is_first(self, scope: Scope, who: str, about: dict[str, str]) -> bool:
-        """Whether a part of an image is the first of it that somebody took today; what else is taken always counts."""
-        key = (who, about.get("image") or about.get("series") or about.get("study", ""), datetime.now(UTC).date())
+        """Whether a search, or a part of an image, is somebody's first today; what else is taken always counts."""
+        of = about.get("searched") or about.get("image") or about.get("series") or about.get("study", "")
+        key = (who, of, datetime.now(UTC).date())
         is_new = key not in self._taken
         if len(self._taken) >= _MOST_LOOKED_AT:
             self._taken.clear()
         self._taken.add(key)
-        return is_new or LOOKED_AT.fullmatch(find_path(scope)) is None
+        return is_new or not any(kind.fullmatch(find_path(scope)) for kind in (LOOKED_AT, SEARCHED))
 
     def _pay(self) -> bool:
         """Write what is to be written; whether nothing is left. As long as something is, no change is let in."""
@@ -159,14 +155,7 @@ def _is_recorded(scope: Scope) -> bool:
     method, path = scope["method"], find_path(scope)
     if method in _CHANGES or (method, path) in _SIGNING_IN:
         return True
-    return method == "GET" and (TAKEN.fullmatch(path) or LOOKED_AT.fullmatch(path)) is not None
-
-
-def _name_route(scope: Scope) -> str:
-    """A route as it is written down in the program, e.g. `/session/{session_id}`: without what was asked of it."""
-    route = getattr(scope.get("route"), "path", "")
-    first = find_path(scope).split("/")[1]
-    return route or (f"/{first}/..." if first in _KINDS else "unknown")
+    return method == "GET" and any(kind.fullmatch(path) for kind in (TAKEN, LOOKED_AT, SEARCHED))
 
 
 def _describe(request: Request, status: int) -> dict[str, str]:

@@ -12,6 +12,20 @@ LONGEST = 80
 LONGEST_TAG = 40
 _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST}}}")
 _TAG = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,{LONGEST_TAG - 1}}}")
+_KINDS = {
+    "activelearning",
+    "batch",
+    "datastore",
+    "infer",
+    "iopfl",
+    "logs",
+    "model",
+    "proxy",
+    "scoring",
+    "session",
+    "train",
+}
+"""First parts of addresses: all that is kept of one that was refused before its route was found."""
 
 
 ROUTED = "_routed"
@@ -73,3 +87,13 @@ def find_path(scope: Mapping[str, Any]) -> str:
     """
     path, root = scope["path"], scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
+def name_route(scope: Mapping[str, Any]) -> str:
+    """A request's route as it is written down in the program, e.g. `/session/{session_id}`: without what was asked.
+
+    Args:
+        scope: ASGI's scope, in which the routing left the route.
+    """
+    first = find_path(scope).split("/")[1]
+    return getattr(scope.get("route"), "path", "") or (f"/{first}/..." if first in _KINDS else "unknown")

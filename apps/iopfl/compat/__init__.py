@@ -22,6 +22,7 @@ from iopfl.compat import (
     background_processes,
     batch_infer,
     blocking_endpoints,
+    check_sums,
     cors,
     dataset_archive,
     dicom_proxy,
@@ -69,6 +70,7 @@ def apply_all() -> None:
     # What is applied last is asked first: a name that could be a path is refused
     # before anybody looks it up.
     handing_out.apply()
+    check_sums.apply()
     unknown_names.apply()
     file_access.apply()
     background_processes.apply()

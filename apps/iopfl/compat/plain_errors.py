@@ -20,6 +20,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from iopfl.base import errors
+from iopfl.base.names import name_route
 from iopfl.compat._patching import once
 from iopfl.compat.orphaned_child import CHILD_VARIABLE
 
@@ -71,9 +72,10 @@ def apply() -> None:
     from monailabel.app import app
     from monailabel.interfaces.exception import MONAILabelException
 
+    # Logged is the route, not the address: that may hold an image's name, which may be a patient's.
     def explain(request: Request, error: Any) -> JSONResponse:
         message = getattr(error, "msg", None) or str(error)
-        logger.info("%s %s: %s", request.method, request.url.path, message)
+        logger.info("%s %s: %s", request.method, name_route(request.scope), message)
         status = status_of(error)
         headers = {"Retry-After": RETRY_SECONDS} if status == 503 else None
         return JSONResponse({"detail": message}, status, headers)
@@ -83,14 +85,14 @@ def apply() -> None:
         if isinstance(error, OSError) and error.errno in _FULL:  # before it came to a route
             return say_what_is_full(request, error)
         number = uuid.uuid4().hex[:8]
-        logger.error("%s %s failed (%s)", request.method, request.url.path, number, exc_info=error)
+        logger.error("%s %s failed (%s)", request.method, name_route(request.scope), number, exc_info=error)
         detail = f"the server failed with {type(error).__name__}: look for {number} in its log"
         return JSONResponse({"detail": detail}, status_code=500)
 
     def say_what_is_full(request: Request, error: Any) -> JSONResponse:
         if error.errno not in _FULL:
             raise error
-        logger.error("%s %s: %s", request.method, request.url.path, error.strerror)
+        logger.error("%s %s: %s", request.method, name_route(request.scope), error.strerror)
         return JSONResponse({"detail": f"{error.strerror}: nothing was kept; make room on the server's disk"}, 507)
 
     app.add_exception_handler(OSError, say_what_is_full)

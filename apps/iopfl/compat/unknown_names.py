@@ -19,8 +19,6 @@ from iopfl.compat._patching import guard, once
 SHOWN = 10
 """Names that a message lists before it counts the rest."""
 
-CHECK_SUMS = ("SHA256", "SHA512", "MD5")
-
 Check = Callable[[dict[str, Any]], None]
 
 
@@ -52,7 +50,6 @@ def apply() -> None:
 
     for function in ("download_image", "get_image_info", "update_image_info", "save_label"):
         guard(datastore, function, lambda arguments: _check_image(arguments["image"]))
-    guard(datastore, "download_image", lambda arguments: _check_sum(arguments["check_sum"]))
     guard(datastore, "remove_image", lambda arguments: _check_image(arguments["id"]))
     for function in ("download_label", "get_label_info", "update_label_info"):
         guard(datastore, function, lambda a: _check_label(a["label"], a["tag"]))
@@ -96,12 +93,6 @@ def _check_image(image: str) -> None:
     listed = store.list_images()
     if image not in listed and not store.get_image_info(image):
         _check_known("image", image, listed)
-
-
-def _check_sum(check_sum: str | None) -> None:
-    algorithm, colon, _ = (check_sum or "").partition(":")
-    if colon and algorithm not in CHECK_SUMS:
-        raise HTTPException(400, f"a check_sum begins with one of {', '.join(CHECK_SUMS)}, not {algorithm[:20]!r}")
 
 
 def _check_label(label: str, tag: str) -> None:

@@ -11,8 +11,10 @@ import gzip
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import nibabel as nib
 import numpy as np
@@ -130,7 +132,7 @@ def write_straight_image(source: Path, stack: Stack, target: Path) -> None:
     header.set_qform(place, code=code)
     header.set_slope_inter(slope, inter)
     header.set_data_offset(header.single_vox_offset + header.extensions.get_sizeondisk())
-    with gzip.open(target, "wb", compresslevel=1) if is_packed else target.open("wb") as file:
+    with target.open("wb") as plain, _packing(plain) if is_packed else nullcontext(plain) as file:
         header.write_to(file)
         file.write(b"\0" * (int(header.get_data_offset()) - file.tell()))
         file.write(laid.tobytes(order="F"))
@@ -193,6 +195,11 @@ def _find_plain(label: Path, image: Path) -> Segmentation | None:
         return None
     like = MetaTensor(values, meta={"filename_or_obj": str(image), "affine": torch.from_numpy(stack.affine)})
     return Segmentation(mask[0], like, Answer("", "", "", 0.0))
+
+
+def _packing(file: IO[bytes]) -> gzip.GzipFile:
+    """Without the time and a name of its own: the same image has the same check sum whenever it is sent."""
+    return gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0)
 
 
 def _lay(stack: Stack, mask: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import json
 import logging
 import re
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -64,6 +65,8 @@ _MAX_FOUND = 2**22
 """Bytes of a search's answer that is read here."""
 
 router = APIRouter(prefix="/proxy/dicom", include_in_schema=False)
+_being_stored: set[str] = set()
+"""SOP Instance UIDs on their way to the PACS."""
 _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[PACSAccess, httpx.AsyncClient]] = WeakKeyDictionary()
 
 
@@ -91,10 +94,27 @@ async def store(request: Request, path: str) -> Response:
     upload = Upload()
     try:
         await upload.receive(request)
-        await check_places(upload.parts, path.partition("/")[2], _search)
-        return await _pass_on(request, settings.MONAI_LABEL_STOW_PREFIX, path, upload)
+        with _alone({part.instance for part in upload.parts}):
+            await check_places(upload.parts, path.partition("/")[2], _search)
+            return await _pass_on(request, settings.MONAI_LABEL_STOW_PREFIX, path, upload)
     finally:
         upload.close()
+
+
+@contextmanager
+def _alone(instances: set[str]) -> Iterator[None]:
+    """Let nobody else store these until the PACS has answered: it cannot say yet that it has them.
+
+    Raises:
+        HTTPException: 409, another request is storing one of them.
+    """
+    if instances & _being_stored:
+        raise HTTPException(409, "this instance is being stored already, and stays as it is: export it anew")
+    _being_stored.update(instances)
+    try:
+        yield
+    finally:
+        _being_stored.difference_update(instances)
 
 
 def _check(expected: re.Pattern[str], path: str, what: str) -> None:
