@@ -13,6 +13,7 @@ import requests
 import uvicorn
 
 from iopfl.access.connections import BoundedConnection
+from label_server import wait_until
 
 PART = b"GET / HTTP/1.1\r\nHost: x\r\n"
 WHOLE = PART + b"\r\n"
@@ -21,7 +22,7 @@ WHOLE = PART + b"\r\n"
 class Hasty(BoundedConnection):
     """Twenty connections, and seconds in place of minutes."""
 
-    most, header_seconds, body_seconds = 20, 1.0, 1.0
+    most, header_seconds, body_seconds, answer_seconds = 20, 1.0, 1.0, 1.0
 
 
 async def app(scope, receive, send):
@@ -34,21 +35,27 @@ async def app(scope, receive, send):
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
     if scope["path"] == "/later":
         await asyncio.sleep(2.5)
-    body = str(size).encode()
+    body = bytes(2**23) if scope["path"] == "/large" else str(size).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 
 
 @pytest.fixture(scope="module")
-def address():
+def server():
     server = uvicorn.Server(uvicorn.Config(app, http=Hasty, lifespan="off", log_config=None, ws="none"))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield listener.getsockname()
+    yield server
     server.should_exit = True
     thread.join(30)
     listener.close()
+
+
+@pytest.fixture(scope="module")
+def address(server):
+    wait_until(lambda: server.started, 30, what="the server")
+    return server.servers[0].sockets[0].getsockname()
 
 
 def connect(address, first: bytes = b"") -> socket.socket:
@@ -119,3 +126,34 @@ def test_who_was_told_to_wait_before_sending_may_wait(address):
         assert b"100 Continue" in polite.recv(1000)
         polite.sendall(b"12345")
         assert b"200 OK" in polite.recv(1000)
+
+
+def test_many_who_take_no_answer_keep_nobody_out(server, address):
+    """A stranger too, who asks for the sign-in page hundreds of times."""
+    sent = WHOLE.replace(b"/", b"/large", 1)
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            one = stack.enter_context(socket.socket())
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.connect(address)
+            one.sendall(sent)
+        time.sleep(0.3)
+        assert requests.get(f"http://127.0.0.1:{address[1]}/", timeout=10).text == "0"
+        wait_until(lambda: not server.server_state.connections, 10, what="their connections to end")
+
+
+def test_who_takes_a_large_answer_slowly_gets_it(address):
+    with connect(address, WHOLE.replace(b"/", b"/large", 1)) as slow:
+        got = 0
+        while got < 2**23:
+            got += len(slow.recv(2**17))
+            time.sleep(0.04)
+
+
+def test_bodies_that_come_bit_by_bit_keep_nobody_out(address):
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(connect(address, head + bytes(1000)))
+        time.sleep(0.3)
+        assert requests.get(f"http://127.0.0.1:{address[1]}/", timeout=10).text == "0"

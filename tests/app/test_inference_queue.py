@@ -13,6 +13,8 @@ compat.apply_early()  # before MONAI Label is imported
 
 from iopfl.base.errors import BusyError  # noqa: E402
 from iopfl.compat.plain_errors import RETRY_SECONDS, status_of  # noqa: E402
+from iopfl.labels import annotators  # noqa: E402
+from iopfl.lib.base_app import BaseApp  # noqa: E402
 from iopfl.lib.inference_queue import InferenceQueue  # noqa: E402
 from label_server import wait_until  # noqa: E402
 
@@ -96,3 +98,24 @@ def test_an_inference_that_fails_gives_its_turn_back():
             raise ZeroDivisionError
     with queue.turn():
         pass
+
+
+@pytest.mark.parametrize(("signed_in", "waits"), [("mallory", "mallory"), (None, "anna")])
+def test_who_has_signed_in_waits_under_no_other_name(signed_in, waits):
+    """Whatever else a request says: under many names somebody had many turns, and was shown as somebody else."""
+    asked = []
+
+    class Noting(InferenceQueue):
+        def turn(self, who: str = ""):
+            asked.append(who)
+            return super().turn(who)
+
+    app = object.__new__(BaseApp)  # none of what a server's app needs
+    app._queue = Noting(1)
+    token = annotators._annotator.set(signed_in)
+    try:
+        with pytest.raises(AttributeError):
+            app.infer({"model": "gland", "client_id": "anna", "image": "case"})
+    finally:
+        annotators._annotator.reset(token)
+    assert asked == [waits]

@@ -81,6 +81,9 @@ def test_the_files_own_names_count_before_those_that_come_beside_it(tmp_path):
         (table((1, "front"), (1, "back"), (2, "back")), "one name for each value"),
         (table(("one", "front"), (2, "back")), "a whole number and one name"),
         (table((1, "front"))[:120], "the table in its header says something else; save it again"),
+        (table((1, "front"), (2, "x" * 401)), "a whole number and one name"),
+        (table((1, "front"), (2, "a\nb")), "a whole number and one name"),
+        (table((1, "front"), (10**400, "back")), "a whole number and one name"),
         ('<!DOCTYPE a [<!ENTITY b "front">]>' + table((1, "front"), (2, "back")), "a whole number and one name"),
     ],
 )

@@ -17,6 +17,8 @@ from iopfl.images.names import find_suffix
 _START = b"<CaretExtension"
 _UNNAMED = "???"
 """Workbench's name of what has none."""
+_LARGEST, _LONGEST = 2**32, 400
+"""Value, and characters of a name, that are taken from a file."""
 
 
 def read_label_table(path: Path) -> dict[int, str]:
@@ -66,6 +68,8 @@ def _read(table: bytes) -> dict[int, str]:
     names: dict[int, str] = {}
     for label in (root if volume is None else volume).iter("Label"):
         value, name = int(label.attrib["Key"]), (label.text or "").strip()
+        if abs(value) > _LARGEST or len(name) > _LONGEST or not name.isprintable():
+            raise ValueError("no value of voxels, or no name that a message could repeat")
         if value and name not in ("", _UNNAMED) and names.setdefault(value, name) != name:
             raise ValueError("one value, two names")
     return names

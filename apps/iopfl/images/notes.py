@@ -49,7 +49,7 @@ class FileNotes:
             if content.startswith(_START):
                 try:
                     return cls._read(json.loads(content.rstrip(b"\0 "))["iopfl"])
-                except (ValueError, TypeError, KeyError, AttributeError):
+                except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
                     continue
         return cls()
 

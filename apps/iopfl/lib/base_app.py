@@ -22,6 +22,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.utils.async_tasks import utils
 
 from iopfl.base.running import running
+from iopfl.labels.annotators import find_annotator
 from iopfl.lib.inference_queue import InferenceQueue
 
 SENT = "(sent with the request)"
@@ -49,7 +50,7 @@ class BaseApp(MONAILabelApp):
         """
         with ExitStack() as stack:
             if self._queue is not None:
-                who = str(request.get("client_id") or "")
+                who = find_annotator(request)  # where people sign in, nobody waits under another's name or under many
                 stack.enter_context(running.follow(str(request.get("model")), _name(request), who))
                 stack.enter_context(self._queue.turn(who))
             return self._look_up_and_infer(request, datastore)
