@@ -35,6 +35,14 @@ def test_a_request_for_what_is_not_there_is_refused_by_name(restarted, method, p
     assert "Traceback" not in refused.text
 
 
+def test_what_is_refused_is_logged_without_a_name_that_may_be_a_patients(restarted):
+    for method, path in (("POST", "/iopfl/labels/Mueller_Hans/undo"), ("GET", "/iopfl/labels/Mueller_Hans")):
+        assert "Mueller_Hans" in restarted.request(method, path).text
+    log = restarted.log_path.read_text()
+    assert "POST /iopfl/labels/{image}/undo: 404" in log
+    assert "Mueller" not in log
+
+
 @pytest.mark.parametrize("name", ["slide.svs", "slide.tif"])
 def test_a_slide_of_pathology_is_refused_as_any_other_image_that_cannot_be_read(restarted, name):
     """It was an ImportError, as OpenSlide is not installed, with a bare 500."""

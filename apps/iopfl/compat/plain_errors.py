@@ -72,11 +72,11 @@ def apply() -> None:
     from monailabel.app import app
     from monailabel.interfaces.exception import MONAILabelException
 
-    # Logged is the route, not the address: that may hold an image's name, which may be a patient's.
+    # Logged is neither the address nor the message: both may hold an image's name, which may be a patient's.
     def explain(request: Request, error: Any) -> JSONResponse:
         message = getattr(error, "msg", None) or str(error)
-        logger.info("%s %s: %s", request.method, name_route(request.scope), message)
         status = status_of(error)
+        logger.info("%s %s: %d, %s", request.method, name_route(request.scope), status, type(error).__name__)
         headers = {"Retry-After": RETRY_SECONDS} if status == 503 else None
         return JSONResponse({"detail": message}, status, headers)
 
