@@ -142,6 +142,15 @@ def test_many_who_take_no_answer_keep_nobody_out(server, address):
         wait_until(lambda: not server.server_state.connections, 10, what="their connections to end")
 
 
+def test_many_who_ask_again_before_they_are_answered_keep_nobody_out(address):
+    """They are neither silent nor slow: each request of a row is answered at once, the next one as well."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(connect(address, WHOLE.replace(b"/", b"/later", 1) * 20))
+        time.sleep(0.3)
+        assert requests.get(f"http://127.0.0.1:{address[1]}/", timeout=10).text == "0"
+
+
 def test_who_takes_a_large_answer_slowly_gets_it(address):
     with connect(address, WHOLE.replace(b"/", b"/large", 1)) as slow:
         got = 0

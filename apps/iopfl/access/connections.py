@@ -125,7 +125,17 @@ class BoundedConnection(H11Protocol):
     def _waits_for_us(self) -> bool:
         return self.flow.read_paused or (self.cycle is not None and self.cycle.waiting_for_100_continue)
 
+    def _asks_ahead(self) -> bool:
+        """Whether more requests came before an answer was there, as no browser and no client of ours has it."""
+        return not self.is_waiting and self.conn.their_state is h11.DONE and bool(self.conn.trailing_data[0])
+
+    def _keeps_waiting(self) -> bool:
+        return self.is_waiting or self.flow.write_paused or self._asks_ahead()
+
     def _waits_since(self) -> float:
+        """Time of the event loop; who asks ahead comes before all others."""
+        if self._asks_ahead():
+            return 0.0
         return self._full_since if self.flow.write_paused else self._since
 
     def _make_room(self) -> None:
@@ -133,7 +143,7 @@ class BoundedConnection(H11Protocol):
         if len(open_ones) <= self.most:
             return
         ours = [one for one in open_ones if isinstance(one, BoundedConnection)]
-        last = min((one for one in ours if one.is_waiting or one.flow.write_paused), key=BoundedConnection._waits_since)
+        last = min((one for one in ours if one._keeps_waiting()), key=BoundedConnection._waits_since)
         sending = [one for one in ours if one.conn.their_state is h11.SEND_BODY and not one._waits_for_us()]
         if last is self and sending:  # nobody waits for longer, but for those whose bodies come bit by bit
             last = min(sending, key=BoundedConnection._waits_since)
