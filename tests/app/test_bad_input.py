@@ -35,6 +35,12 @@ def test_a_request_for_what_is_not_there_is_refused_by_name(restarted, method, p
     assert "Traceback" not in refused.text
 
 
+def test_parameters_that_are_too_deep_are_refused_plainly(restarted, home):
+    label = {"label": (f"{IMAGE}.nii.gz", (home / "site_a" / f"{IMAGE}.nii.gz").read_bytes())}
+    refused = restarted.request("PUT", f"/datastore/label?image={IMAGE}", files=label, data={"params": "[" * 100_000})
+    assert (refused.status_code, "must be JSON" in refused.json()["detail"]) == (400, True), refused.text
+
+
 def test_what_is_refused_is_logged_without_a_name_that_may_be_a_patients(restarted):
     for method, path in (("POST", "/iopfl/labels/Mueller_Hans/undo"), ("GET", "/iopfl/labels/Mueller_Hans")):
         assert "Mueller_Hans" in restarted.request(method, path).text

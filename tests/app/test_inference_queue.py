@@ -119,3 +119,31 @@ def test_who_has_signed_in_waits_under_no_other_name(signed_in, waits):
     finally:
         annotators._annotator.reset(token)
     assert asked == [waits]
+
+
+def test_one_who_holds_every_place_gives_the_newest_to_others():
+    queue = InferenceQueue(running=1, waiting=4)
+    crowd, gate, refused = Crowd(queue), threading.Event(), []
+
+    def ask_and_be_refused() -> None:
+        try:
+            with queue.turn("greedy"):
+                crowd.order.append("greedy")
+        except BusyError:
+            refused.append("greedy")
+
+    crowd.ask("first", gate)
+    greedy = [threading.Thread(target=ask_and_be_refused, daemon=True) for _ in range(4)]
+    for count, thread in enumerate(greedy, start=1):
+        thread.start()
+        wait_until(lambda count=count: len(queue._waiting.get("greedy", ())) == count, 30, what="the queue")
+    crowd.ask("calm")
+    wait_until(lambda: refused == ["greedy"], 30, what="the refusal")
+    with pytest.raises(BusyError), queue.turn("greedy"):  # who has most takes nobody's place
+        pass
+    gate.set()
+    crowd.finish()
+    for thread in greedy:
+        thread.join(30)
+    assert sorted(crowd.order) == ["calm", "first", "greedy", "greedy", "greedy"]
+    assert refused == ["greedy"]

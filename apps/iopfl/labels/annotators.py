@@ -142,6 +142,6 @@ def _parse(params: Any) -> Mapping[str, Any]:
     if isinstance(params, str):
         try:
             params = json.loads(params)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     return params if isinstance(params, Mapping) else {}
