@@ -160,7 +160,7 @@ def test_what_there_is_one_of_is_written_once():
     kinds = {
         r"fcntl\.flock": "base/locks.py",
         r"st_mtime_ns, \w+\.st_size": "base/stamps.py",
-        r"\[0-9\]\[0-9\.\]": "base/uids.py",
+        r"\[0-9\](\[0-9\.\]|\+\(.{0,2}\\\.)": "base/uids.py",
     }
     for pattern, place in kinds.items():
         found = [path for path in package.rglob("*.py") if re.search(pattern, path.read_text(encoding="utf-8"))]

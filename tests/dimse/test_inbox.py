@@ -51,15 +51,16 @@ def test_an_instance_lies_under_its_uids_and_its_job_says_who_sent_it(inbox, tmp
 
 
 @pytest.mark.parametrize(
-    "uid", ["", ".", "..", ".1", "1.2/3", "1.2/../3", "1.2\x00", "a.b", "1.2\n", "1" * 65, "\u0661.\u0662"]
+    "uid",
+    ["", ".", "..", ".1", "1.", "1..2", "1.2/3", "1.2/../3", "1.2\x00", "a.b", "1.2\n", "1" * 65, "\u0661.\u0662"],
 )
 def test_only_uids_become_file_names(uid):
     with pytest.raises(SeriesError, match="expected a UID as Series"):
         check_uid(uid, "Series")
 
 
-@pytest.mark.parametrize("uid", ["1.2", "2.25.329800735698586629295641978511506172918", "1.02.3", "1..2"])
-def test_uids_are_uids_and_what_is_sent_for_them(uid):
+@pytest.mark.parametrize("uid", ["1.2", "2.25.329800735698586629295641978511506172918", "1.02.3", "1"])
+def test_uids_are_uids(uid):
     assert check_uid(uid, "Series") == uid
 
 
