@@ -151,12 +151,22 @@ def test_many_who_ask_again_before_they_are_answered_keep_nobody_out(address):
         assert requests.get(f"http://127.0.0.1:{address[1]}/", timeout=10).text == "0"
 
 
-def test_who_takes_a_large_answer_slowly_gets_it(address):
+def takes_all_slowly(address) -> bool:
+    """Take a large answer for about three times `answer_seconds`; False if the connection ended before."""
     with connect(address, WHOLE.replace(b"/", b"/large", 1)) as slow:
         got = 0
         while got < 2**23:
-            got += len(slow.recv(2**17))
+            part = slow.recv(2**17)
+            if not part:
+                return False
+            got += len(part)
             time.sleep(0.04)
+    return True
+
+
+def test_who_takes_a_large_answer_slowly_gets_it(address):
+    """Of three tries one is enough: on a busy machine this process may rest for as long as `answer_seconds`."""
+    assert any(takes_all_slowly(address) for _ in range(3))
 
 
 def test_bodies_that_come_bit_by_bit_keep_nobody_out(address):
