@@ -1,4 +1,4 @@
-"""Modules under the names that they had before they moved, for scripts of others. Ends with 0.2."""
+"""Modules under the names that they had before they moved: those that scripts of others import. Ends with 0.2."""
 
 from __future__ import annotations
 

@@ -125,25 +125,25 @@ def test_one_who_holds_every_place_gives_the_newest_to_others():
     queue = InferenceQueue(running=1, waiting=4)
     crowd, gate, refused = Crowd(queue), threading.Event(), []
 
-    def ask_and_be_refused() -> None:
+    def ask_and_be_refused(number: int) -> None:
         try:
             with queue.turn("greedy"):
-                crowd.order.append("greedy")
+                crowd.order.append(f"greedy {number}")
         except BusyError:
-            refused.append("greedy")
+            refused.append(number)
 
     crowd.ask("first", gate)
-    greedy = [threading.Thread(target=ask_and_be_refused, daemon=True) for _ in range(4)]
+    greedy = [threading.Thread(target=ask_and_be_refused, args=(number,), daemon=True) for number in range(4)]
     for count, thread in enumerate(greedy, start=1):
         thread.start()
         wait_until(lambda count=count: len(queue._waiting.get("greedy", ())) == count, 30, what="the queue")
     crowd.ask("calm")
-    wait_until(lambda: refused == ["greedy"], 30, what="the refusal")
+    wait_until(lambda: refused, 30, what="the refusal")
     with pytest.raises(BusyError), queue.turn("greedy"):  # who has most takes nobody's place
         pass
     gate.set()
     crowd.finish()
     for thread in greedy:
         thread.join(30)
-    assert sorted(crowd.order) == ["calm", "first", "greedy", "greedy", "greedy"]
-    assert refused == ["greedy"]
+    assert sorted(crowd.order) == ["calm", "first", "greedy 0", "greedy 1", "greedy 2"]
+    assert refused == [3]
