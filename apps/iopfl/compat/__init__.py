@@ -2,7 +2,7 @@
 
 Nothing in site-packages is written to: classes, module functions and routes are
 replaced in memory. Every `apply` is idempotent. Each file says where the defect
-is upstream and when it can be deleted.
+is and what is known of it upstream.
 
 Who calls what:
 

@@ -3,7 +3,7 @@
 Defect: `app.py:114` `POST /reload` asks for no token even when tokens are on; `endpoints/model.py:110`
 and `:120` let annotators replace a model, past the signatures that a bank's models carry; `endpoints/scoring.py:76`,
 `:85` and `:94` let them start processes without a bound, and end what an administrator began, as no training does.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ for them (`utils.py:108`); the last lines of output, where the error is, are los
 a task whose process cannot start stays SUBMITTED for ever; a second `POST /train` within the
 first one's start is queued instead of refused (`task.py:23` sees processes, not tasks);
 every task's process imports for five seconds and more (`utils.py:50`), in a federation every round.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Defect: `interfaces/tasks/batch_infer.py:86` takes `index % len(devices)` of an empty list,
 because `multi_gpu` is on by default; `:117` lets the first error end the run when one
 worker runs, while with several workers (`:108`) it goes on. Neither says at the end what failed.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

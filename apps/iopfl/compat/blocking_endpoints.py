@@ -2,7 +2,7 @@
 
 Defect: the endpoints (`endpoints/*.py`) are `async def` with blocking bodies, so they run on the
 event loop; `/info` waited 3.9 s behind an inference. Plain functions run in FastAPI's threads.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Defect: `app.py:42` allows every origin, with credentials, when none is configured.
 OHIF and our own pages come from the server itself and need no such permission.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported; pull request 222 asked for it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Defect: `datastore/local.py:386` asserts that there are labels; `endpoints/datastore.py:193`
 never removes the archive, so each download stays in the temporary folder.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

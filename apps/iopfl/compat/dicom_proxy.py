@@ -4,7 +4,7 @@ Defect: `endpoints/proxy.py:82` leaves out the query string, so each search of O
 archive; it sets no timeout, holds whole answers in memory, passes all of the client's headers on with a POST,
 lets `..` climb above the DICOMweb root, reaches whatever else the PACS has below it, and without a PACS
 asks for the local folder as if it were a URL.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: issue 1239 (a folder asked for as if it were a URL), closed without a change; the rest is not reported.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ removes the folder above (`utils/sessions.py:108`), JSON `params` override all o
 and an uploaded archive may unpack outside its folder (`utils/sessions.py:126`), without a bound;
 the names of others' sessions can be guessed (`:134`).
 What is no name and no object at all, such as a list, NaN or half a letter, is stored, or a 500.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Defect: `endpoints/datastore.py:133` (`download_image`), `download_label` and `endpoints/session.py:38` send the file.
 ITK (3D Slicer) takes no sform with a shear, of a registration for instance, where there is no qform, nor a NIfTI-2; and
 a label that says by names what its voxels are is shown by its values. What is sent is a copy (`core/handing_out.py`).
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5, if ITK reads a shear then and labels go by names.
+Upstream: issue 35 (ITK refuses a mask), closed; not reported for images or for names.
 """
 
 from __future__ import annotations

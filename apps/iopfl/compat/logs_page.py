@@ -2,7 +2,7 @@
 
 Defect: `endpoints/logs.py:32` loads its viewer from two CDNs; `:99` reads the log below the app's
 folder, which an installed app cannot write to; `:104` fails where there is no `nvidia-smi`.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Defect: `tasks/train/basic_train.py:170` tracks with mlflow by default, into a folder (`:526`);
 the handler of MONAI 1.6 refuses such a store.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`/` and `/docs` stay empty without internet access.
 
 Defect: `app.py:102` (Swagger) and `:61` (ReDoc) are pages whose scripts come from a CDN.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

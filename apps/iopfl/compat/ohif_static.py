@@ -3,7 +3,7 @@
 Defect: `endpoints/ohif.py:35` puts `os.pathsep` (a colon) where `os.sep` was meant, and answers
 every path it does not find with `index.html`, scripts and images too. `static/ohif/index.html` and
 `app.bundle.css` name fonts.googleapis.com, and `app-config.js` has no address to store to.
-Upstream: no issue known; labels cannot be saved from OHIF: 1805. Ends with: MONAI Label > 0.8.5.
+Upstream: issues 1513 (scripts answered as HTML) and 1805 (labels cannot be saved from OHIF), both open.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Defect: `utils/async_tasks/utils.py:66` starts a child process; when the server is killed the child
 trains on, publishes, and keeps its memory. (`background_processes` is about an orderly stop.)
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

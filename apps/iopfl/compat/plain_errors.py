@@ -3,7 +3,7 @@
 Defect: `app.py` has no exception handlers, so `MONAILabelException` and every mistake
 in a request that the code did not expect become a bare 500. A task's child process
 (`interfaces/utils/app.py:98`) prints a traceback, in whose last line the message is lost.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

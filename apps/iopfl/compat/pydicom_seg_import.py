@@ -2,7 +2,7 @@
 
 Defect: `datastore/utils/convert.py:21` imports `pydicom_seg` 0.4.1, whose `reader.py:9`
 imports `pydicom._storage_sopclass_uids`, a private module that pydicom 3 no longer has.
-Upstream: issue 1841. Ends with: MONAI Label > 0.8.5, which no longer uses pydicom-seg.
+Upstream: issue 1841; fixed on main by pull request 1879 (highdicom instead of pydicom-seg), in no release yet.
 """
 
 from __future__ import annotations

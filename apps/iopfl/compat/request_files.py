@@ -3,7 +3,7 @@
 Defect: `endpoints/datastore.py:72,103`, `endpoints/infer.py:135,144`, `endpoints/wsi_infer.py:90`,
 `endpoints/session.py:72` and `utils/sessions.py:122` write to a name that `tempfile` has let go again, with
 ordinary permissions, and remove it in a background task, which FastAPI does not run for a request that fails.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

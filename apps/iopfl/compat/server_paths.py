@@ -3,7 +3,7 @@
 Defect: `GET /datastore/image/info`, `/datastore/?output=train`, `POST /activelearning/<strategy>` and `/session/`
 answer with absolute paths (`datastore/local.py:258,217`, `interfaces/app.py:460`, `utils/sessions.py:30`), the texts of
 errors and a task's last lines with others. To an attacker they say what to ask for.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

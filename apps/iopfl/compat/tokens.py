@@ -3,7 +3,7 @@
 Defect: `endpoints/user/auth.py:91` calls `jwt.decode` without `algorithms`, which PyJWT 2 refuses; the realm's
 key is asked for on the event loop (`:38`), kept for ever, and its absence, or roles in another form, are a 500.
 `endpoints/login.py:56` makes a 500 of a wrong password, and there are no users but a realm's.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Defect: `tasks/train/handler.py:75` writes the file in place and with NaN in it;
 `tasks/train/basic_train.py:421` reads it for every `/info`, which then answers 500.
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Defect: the endpoints hand names on without looking them up, for example `endpoints/infer.py:170`,
 `endpoints/datastore.py:114`, `endpoints/train.py:56` (which starts a process to find out).
-Upstream: no issue known. Ends with: MONAI Label > 0.8.5.
+Upstream: not reported.
 """
 
 from __future__ import annotations
